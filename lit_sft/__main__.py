@@ -1,0 +1,67 @@
+"""python -m lit_sft VERB ...: a table of verbs; a verb's module is imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import lit_sft
+from lit_sft.errors import UserError, accepted
+
+TRAINER_VERBS = {
+    "fit": "fine-tune a model: fit --config configs/quickstart.yaml",
+    "validate": "measure a run, or a base model, on the validation split",
+    "test": "measure it on the test corpora",
+    "predict": "answer prompts; without options those held out from the newest run",
+}
+FUNCTION_VERBS = {
+    "tiny": ("lit_sft.families._tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "summary": ("lit_sft.summary:summary", "print what a run learned"),
+}
+EPILOG = """\
+Every verb explains itself: python -m lit_sft VERB --help
+--debug shows the traceback of an error."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb and return the exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    is_debugging = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _run(words)
+    except UserError as error:
+        if is_debugging:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(words: list[str]) -> int:
+    verb = words[0] if words else "--help"
+    if verb in {"-h", "--help"}:
+        print(_help())
+    elif verb == "--version":
+        print(f"lit_sft {lit_sft.__version__}")
+    elif verb in TRAINER_VERBS:
+        import_module("lit_sft.cli").main(words)
+    elif verb in FUNCTION_VERBS:
+        from jsonargparse import auto_cli
+
+        module, _, function = FUNCTION_VERBS[verb][0].partition(":")
+        auto_cli(getattr(import_module(module), function), args=words[1:], prog=f"python -m lit_sft {verb}")
+    else:
+        raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*TRAINER_VERBS, *FUNCTION_VERBS])}")
+    return 0
+
+
+def _help() -> str:
+    verbs = TRAINER_VERBS | {verb: text for verb, (_, text) in FUNCTION_VERBS.items()}
+    lines = [f"  {verb:<10}{text}" for verb, text in verbs.items()]
+    return "\n".join([lit_sft.__doc__ or "", "usage: python -m lit_sft VERB [options]", "", *lines, "", EPILOG])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

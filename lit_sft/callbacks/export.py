@@ -1,0 +1,18 @@
+"""What trained, in the standard format of its kind, when training ends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning import Callback, Trainer
+
+from lit_sft.stages._base import Stage
+
+
+class Export(Callback):
+    """Writes `adapter/` (LoRA) or `model/` (full tuning) into the run folder."""
+
+    def on_train_end(self, trainer: Trainer, pl_module: Stage) -> None:  # type: ignore[override]
+        """Write it, on the first process only."""
+        if trainer.is_global_zero:
+            pl_module.tuning.export(pl_module.model, Path(trainer.default_root_dir), pl_module.checkpoint)

@@ -1,0 +1,69 @@
+"""Predictions as JSON Lines, written while they come."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TextIO
+
+from lightning import Callback, LightningModule, Trainer
+
+from lit_sft.errors import ConfigError
+from lit_sft.runs import PREDICTIONS
+
+
+class PredictionWriter(Callback):
+    """Writes a row for each prompt, in order.
+
+    Args:
+        path: File to write; `predictions.jsonl` in the run folder if not given.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = Path(path) if path else None
+        self.num_rows = 0
+        self._file: TextIO | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settle where to write, before any weight is loaded.
+
+        Raises:
+            ConfigError: On more than one device, where each would answer a part.
+        """
+        if stage != "predict":
+            return
+        if trainer.world_size > 1:
+            raise ConfigError("predict writes one ordered file and runs on one device: set trainer.devices to 1")
+        self.path = self.path or Path(trainer.default_root_dir) / PREDICTIONS
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open under a temporary name, so that a file of the final name is always whole."""
+        self._file = self._partial().open("w", encoding="utf-8")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: list[dict[str, Any]],
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append the rows of a batch; what is written survives an interruption."""
+        assert self._file is not None
+        for row in outputs:
+            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+        self.num_rows += len(outputs)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the file its name."""
+        assert self._file is not None
+        assert self.path is not None
+        self._file.close()
+        self._partial().replace(self.path)
+
+    def _partial(self) -> Path:
+        assert self.path is not None
+        return self.path.with_name(self.path.name + ".partial")

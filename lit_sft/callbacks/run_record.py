@@ -1,0 +1,94 @@
+"""What a run was made of: resolved configuration and manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from lit_sft.data.datamodule import SFTData
+from lit_sft.runs import CONFIG, MANIFEST, write_json
+from lit_sft.stages._base import Stage
+
+PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
+            "sentencepiece", "torchmetrics", "jsonargparse")  # fmt: skip
+
+
+class RunRecord(SaveConfigCallback):
+    """Writes `config.yaml` and `manifest.json` into the run folder when a fit begins; LightningCLI makes it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Once, on the first process, after the data could be read."""
+        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
+            return
+        assert isinstance(pl_module, Stage)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=False)
+        write_json(folder / MANIFEST, self._manifest(trainer, pl_module))
+        self.already_saved = True
+
+    def _manifest(self, trainer: Trainer, stage: Stage) -> dict[str, Any]:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
+        return {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "seed": self.config.get("seed_everything"),
+            "family": stage.checkpoint.family.name,
+            "checkpoint": str(stage.checkpoint.path.resolve()),
+            "checkpoint_config": stage.checkpoint.config,
+            "sha256": {
+                "tokenizer": _fingerprints(stage.checkpoint.tokenizer_files),
+                "data": _fingerprints(data.files if isinstance(data, SFTData) else []),
+            },
+            "git": _git_state(),
+            "versions": {"python": platform.python_version(), **_versions()},
+            "hardware": {
+                "platform": platform.platform(),
+                "devices": trainer.num_devices,
+                "nodes": trainer.num_nodes,
+                "device": str(trainer.strategy.root_device),
+                "precision": str(trainer.precision),
+            },
+        }
+
+
+def _fingerprints(files: Iterable[Path]) -> dict[str, str]:
+    found = {}
+    for path in files:
+        with path.open("rb") as file:
+            found[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of this source tree and whether it was changed since; None outside a repository."""
+    source = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=source, capture_output=True, text=True, check=True)  # noqa: S603, S607
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "is_modified": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

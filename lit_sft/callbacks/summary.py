@@ -1,0 +1,56 @@
+"""What was learned: held-out metrics and sample answers before and after, at the end of a fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning import Callback, Trainer
+
+from lit_sft.callbacks.samples import Samples
+from lit_sft.runs import SUMMARY, write_json
+from lit_sft.stages.sft import SFT
+from lit_sft.summary import render
+
+
+class Summary(Callback):
+    """Writes `summary.json` into the run folder and prints it.
+
+    The validation that Lightning runs before the first step is the state before: it is logged at step 0 if it
+    covers the whole split (`trainer.num_sanity_val_steps: -1`).
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+        self._before: dict[str, float] = {}
+        self._after: dict[str, float] = {}
+        self._after_step = 0
+
+    def on_validation_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+        """Keep the first and the latest metrics."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+        if not trainer.sanity_checking:
+            self._after = metrics
+            self._after_step = trainer.global_step
+        elif trainer.num_sanity_val_steps == float("inf"):
+            self._before = metrics
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=0)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+        """Write and print."""
+        if not trainer.is_global_zero:
+            return
+        samples = self._samples
+        summary = {
+            "optimizer_steps": trainer.global_step,
+            "before": self._before,
+            "after": self._after,
+            "after_step": self._after_step,
+            "samples": [
+                {"prompt": prompt.text, "reference": prompt.reference, "before": before.text, "after": after.text}
+                for prompt, before, after in zip(samples.prompts, samples.before, samples.after, strict=True)
+            ],
+        }
+        folder = Path(trainer.default_root_dir)
+        write_json(folder / SUMMARY, summary)
+        print(render(folder, summary))  # noqa: T201 - the end of the run, for the person who started it

@@ -1,0 +1,179 @@
+"""The contract between all layers: what a corpus yields, a prompt format encodes and a network is fed.
+
+    record --corpus--> Conversation --prompt format--> EncodedTurn ... --data--> Example --collate--> Batch
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One utterance."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """Messages in order; `source` says where they come from, as `file:line`."""
+
+    messages: Sequence[Message]
+    source: str = ""
+
+    def prompt(self) -> Conversation:
+        """The same conversation up to where the assistant must speak last."""
+        end = len(self.messages)
+        if end and self.messages[-1].role == "assistant":
+            end -= 1
+        return replace(self, messages=self.messages[:end])
+
+    def reference(self) -> str | None:
+        """The last answer, if the conversation ends with one."""
+        last = self.messages[-1]
+        return last.content if last.role == "assistant" else None
+
+    def turns(self) -> list[tuple[list[Message], Message | None]]:
+        """Rounds of (messages the model reads, answer it gives); the last answer is None in a prompt."""
+        rounds: list[tuple[list[Message], Message | None]] = []
+        read: list[Message] = []
+        for message in self.messages:
+            if message.role == "assistant":
+                rounds.append((read, message))
+                read = []
+            else:
+                read.append(message)
+        if read:
+            rounds.append((read, None))
+        return rounds
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedTurn:
+    """Ids of one round. `reply_ids` ends with the end-of-turn token, and is empty where the model must answer."""
+
+    prompt_ids: list[int]
+    reply_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training example: `labels[i]` is `input_ids[i]` where supervised, else -100 (not shifted).
+
+    `truncation` names what was left out to fit the row, if anything.
+    """
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+    source: str = ""
+    truncation: Literal["", "turns-dropped", "reply-cut"] = ""
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class Batch:
+    """A micro-batch of rows padded on the right.
+
+    `input_ids` [B, T] int64; `labels` [B, T] int64, -100 where no loss, not shifted; `segment_ids` [B, T] int32,
+    0 where padding. `num_tokens` and `num_supervised` are counted before the transfer to the device, so that
+    reading them costs no synchronisation. `sources` names the records.
+    """
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    segment_ids: torch.Tensor
+    num_tokens: int
+    num_supervised: int
+    sources: list[str]
+
+    def to(self, device: torch.device, **kwargs: Any) -> Batch:
+        """The batch with its tensors on `device` (Lightning calls this)."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, **kwargs))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory (the DataLoader calls this)."""
+        return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What `predict` answers: the ids the model reads, their text, and the answer it is compared with."""
+
+    input_ids: list[int]
+    text: str
+    reference: str | None
+    source: str
+
+
+class PromptFormat(ABC):
+    """How a family writes a conversation as token ids.
+
+    Every piece of text is encoded on its own and the ids are appended; text is never tokenised across the
+    border of a prompt and its reply, so that labels cannot shift and training equals generation.
+    """
+
+    @abstractmethod
+    def encode_turns(self, conversation: Conversation, tokenizer: Any) -> list[EncodedTurn]:
+        """Ids round by round; what users and corpora wrote never becomes a control token."""
+
+    @abstractmethod
+    def stop_token_ids(self, tokenizer: Any) -> list[int]:
+        """Ids that end an answer."""
+
+    def encode(self, conversation: Conversation, tokenizer: Any) -> Example:
+        """Whole conversation with loss on every answer and its end-of-turn token."""
+        input_ids: list[int] = []
+        labels: list[int] = []
+        for turn in self.encode_turns(conversation, tokenizer):
+            input_ids += turn.prompt_ids + turn.reply_ids
+            labels += [IGNORE_INDEX] * len(turn.prompt_ids) + turn.reply_ids
+        return Example(input_ids, labels, conversation.source)
+
+    def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
+        """Ids that end where the assistant must speak."""
+        turns = self.encode_turns(conversation, tokenizer)
+        return [token for turn in turns for token in turn.prompt_ids + turn.reply_ids]
+
+
+class TextInterface(ABC):
+    """What the data layer needs to know of a checkpoint: how text becomes ids, and how many fit."""
+
+    @property
+    @abstractmethod
+    def prompt_format(self) -> PromptFormat:
+        """The family's way to write a conversation."""
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """Tokens the network can read at once."""
+
+    @property
+    @abstractmethod
+    def tokenizer_files(self) -> list[Path]:
+        """Files that define the tokenizer, for fingerprints."""
+
+    @abstractmethod
+    def load_tokenizer(self) -> Any:
+        """The checkpoint's tokenizer."""
+
+
+def _map_tensors(batch: Batch, function: Any) -> Batch:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return Batch(**{name: function(v) if hasattr(v, "device") else v for name, v in values.items()})

@@ -1,0 +1,210 @@
+"""SFTData: corpora in, batches out."""
+
+from __future__ import annotations
+
+import logging
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lit_sft.conversation import Batch, Conversation, Example, Prompt, TextInterface
+from lit_sft.corpora._base import Corpus, Finding
+from lit_sft.data.collate import collate
+from lit_sft.data.encode import LossOn, encode_conversation
+from lit_sft.data.prompts import encode_prompts, read_prompts
+from lit_sft.data.quarantine import Quarantine
+from lit_sft.data.split import fingerprint, split_off
+from lit_sft.errors import BadRecord, ConfigError
+
+log = logging.getLogger(__name__)
+
+Examples = Dataset[Example]
+"""A list of examples is one, as torch sees it."""
+
+
+class SFTData(LightningDataModule):
+    """Conversations of one or more corpora, tokenized, with the loss on the answers.
+
+    Args:
+        text: How the model reads text; linked to the checkpoint of the model.
+        corpora: What to train on.
+        max_length: Tokens of a row at most; longer conversations lose whole turns from the end.
+        micro_batch_size: Rows of a batch on one device.
+        loss_on: `assistant`: every answer; `last`: the last answer only; `all`: prompts too.
+        validation_fraction: Share of the distinct conversations that is held out for validation.
+        test_corpora: What `test` measures and `predict` answers; the validation split if not given.
+        prompts: What `predict` answers instead: a text file with a prompt on each line, or JSON Lines.
+        on_bad_record: `skip`: count it and go on; `error`: stop at the first.
+        num_workers: Processes that assemble batches.
+        seed: Seed of order and split; linked to `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        text: TextInterface,
+        corpora: list[Corpus],
+        max_length: int = 2048,
+        micro_batch_size: int = 4,
+        loss_on: LossOn = "assistant",
+        validation_fraction: float = 0.01,
+        test_corpora: list[Corpus] | None = None,
+        prompts: str | None = None,
+        on_bad_record: Literal["skip", "error"] = "skip",
+        num_workers: int = 0,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if max_length > text.context_length:
+            raise ConfigError(
+                f"data.max_length is {max_length}, but the model reads {text.context_length} tokens at most. "
+                f"Set data.max_length to {text.context_length} or less"
+            )
+        if not 0 <= validation_fraction < 1:
+            raise ConfigError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
+        if micro_batch_size < 1:
+            raise ConfigError(f"data.micro_batch_size is {micro_batch_size}; it must be at least 1")
+        self.text = text
+        self.corpora = corpora
+        self.test_corpora = test_corpora or []
+        self.max_length = max_length
+        self.micro_batch_size = micro_batch_size
+        self.loss_on: LossOn = loss_on
+        self.validation_fraction = validation_fraction
+        self.prompts = prompts
+        self.num_workers = num_workers
+        self.seed = seed
+        self.quarantine = Quarantine(stop_at_first=on_bad_record == "error")
+        self.tokenizer: Any = None
+        self._train: list[Example] = []
+        self._validation: list[Example] = []
+        self._test: list[Example] = []
+        self._prompts: list[Prompt] = []
+
+    @property
+    def files(self) -> list[Path]:
+        """Data files, for fingerprints."""
+        return [corpus.path for corpus in [*self.corpora, *self.test_corpora]]
+
+    def setup(self, stage: str) -> None:
+        """Read, tokenize and split; Lightning calls it on every process before the weights are loaded."""
+        if self.tokenizer is None:
+            self.tokenizer = self.text.load_tokenizer()
+        if stage in {"fit", "validate"} and not self._train:
+            self._train, self._validation = self._read_and_split()
+            log.info(
+                "%d conversations to train on, %d to validate on; %s",
+                len(self._train), len(self._validation), self.quarantine,
+            )  # fmt: skip
+        if stage == "test" and not self._test:
+            self._test = self._read(self.test_corpora)[0] if self.test_corpora else self._read_and_split()[1]
+        if stage == "predict" and not self._prompts:
+            conversations = read_prompts(self.prompts) if self.prompts else self._held_out()
+            self._prompts = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
+        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
+            self.quarantine.write(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch: the order is a function of (seed, epoch)."""
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        sampler = DistributedSampler(cast(Examples, self._train), world_size, rank, shuffle=True, seed=self.seed)
+        return self._loader(self._train, sampler=sampler)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Similar lengths together, so that little is padded; no loader if nothing is held out."""
+        return self._loader(sorted(self._validation, key=len)) if self._validation else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test corpora, or the validation split."""
+        return self._loader(sorted(self._test, key=len))
+
+    def predict_dataloader(self) -> DataLoader[list[Prompt]]:
+        """Prompts in order; the network's side pads them."""
+        return DataLoader(cast(Dataset[list[Prompt]], self._prompts), self.micro_batch_size, collate_fn=list)
+
+    def held_out_prompts(self, count: int) -> list[Prompt]:
+        """The first `count` conversations of the validation split, as prompts with their reference."""
+        wanted = {example.source for example in self._validation[:count]}
+        conversations = _from_sources(self.corpora, wanted)
+        return list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
+
+    def _held_out(self) -> list[Conversation]:
+        if self.test_corpora:
+            return [conversation for corpus in self.test_corpora for conversation in corpus.conversations(_ignore)]
+        validation = self._read_and_split()[1]
+        if not validation:
+            raise ConfigError(
+                "predict has nothing to answer: give data.prompts, data.test_corpora or a data.validation_fraction above 0"
+            )
+        return _from_sources(self.corpora, {example.source for example in validation})
+
+    def _read_and_split(self) -> tuple[list[Example], list[Example]]:
+        examples, fingerprints = self._read(self.corpora)
+        train, validation = split_off(fingerprints, self.validation_fraction)
+        return [examples[index] for index in train], [examples[index] for index in validation]
+
+    def _read(self, corpora: Sequence[Corpus]) -> tuple[list[Example], list[bytes]]:
+        examples: list[Example] = []
+        fingerprints: list[bytes] = []
+        for corpus in corpora:
+            for conversation in corpus.conversations(self.quarantine.report):
+                example = self._encode(conversation)
+                if example is not None:
+                    examples.append(example)
+                    fingerprints.append(fingerprint(conversation, self.seed))
+        if not examples:
+            raise ConfigError(
+                f"no conversation of {', '.join(str(corpus.path) for corpus in corpora)} fits into "
+                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). Raise data.max_length"
+            )
+        return examples, fingerprints
+
+    def _encode(self, conversation: Conversation) -> Example | None:
+        excerpt = conversation.messages[0].content[:200]
+        try:
+            example = encode_conversation(
+                conversation,
+                self.text.prompt_format,
+                self.tokenizer,
+                max_length=self.max_length,
+                loss_on=self.loss_on,
+            )
+        except BadRecord as bad:
+            self.quarantine.report(Finding(conversation.source, bad.reason, excerpt, is_kept=False))
+            return None
+        if example.truncation:
+            self.quarantine.report(Finding(conversation.source, example.truncation, excerpt, is_kept=True))
+        return Example(array("i", example.input_ids), array("i", example.labels), example.source, example.truncation)
+
+    def _loader(self, examples: list[Example], sampler: DistributedSampler[Example] | None = None) -> DataLoader[Batch]:
+        pad_token_id = self.tokenizer.pad_token_id
+        collate_fn: Callable[[list[Example]], Batch] = partial(
+            collate, pad_token_id=self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
+        )
+        return DataLoader(
+            cast(Dataset[Batch], examples),
+            self.micro_batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate_fn,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def _from_sources(corpora: Iterable[Corpus], sources: set[str]) -> list[Conversation]:
+    """The conversations at these places, read again: texts are not kept in memory."""
+    return [
+        conversation
+        for corpus in corpora
+        for conversation in corpus.conversations(_ignore)
+        if conversation.source in sources
+    ]
+
+
+def _ignore(finding: Finding) -> None:
+    """What is wrong with the file was reported when it was first read."""

@@ -1,0 +1,63 @@
+"""Conversation -> Example: loss mask, and truncation by whole turns."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any, Literal
+
+from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Example, PromptFormat
+from lit_sft.errors import BadRecord
+
+LossOn = Literal["assistant", "last", "all"]
+Truncation = Literal["", "turns-dropped", "reply-cut"]
+
+
+def encode_conversation(
+    conversation: Conversation,
+    prompt_format: PromptFormat,
+    tokenizer: Any,
+    *,
+    max_length: int,
+    loss_on: LossOn = "assistant",
+) -> Example:
+    """Ids and labels of at most `max_length` tokens.
+
+    Args:
+        conversation: What was said; must hold an answer.
+        prompt_format: The family's way to write it.
+        tokenizer: The family's tokenizer.
+        max_length: Tokens to keep. Turns that do not fit are dropped whole from the end; if the first alone is
+            too long, its reply is cut and loses its end-of-turn token.
+        loss_on: `assistant`: every answer with its end-of-turn token; `last`: only the last answer kept;
+            `all`: prompts too.
+
+    Raises:
+        BadRecord: `prompt-too-long` if no token of an answer fits.
+    """
+    turns, truncation = _fit(prompt_format.encode_turns(conversation, tokenizer), max_length)
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for index, turn in enumerate(turns):
+        input_ids += turn.prompt_ids + turn.reply_ids
+        prompt_labels = turn.prompt_ids if loss_on == "all" else [IGNORE_INDEX] * len(turn.prompt_ids)
+        is_supervised = loss_on != "last" or index == len(turns) - 1
+        labels += prompt_labels + (turn.reply_ids if is_supervised else [IGNORE_INDEX] * len(turn.reply_ids))
+    return Example(input_ids, labels, conversation.source, truncation)
+
+
+def _fit(turns: list[EncodedTurn], max_length: int) -> tuple[list[EncodedTurn], Truncation]:
+    """The answered turns that fit, and what was done to the rest."""
+    answered = [turn for turn in turns if turn.reply_ids]
+    if not answered:
+        raise BadRecord("no-answer")
+    lengths = accumulate(len(turn.prompt_ids) + len(turn.reply_ids) for turn in answered)
+    num_fitting = sum(length <= max_length for length in lengths)
+    if num_fitting == len(answered):
+        return answered, ""
+    if num_fitting:
+        return answered[:num_fitting], "turns-dropped"
+    first = answered[0]
+    room = max_length - len(first.prompt_ids)
+    if room <= 0:
+        raise BadRecord("prompt-too-long")
+    return [EncodedTurn(first.prompt_ids, first.reply_ids[:room])], "reply-cut"

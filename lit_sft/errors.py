@@ -1,0 +1,53 @@
+"""Mistakes a user can fix: each message says what is wrong, where, and what to do.
+
+UserError
+├── CheckpointError   the model folder
+├── DataError         a corpus or prompt file
+├── ConfigError       an option, or two that contradict each other
+└── TrainingError     a run that must not go on (NaN loss, a checkpoint of another run)
+
+The command line prints them as one line and exits with code 2; `--debug` shows the traceback.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Base of every error that is the user's to fix."""
+
+
+class CheckpointError(UserError):
+    """A model folder is missing, incomplete or of an unknown family."""
+
+
+class DataError(UserError):
+    """A corpus or prompt file is missing, empty or unreadable."""
+
+
+class ConfigError(UserError):
+    """An option has a value that cannot work."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on without doing harm."""
+
+
+class BadRecord(Exception):
+    """A record that cannot become a training example; it is counted and skipped, never fatal by itself.
+
+    Args:
+        reason: Short, stable name under which the record is counted, for example `empty-answer`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def accepted(name: str, names: Iterable[str]) -> str:
+    """End of an error message about a wrong name: the accepted names and the nearest one."""
+    names = sorted(names)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Accepted: {', '.join(names)}"

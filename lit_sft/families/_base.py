@@ -1,0 +1,185 @@
+"""A family: the models that share a network, an on-disk layout, a tokenizer and a prompt format."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lit_sft.conversation import PromptFormat, TextInterface
+from lit_sft.errors import CheckpointError, accepted
+from lit_sft.plugins import members
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Sizes of a tiny checkpoint; the defaults make one of about four million parameters.
+
+    Args:
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layer.
+        num_layers: Number of blocks.
+        num_heads: Attention heads; must divide `hidden_size`.
+        vocab_size: Rows of the embedding and pieces of the tokenizer.
+        context_length: Tokens the network can read at once.
+    """
+
+    hidden_size: int = 256
+    intermediate_size: int = 704
+    num_layers: int = 4
+    num_heads: int = 8
+    vocab_size: int = 2000
+    context_length: int = 512
+
+
+class Family(ABC):
+    """Everything that differs between model families; one file in this folder is one or more of them."""
+
+    name: ClassVar[str]
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Names of the linear layers that LoRA adapts unless told otherwise."""
+    tokenizer_file_names: ClassVar[tuple[str, ...]]
+    prompt_format: PromptFormat
+
+    @abstractmethod
+    def matches(self, config: dict[str, Any]) -> bool:
+        """Whether a checkpoint with this config.json is of this family."""
+
+    @abstractmethod
+    def context_length(self, config: dict[str, Any]) -> int:
+        """Tokens the network was built to read at once."""
+
+    @abstractmethod
+    def load_tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
+        """The tokenizer of a checkpoint folder, equal to the original one."""
+
+    @abstractmethod
+    def load_model(self, folder: Path, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+        """The network with its weights, converted while they stream in."""
+
+    @abstractmethod
+    def write_tiny(self, folder: Path, texts: Sequence[str], size: TinySize) -> None:
+        """A small random checkpoint in the original on-disk layout, its tokenizer trained on `texts`."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(TextInterface):
+    """A model folder on disk. Opening reads config.json only; weights and tokenizer load when asked for."""
+
+    path: Path
+    config: dict[str, Any]
+    family: Family
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The family's way to write a conversation."""
+        return self.family.prompt_format
+
+    @property
+    def context_length(self) -> int:
+        """Tokens the network can read at once."""
+        return self.family.context_length(self.config)
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """Files that define the tokenizer."""
+        files = (self.path / name for name in self.family.tokenizer_file_names)
+        return [file for file in files if file.is_file()]
+
+    @property
+    def weight_files(self) -> list[Path]:
+        """Files that hold the weights.
+
+        Raises:
+            CheckpointError: If there are none.
+        """
+        for pattern in WEIGHT_PATTERNS:
+            if found := sorted(self.path.glob(pattern)):
+                return found
+        raise CheckpointError(
+            f"{self.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}); is the download complete?"
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer, a transformers one.
+
+        Raises:
+            CheckpointError: If its files are missing.
+        """
+        if not self.tokenizer_files:
+            names = ", ".join(self.family.tokenizer_file_names)
+            raise CheckpointError(f"{self.path} holds no tokenizer (expected {names}); is the download complete?")
+        return self.family.load_tokenizer(self.path)
+
+    def load_model(self, dtype: torch.dtype | None = None, quantization: Any = None) -> PreTrainedModel:
+        """The network with `generate()`, in evaluation mode.
+
+        Args:
+            dtype: Type the weights are converted to while they load; float32 if not given.
+            quantization: A transformers quantization config, or None.
+        """
+        import torch
+
+        self.weight_files  # noqa: B018 - raises the short error before transformers raises a long one
+        return self.family.load_model(self.path, dtype=dtype or torch.float32, quantization=quantization)
+
+
+def families() -> dict[str, Family]:
+    """Every family in this folder, by name."""
+    found = [cls() for cls in members("lit_sft.families", Family).values()]  # type: ignore[type-abstract]
+    return {family.name: family for family in found}
+
+
+def find_family(name: str) -> Family:
+    """The family called `name`.
+
+    Raises:
+        CheckpointError: If there is none, naming those there are.
+    """
+    known = families()
+    if name not in known:
+        raise CheckpointError(f"unknown family {name!r}. {accepted(name, ['auto', *known])}")
+    return known[name]
+
+
+def open_checkpoint(path: str | Path, family: str = "auto") -> Checkpoint:
+    """Open a model folder in its original layout, unmodified and without remote code.
+
+    Args:
+        path: Folder with config.json, tokenizer files and weights.
+        family: Name of the family, or `auto` to recognise it from config.json.
+
+    Raises:
+        CheckpointError: If the folder or its config.json is missing or unreadable, or the family is unknown or ambiguous.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise CheckpointError(f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights")
+    config_file = folder / "config.json"
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder") from None
+    except ValueError as error:
+        raise CheckpointError(f"{config_file} is not valid JSON: {error}") from None
+    return Checkpoint(folder, config, find_family(family) if family != "auto" else _recognise(folder, config))
+
+
+def _recognise(folder: Path, config: dict[str, Any]) -> Family:
+    known = families()
+    matching = [family for family in known.values() if family.matches(config)]
+    if len(matching) == 1:
+        return matching[0]
+    said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')}"
+    problem = "could be several families" if matching else "is of no known family"
+    candidates = ", ".join(sorted(family.name for family in matching) or sorted(known))
+    raise CheckpointError(f"{folder} {problem} ({said}). Name it with `family:`, one of: {candidates}")

@@ -1,0 +1,28 @@
+"""A folder is a registry: the subclasses found in its modules are its members.
+
+Adding a family, corpus, tuning, stage or strategy is adding a file; nothing else lists them.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def members(package: str, base: type[T]) -> dict[str, type[T]]:
+    """Concrete subclasses of `base` in the public modules of `package`, by class name.
+
+    Importing the modules also makes their short class names known to the command line.
+    """
+    found: dict[str, type[T]] = {}
+    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if module_info.name.startswith("_"):
+            continue
+        module = importlib.import_module(f"{package}.{module_info.name}")
+        for name, value in vars(module).items():
+            is_member = inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
+            if is_member and value.__module__ == module.__name__:
+                found[name] = value
+    return found

@@ -1,0 +1,135 @@
+"""What every stage of training shares: the network, its optimizer, what a checkpoint holds, and the guards."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from lightning import LightningModule
+from torch import nn
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_sft.errors import TrainingError
+from lit_sft.families._base import open_checkpoint
+from lit_sft.stages.schedules import Cosine, Schedule
+from lit_sft.tuning._base import Tuning
+
+log = logging.getLogger(__name__)
+
+OptimizerFactory = Callable[[Any], Optimizer]
+"""Takes parameter groups."""
+
+
+class Stage(LightningModule):
+    """A causal LM under a tuning.
+
+    Args:
+        checkpoint: Model folder in its original layout.
+        tuning: Which weights train.
+        family: Name of the model family, or `auto` to recognise it from config.json.
+        optimizer: The optimizer; its weight decay spares norms and biases.
+        schedule: The learning rate over the run; a cosine after a short warm-up if not given.
+        gradient_checkpointing: Compute activations again in the backward pass: about a third slower, far less memory.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str,
+        tuning: Tuning,
+        family: str = "auto",
+        optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=2e-4),
+        schedule: Schedule | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.checkpoint = open_checkpoint(checkpoint, family)
+        self.checkpoint.weight_files  # noqa: B018 - a folder without weights is found before the data is read
+        self.tuning = tuning
+        self.make_optimizer = optimizer
+        self.schedule = schedule or Cosine()
+        self.gradient_checkpointing = gradient_checkpointing
+        self.model: nn.Module | None = None
+        self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
+        # A checkpoint holds only what trained; on_load_checkpoint compares the names instead.
+        self.strict_loading = False
+
+    @property
+    def causal_lm(self) -> PreTrainedModel:
+        """The transformers network."""
+        return self.tuning.causal_lm(self.model)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer, loaded when first needed."""
+        if self._loaded_tokenizer is None:
+            self._loaded_tokenizer = self.checkpoint.load_tokenizer()
+        return self._loaded_tokenizer
+
+    def configure_model(self) -> None:
+        """Load the weights; Lightning may call it more than once."""
+        if self.model is not None:
+            return
+        precision = self._trainer.precision if self._trainer else "32-true"
+        model = self.tuning.load(self.checkpoint, str(precision))
+        if self.gradient_checkpointing:
+            # use_reentrant=False also reaches the adapters of a base whose inputs need no gradient.
+            self.tuning.causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        # from_pretrained returns networks in evaluation mode, and Lightning leaves it so.
+        self.model = model.train()
+        sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+        num_total, num_trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
+        log.info(
+            "%s: %s parameters, %s train (%.2f%%)",
+            self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / num_total,
+        )  # fmt: skip
+
+    def on_train_start(self) -> None:
+        """Guard against the silent loss of dropout and gradient checkpointing."""
+        asleep = [name for name, module in self.named_modules() if name.startswith("model") and not module.training]
+        if asleep:
+            raise TrainingError(f"{asleep[0]} and {len(asleep) - 1} other modules are in evaluation mode in training")
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what trains, and the schedule by optimizer step."""
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        groups = [
+            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
+            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+        ]
+        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        num_steps = max(1, int(self.trainer.estimated_stepping_batches))
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, num_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep only what trained: the frozen base lies in its folder."""
+        trained = self._trained_names()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model or tuning.
+
+        Raises:
+            TrainingError: Naming the first weight that differs.
+        """
+        self.configure_model()
+        own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
+        stored = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
+        for name in sorted(own.keys() | stored.keys()):
+            if own.get(name) != stored.get(name):
+                raise TrainingError(
+                    f"the checkpoint is of another model or tuning: {name} has shape {stored.get(name, 'none')} in it "
+                    f"and {own.get(name, 'none')} here. Start with the configuration it was trained with"
+                )
+
+    def _trained_names(self) -> set[str]:
+        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Euclidean norm of all gradients."""
+        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
+        return cast(torch.Tensor, nn.utils.get_total_norm(gradients))

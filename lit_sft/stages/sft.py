@@ -1,0 +1,149 @@
+"""Supervised fine-tuning: next-token loss on the answers.
+
+The loss of an optimizer step is the mean over all supervised tokens of that step, whatever the micro-batches,
+accumulation and ranks it is cut into. Each micro-batch back-propagates its *sum*; before clipping, the gradients
+are divided by the tokens of the whole step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch.optim import Optimizer
+from torchmetrics import MeanMetric
+
+from lit_sft.conversation import Batch, Prompt
+from lit_sft.errors import TrainingError
+from lit_sft.generation.generate import Answer, generate_answers
+from lit_sft.generation.strategies import Greedy, Strategy
+from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
+from lit_sft.stages._base import Stage
+
+LOSS_SCALE = 1 / 1024
+"""Keeps the summed loss in the range of half precision; divided out again before the optimizer step."""
+
+Split = Literal["val", "test"]
+
+
+class SFT(Stage):
+    """Supervised fine-tuning.
+
+    Args:
+        generation: How `predict` and the samples during validation choose tokens; greedy if not given.
+        kwargs: What every stage takes.
+    """
+
+    def __init__(self, generation: Strategy | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.generation = generation or Greedy()
+        self._step: list[tuple[TokenTotals, list[str]]] = []
+        self.held_out_loss = MeanMetric()
+        self.held_out_accuracy = MeanMetric()
+
+    def forward(self, batch: Batch) -> TokenTotals:
+        """Loss, tokens and correct tokens of a micro-batch, summed."""
+        network = self.causal_lm
+        hidden = network.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+        return supervised_cross_entropy(hidden, batch.labels, network.get_output_embeddings())
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """Summed loss, scaled."""
+        totals = self(batch)
+        self._step.append((TokenTotals(*(total.detach() for total in totals)), batch.sources))
+        loss: torch.Tensor = totals.loss * LOSS_SCALE
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Turn summed gradients into those of the mean over the step's tokens; runs after unscaling, before clipping."""
+        micro_batches, self._step = self._step, []
+        own = torch.stack([torch.stack([total.double() for total in totals]) for totals, _ in micro_batches])
+        loss, num_tokens, num_correct = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum").tolist()
+        if not math.isfinite(loss) or loss == 0:
+            raise self._harmful("loss", loss, own[:, 0], micro_batches)
+        # Lightning divided the loss by the accumulation, and the strategy averaged over the ranks.
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(parts / (LOSS_SCALE * num_tokens))
+        norm = float(self.gradient_norm())
+        # The loss scaler of fp16 skips overflowing steps by itself.
+        if not math.isfinite(norm) and self.trainer.precision != "16-mixed":
+            raise self._harmful("gradient norm", norm, own[:, 0], micro_batches)
+        loss /= num_tokens
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/perplexity", math.exp(min(loss, 700)))
+        self.log("train/token_accuracy", num_correct / num_tokens, prog_bar=True)
+        self.log("train/gradient_norm", norm, prog_bar=True)
+        self.log("train/learning_rate", optimizer.param_groups[0]["lr"], prog_bar=True)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of the validation split."""
+        self._measure(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation split."""
+        self._log_held_out("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add a batch of the test corpora."""
+        self._measure(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test corpora."""
+        self._log_held_out("test")
+
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
+        """A row for each prompt: prompt, answer, reference, finish reason and token counts."""
+        answers = self.answer(batch)
+        return [
+            {
+                "source": prompt.source,
+                "prompt": prompt.text,
+                "answer": answer.text,
+                "reference": prompt.reference,
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": len(prompt.input_ids),
+                "answer_tokens": answer.num_tokens,
+            }
+            for prompt, answer in zip(batch, answers, strict=True)
+        ]
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answers under the configured strategy, in the order of the prompts."""
+        return generate_answers(
+            self.causal_lm,
+            self.tokenizer,
+            [prompt.input_ids for prompt in prompts],
+            self.generation,
+            stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
+            context_length=self.checkpoint.context_length,
+        )
+
+    def _measure(self, batch: Batch) -> None:
+        totals = self(batch)
+        self.held_out_loss.update(totals.loss / totals.num_tokens, totals.num_tokens)
+        self.held_out_accuracy.update(totals.num_correct / totals.num_tokens, totals.num_tokens)
+
+    def _harmful(self, what: str, value: float, losses: torch.Tensor, micro_batches: list[Any]) -> TrainingError:
+        """The error that stops the run, naming the records of the micro-batches at fault, or of the whole step."""
+        suspects = [sources for loss, (_, sources) in zip(losses.tolist(), micro_batches, strict=True)
+                    if not math.isfinite(loss) or loss == 0]  # fmt: skip
+        records = [source for sources in suspects or [sources for _, sources in micro_batches] for source in sources]
+        return TrainingError(
+            f"{what} is {value} in optimizer step {self.trainer.global_step + 1}; the weights were left as they are. "
+            f"Records of the step: {', '.join(records)}. Lower the learning rate, use bf16 or float32, or look at them"
+        )
+
+    def _log_held_out(self, split: Split) -> None:
+        loss = float(self.held_out_loss.compute())
+        values = {
+            f"{split}/loss": loss,
+            f"{split}/perplexity": math.exp(min(loss, 700)),
+            f"{split}/token_accuracy": float(self.held_out_accuracy.compute()),
+        }
+        self.held_out_loss.reset()
+        self.held_out_accuracy.reset()
+        self.log_dict(values, prog_bar=True)

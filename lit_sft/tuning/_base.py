@@ -1,0 +1,57 @@
+"""A tuning: how the base is loaded and wrapped, which weights train, and what is exported."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lit_sft.families._base import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Tuning(ABC):
+    """Which weights of a checkpoint train. One file in this folder is one tuning."""
+
+    export_name: ClassVar[str]
+    """Folder of the run that receives what `export` writes."""
+
+    @abstractmethod
+    def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
+        """The network with exactly the weights that train requiring gradients.
+
+        Args:
+            checkpoint: The base.
+            precision: Lightning's `trainer.precision`, for example `bf16-mixed`.
+        """
+
+    @abstractmethod
+    def causal_lm(self, model: Any) -> PreTrainedModel:
+        """The transformers network inside what `load` returned, adapters in place."""
+
+    @abstractmethod
+    def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
+        """Write what trained in the standard format of its kind."""
+
+    def export(self, model: Any, folder: Path, checkpoint: Checkpoint) -> Path:
+        """`save` into `folder/export_name`, replaced as a whole: nothing half-written is left under that name."""
+        target = folder / self.export_name
+        temporary = folder / f"{self.export_name}.partial"
+        shutil.rmtree(temporary, ignore_errors=True)
+        self.save(model, temporary, checkpoint)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        return target
+
+
+def half_or_full(precision: str) -> torch.dtype:
+    """Type for weights that do not train: they need no more bits than the arithmetic has."""
+    import torch
+
+    if precision.startswith("bf16"):
+        return torch.bfloat16
+    return torch.float16 if precision.startswith("16") else torch.float32

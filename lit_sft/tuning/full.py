@@ -1,0 +1,37 @@
+"""Full tuning: every weight trains."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_sft.families._base import Checkpoint
+from lit_sft.tuning._base import Tuning
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class Full(Tuning):
+    """Every weight trains: in float32 under `32-true` and the mixed precisions, in bfloat16 under `bf16-true`."""
+
+    export_name = "model"
+
+    def load(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
+        """The network as it is; mixed precision keeps float32 masters."""
+        import torch
+
+        model = checkpoint.load_model(dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
+        return model.requires_grad_(True)
+
+    def causal_lm(self, model: Any) -> PreTrainedModel:
+        """Nothing is wrapped."""
+        network: PreTrainedModel = model
+        return network
+
+    def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
+        """A checkpoint folder under the original tensor names, with the base's tokenizer: `open_checkpoint` reads it."""
+        model.save_pretrained(folder)
+        for file in checkpoint.tokenizer_files:
+            shutil.copy(file, folder)

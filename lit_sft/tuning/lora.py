@@ -1,0 +1,91 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): y = Wx + alpha/rank * B(Ax), W frozen, on peft."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_sft.errors import ConfigError, accepted
+from lit_sft.families._base import Checkpoint
+from lit_sft.tuning._base import Tuning, half_or_full
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+class LoRA(Tuning):
+    """Low-rank adapters in float32 beside a frozen base, which is in bfloat16 if the arithmetic is.
+
+    Args:
+        rank: Inner dimension of the adapters.
+        alpha: Numerator of their scale alpha / rank.
+        dropout: Probability with which an input of an adapter is dropped.
+        targets: Names of the linear layers to adapt; the family's own if not given.
+        adapter: A PEFT adapter folder to start from; rank, alpha, dropout and targets are then read from it.
+    """
+
+    export_name = "adapter"
+
+    def __init__(
+        self,
+        rank: int = 16,
+        alpha: float = 32.0,
+        dropout: float = 0.0,
+        targets: list[str] | None = None,
+        adapter: str | None = None,
+    ) -> None:
+        if rank < 1:
+            raise ConfigError(f"LoRA rank is {rank}; it must be at least 1")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
+        if adapter and not (Path(adapter) / "adapter_config.json").is_file():
+            raise ConfigError(f"LoRA adapter {adapter} is no PEFT folder: it holds no adapter_config.json")
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.targets = targets
+        self.adapter = adapter
+
+    def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
+        """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero."""
+        from peft import LoraConfig, PeftModel, get_peft_model
+
+        model = checkpoint.load_model(dtype=half_or_full(precision))
+        if self.adapter:
+            return PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
+        targets = self.targets or list(checkpoint.family.lora_targets)
+        _check_targets(model, targets)
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft computes with any number
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        wrapped = get_peft_model(model, config)
+        assert isinstance(wrapped, PeftModel)
+        return wrapped
+
+    def causal_lm(self, model: Any) -> PreTrainedModel:
+        """The network whose linear layers peft replaced in place."""
+        network: PreTrainedModel = model.get_base_model()
+        return network
+
+    def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
+        """A PEFT folder that `peft.PeftModel.from_pretrained` opens on the loaded base."""
+        model.peft_config["default"].base_model_name_or_path = str(checkpoint.path.resolve())
+        # "auto" would ask the hub whether the vocabulary was resized.
+        model.save_pretrained(folder, save_embedding_layers=False)
+
+
+def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
+    """Every target must name a linear layer; peft is content if one of them does."""
+    import torch
+
+    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            valid = {name.rpartition(".")[2] for name in names}
+            raise ConfigError(f"LoRA target {target!r} matches no linear layer. {accepted(target, valid)}")
