@@ -22,10 +22,17 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One utterance."""
+    """One utterance.
+
+    `thoughts` and `commands` are what an assistant with tools writes beside its answer (MOSS's inner thoughts and
+    plugin calls); a message of role `tool` holds what the tool returned, `name` which tool is meant (ChatGLM3).
+    """
 
     role: Role
     content: str
+    thoughts: str = ""
+    commands: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,19 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class EncodedTurn:
-    """Ids of one round. `reply_ids` ends with the end-of-turn token, and is empty where the model must answer."""
+    """Ids of one round. `reply_ids` ends with the end-of-turn token, and is empty where the model must answer.
+
+    `prompt_labels`, if given, is as long as `prompt_ids`: what the original trains on before the reply begins, -100
+    elsewhere (ChatGLM-6B predicts its <sop>, Baichuan2 the end of the previous answer).
+    """
 
     prompt_ids: list[int]
     reply_ids: list[int]
+    prompt_labels: list[int] | None = None
+
+    def labels(self) -> list[int]:
+        """One label for each id of the round, -100 where no loss."""
+        return (self.prompt_labels or [IGNORE_INDEX] * len(self.prompt_ids)) + self.reply_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,13 +152,20 @@ class PromptFormat(ABC):
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Ids that end an answer."""
 
+    def closing_ids(self, tokenizer: Any) -> list[int]:
+        """Supervised ids after the last reply of a whole example, for formats without an end of turn in between."""
+        return []
+
     def encode(self, conversation: Conversation, tokenizer: Any) -> Example:
         """Whole conversation with loss on every answer and its end-of-turn token."""
         input_ids: list[int] = []
         labels: list[int] = []
         for turn in self.encode_turns(conversation, tokenizer):
             input_ids += turn.prompt_ids + turn.reply_ids
-            labels += [IGNORE_INDEX] * len(turn.prompt_ids) + turn.reply_ids
+            labels += turn.labels()
+        closing = self.closing_ids(tokenizer)
+        input_ids += closing
+        labels += closing
         return Example(input_ids, labels, conversation.source)
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:

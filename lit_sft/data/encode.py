@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -39,9 +40,16 @@ def encode_conversation(
     labels: list[int] = []
     for index, turn in enumerate(turns):
         input_ids += turn.prompt_ids + turn.reply_ids
-        prompt_labels = turn.prompt_ids if loss_on == "all" else [IGNORE_INDEX] * len(turn.prompt_ids)
-        is_supervised = loss_on != "last" or index == len(turns) - 1
-        labels += prompt_labels + (turn.reply_ids if is_supervised else [IGNORE_INDEX] * len(turn.reply_ids))
+        if loss_on == "all":
+            labels += turn.prompt_ids + turn.reply_ids
+        elif loss_on == "last" and index < len(turns) - 1:
+            labels += [IGNORE_INDEX] * (len(turn.prompt_ids) + len(turn.reply_ids))
+        else:
+            labels += turn.labels()
+    closing = prompt_format.closing_ids(tokenizer)
+    if truncation != "reply-cut" and len(input_ids) + len(closing) <= max_length:
+        input_ids += closing
+        labels += closing
     return Example(input_ids, labels, conversation.source, truncation)
 
 
@@ -60,4 +68,4 @@ def _fit(turns: list[EncodedTurn], max_length: int) -> tuple[list[EncodedTurn], 
     room = max_length - len(first.prompt_ids)
     if room <= 0:
         raise BadRecord("prompt-too-long")
-    return [EncodedTurn(first.prompt_ids, first.reply_ids[:room])], "reply-cut"
+    return [replace(first, reply_ids=first.reply_ids[:room])], "reply-cut"

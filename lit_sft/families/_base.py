@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.conversation import PromptFormat, TextInterface
-from lit_sft.errors import CheckpointError, accepted
+from lit_sft.errors import CheckpointError, ConfigError, accepted
 from lit_sft.plugins import members
 
 if TYPE_CHECKING:
@@ -42,32 +42,55 @@ class TinySize:
 
 
 class Family(ABC):
-    """Everything that differs between model families; one file in this folder is one or more of them."""
+    """Everything that differs between model families; one file in this folder is one or more of them.
+
+    An instance belongs to one checkpoint folder, for limits and token ids stand in its files.
+
+    Args:
+        folder: The checkpoint folder.
+        config: Its config.json.
+        prompt_format: Name of a prompt format; the first of `prompt_formats` if not given.
+    """
 
     name: ClassVar[str]
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless told otherwise."""
     tokenizer_file_names: ClassVar[tuple[str, ...]]
-    prompt_format: PromptFormat
 
+    def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
+        self.folder = folder
+        self.config = config
+        formats = self.prompt_formats()
+        name = prompt_format or next(iter(formats))
+        if name not in formats:
+            raise ConfigError(f"family {self.name} has no prompt format {name!r}. {accepted(name, formats)}")
+        self.prompt_format = formats[name]
+
+    @classmethod
     @abstractmethod
-    def matches(self, config: dict[str, Any]) -> bool:
+    def matches(cls, config: dict[str, Any]) -> bool:
         """Whether a checkpoint with this config.json is of this family."""
 
+    @property
     @abstractmethod
-    def context_length(self, config: dict[str, Any]) -> int:
+    def context_length(self) -> int:
         """Tokens the network was built to read at once."""
 
     @abstractmethod
-    def load_tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
-        """The tokenizer of a checkpoint folder, equal to the original one."""
+    def prompt_formats(self) -> dict[str, PromptFormat]:
+        """The ways to write a conversation for this checkpoint, by name, the default first."""
 
     @abstractmethod
-    def load_model(self, folder: Path, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the folder, equal to the original one."""
+
+    @abstractmethod
+    def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """The network with its weights, converted while they stream in."""
 
+    @classmethod
     @abstractmethod
-    def write_tiny(self, folder: Path, texts: Sequence[str], size: TinySize) -> None:
+    def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """A small random checkpoint in the original on-disk layout, its tokenizer trained on `texts`."""
 
 
@@ -87,7 +110,7 @@ class Checkpoint(TextInterface):
     @property
     def context_length(self) -> int:
         """Tokens the network can read at once."""
-        return self.family.context_length(self.config)
+        return self.family.context_length
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -118,7 +141,7 @@ class Checkpoint(TextInterface):
         if not self.tokenizer_files:
             names = ", ".join(self.family.tokenizer_file_names)
             raise CheckpointError(f"{self.path} holds no tokenizer (expected {names}); is the download complete?")
-        return self.family.load_tokenizer(self.path)
+        return self.family.load_tokenizer()
 
     def load_model(self, dtype: torch.dtype | None = None, quantization: Any = None) -> PreTrainedModel:
         """The network with `generate()`, in evaluation mode.
@@ -130,16 +153,15 @@ class Checkpoint(TextInterface):
         import torch
 
         self.weight_files  # noqa: B018 - raises the short error before transformers raises a long one
-        return self.family.load_model(self.path, dtype=dtype or torch.float32, quantization=quantization)
+        return self.family.load_model(dtype or torch.float32, quantization)
 
 
-def families() -> dict[str, Family]:
+def families() -> dict[str, type[Family]]:
     """Every family in this folder, by name."""
-    found = [cls() for cls in members("lit_sft.families", Family).values()]  # type: ignore[type-abstract]
-    return {family.name: family for family in found}
+    return {cls.name: cls for cls in members("lit_sft.families", Family).values()}  # type: ignore[type-abstract]
 
 
-def find_family(name: str) -> Family:
+def find_family(name: str) -> type[Family]:
     """The family called `name`.
 
     Raises:
@@ -151,15 +173,17 @@ def find_family(name: str) -> Family:
     return known[name]
 
 
-def open_checkpoint(path: str | Path, family: str = "auto") -> Checkpoint:
+def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str | None = None) -> Checkpoint:
     """Open a model folder in its original layout, unmodified and without remote code.
 
     Args:
         path: Folder with config.json, tokenizer files and weights.
         family: Name of the family, or `auto` to recognise it from config.json.
+        prompt_format: Name of one of the family's prompt formats; its default if not given.
 
     Raises:
         CheckpointError: If the folder or its config.json is missing or unreadable, or the family is unknown or ambiguous.
+        ConfigError: If the family has no such prompt format.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -171,15 +195,18 @@ def open_checkpoint(path: str | Path, family: str = "auto") -> Checkpoint:
         raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder") from None
     except ValueError as error:
         raise CheckpointError(f"{config_file} is not valid JSON: {error}") from None
-    return Checkpoint(folder, config, find_family(family) if family != "auto" else _recognise(folder, config))
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{config_file} holds no JSON object")
+    chosen = find_family(family) if family != "auto" else _recognise(folder, config)
+    return Checkpoint(folder, config, chosen(folder, config, prompt_format))
 
 
-def _recognise(folder: Path, config: dict[str, Any]) -> Family:
+def _recognise(folder: Path, config: dict[str, Any]) -> type[Family]:
     known = families()
-    matching = [family for family in known.values() if family.matches(config)]
+    matching = [cls for cls in known.values() if cls.matches(config)]
     if len(matching) == 1:
         return matching[0]
     said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')}"
     problem = "could be several families" if matching else "is of no known family"
-    candidates = ", ".join(sorted(family.name for family in matching) or sorted(known))
+    candidates = ", ".join(sorted(cls.name for cls in matching) or sorted(known))
     raise CheckpointError(f"{folder} {problem} ({said}). Name it with `family:`, one of: {candidates}")

@@ -5,21 +5,41 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import fields
+from importlib import resources
 from pathlib import Path
 
 from lit_sft.errors import CheckpointError, ConfigError, DataError
 from lit_sft.families._base import TinySize, find_family
 
+DEFAULT = TinySize()
 
-def tiny(output: str, text: str, family: str = "baichuan-7b", seed: int = 42, size: TinySize = TinySize()) -> None:  # noqa: B008
+
+def tiny(
+    output: str,
+    family: str = "baichuan-7b",
+    text: str | None = None,
+    seed: int = 42,
+    hidden_size: int = DEFAULT.hidden_size,
+    intermediate_size: int = DEFAULT.intermediate_size,
+    num_layers: int = DEFAULT.num_layers,
+    num_heads: int = DEFAULT.num_heads,
+    vocab_size: int = DEFAULT.vocab_size,
+    context_length: int = DEFAULT.context_length,
+) -> None:
     """Make a small random checkpoint in the original on-disk layout, with a tokenizer trained on your text.
 
     Args:
         output: Folder to make; must not exist.
-        text: UTF-8 file that the tokenizer is trained on: plain lines, or JSON Lines, of which the values count.
         family: Name of the model family.
+        text: UTF-8 file that the tokenizer is trained on: plain lines, or JSON Lines, of which the values count.
+            The demo corpus if not given.
         seed: Seed of the weights.
-        size: Sizes of the network.
+        hidden_size: Width of the residual stream.
+        intermediate_size: Width of the feed-forward layer.
+        num_layers: Number of blocks.
+        num_heads: Attention heads; twice their number must divide `hidden_size`.
+        vocab_size: Rows of the embedding; at most as many pieces of the tokenizer.
+        context_length: Tokens the network can read at once.
 
     Raises:
         UserError: If the folder exists, the text is missing or the sizes do not fit together.
@@ -29,22 +49,29 @@ def tiny(output: str, text: str, family: str = "baichuan-7b", seed: int = 42, si
     folder = Path(output)
     if folder.exists():
         raise CheckpointError(f"{folder} exists; give a folder that does not")
-    text_file = Path(text)
-    if not text_file.is_file():
-        raise DataError(f"text to train the tokenizer on not found: {text_file}")
+    size = TinySize(hidden_size, intermediate_size, num_layers, num_heads, vocab_size, context_length)
     _check(size)
+    texts = _texts(Path(text)) if text else demo_texts()
     chosen = find_family(family)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     torch.manual_seed(seed)
-    chosen.write_tiny(partial, _texts(text_file), size)
+    chosen.write_tiny(partial, texts, size)
     partial.rename(folder)
     num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
 
 
+def demo_texts() -> list[str]:
+    """What is said in the demo corpus."""
+    with resources.as_file(resources.files("lit_sft.demo") / "belle_train.json") as file:
+        return _texts(file)
+
+
 def _texts(file: Path) -> list[str]:
+    if not file.is_file():
+        raise DataError(f"text to train the tokenizer on not found: {file}")
     texts: list[str] = []
     for line in file.read_text(encoding="utf-8-sig").split("\n"):
         try:
@@ -58,6 +85,6 @@ def _texts(file: Path) -> list[str]:
 def _check(size: TinySize) -> None:
     for field in fields(size):
         if getattr(size, field.name) < 1:
-            raise ConfigError(f"size.{field.name} must be at least 1")
+            raise ConfigError(f"{field.name} must be at least 1")
     if size.hidden_size % (2 * size.num_heads):
-        raise ConfigError(f"size.hidden_size {size.hidden_size} must be a multiple of twice num_heads {size.num_heads}")
+        raise ConfigError(f"hidden_size {size.hidden_size} must be a multiple of twice num_heads {size.num_heads}")

@@ -79,21 +79,26 @@ class Baichuan7B(Family):
     name = "baichuan-7b"
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-    prompt_format = HumanAssistantFormat()
 
-    def matches(self, config: dict[str, Any]) -> bool:
+    @classmethod
+    def matches(cls, config: dict[str, Any]) -> bool:
         """All Baichuans share the model type; only this one spells its architecture with a capital C."""
         return config.get("model_type") == "baichuan" and config.get("architectures") == ["BaiChuanForCausalLM"]
 
-    def context_length(self, config: dict[str, Any]) -> int:
+    @property
+    def context_length(self) -> int:
         """The released model reads 4096 tokens."""
-        return int(config["max_position_embeddings"])
+        return int(self.config["max_position_embeddings"])
 
-    def load_tokenizer(self, folder: Path) -> PreTrainedTokenizerBase:
+    def prompt_formats(self) -> dict[str, PromptFormat]:
+        """The base model brings none of its own."""
+        return {"human-assistant": HumanAssistantFormat()}
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Ids and texts of the original slow tokenizer."""
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
         return SentencePieceTokenizer(
-            str(folder / "tokenizer.model"),
+            str(self.folder / "tokenizer.model"),
             RESERVED,
             bos_token="<s>",
             eos_token="</s>",
@@ -105,16 +110,17 @@ class Baichuan7B(Family):
             add_eos_token=settings.get("add_eos_token", False),
         )
 
-    def load_model(self, folder: Path, *, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+    def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """W_pack is split while it streams in."""
-        config = BaiChuanConfig.from_pretrained(folder)
+        config = BaiChuanConfig.from_pretrained(self.folder)
         # It names the remote code of the original, which a saved copy must not ask for.
         config.auto_map = None
         return BaiChuanForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
+            self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
 
-    def write_tiny(self, folder: Path, texts: Sequence[str], size: TinySize) -> None:
+    @classmethod
+    def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """Half-precision pytorch_model.bin with the tensor names, configs and tokenizer files of the original."""
         symbols = ["\t", "\n", "，", "。", "？", "！", "：", *(f"<reserved_{i}>" for i in range(8))]
         train_model(

@@ -77,7 +77,7 @@ class Stage(LightningModule):
         model = self.tuning.load(self.checkpoint, str(precision))
         if self.gradient_checkpointing:
             # use_reentrant=False also reaches the adapters of a base whose inputs need no gradient.
-            self.tuning.causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+            self.tuning.causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
         # from_pretrained returns networks in evaluation mode, and Lightning leaves it so.
         self.model = model.train()
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
