@@ -51,10 +51,21 @@ def _run(words: list[str]) -> int:
         from jsonargparse import auto_cli
 
         module, _, function = FUNCTION_VERBS[verb][0].partition(":")
-        auto_cli(getattr(import_module(module), function), args=words[1:], prog=f"python -m lit_sft {verb}")
+        auto_cli(
+            getattr(import_module(module), function),
+            args=[_underscored(word) for word in words[1:]],
+            prog=f"python -m lit_sft {verb}",
+            as_positional=False,
+        )
     else:
         raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*TRAINER_VERBS, *FUNCTION_VERBS])}")
     return 0
+
+
+def _underscored(word: str) -> str:
+    """`--hidden-size` as well as `--hidden_size`."""
+    option, equals, value = word.partition("=")
+    return option.replace("-", "_").replace("__", "--", 1) + equals + value if word.startswith("--") else word
 
 
 def _help() -> str:

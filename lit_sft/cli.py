@@ -27,7 +27,7 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
-from lit_sft.cli_parser import ShortErrorParser
+from lit_sft.cli_parser import ShortErrorParser, user_error_in
 from lit_sft.corpora._base import Corpus
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import ConfigError
@@ -75,6 +75,13 @@ class CLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
+    def instantiate_classes(self) -> None:
+        """Build model, data and trainer; the mistake behind a failure comes out as it was raised."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            raise user_error_in(error) or error from None
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
         folder = self._run_folder()
@@ -115,6 +122,7 @@ def main(arguments: Sequence[str]) -> None:
     _quieten()
     for base, package in KINDS.items():
         members(package, base)  # makes their short class names known
+    ShortErrorParser.plugins = tuple(KINDS.items())
     CLI(
         Stage,
         SFTData,
@@ -173,7 +181,11 @@ def _quieten() -> None:
     """Our own messages, none of the libraries' chatter about things that are as they should be."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("lit_sft").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
     warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,7 +1,108 @@
-"""Errors of one line and a help that documents every option."""
+"""Errors of one line: which key, what is wrong, which names are accepted."""
+
 from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from importlib import import_module
 from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_sft.errors import ConfigError, UserError, accepted
+from lit_sft.plugins import members
+
+# What jsonargparse says, in the order in which the parts of one message are looked for.
+CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
+KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
+UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
+REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
+EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
+GIVEN = re.compile(r"Given value: (.*)", re.DOTALL)
+
+
 class ShortErrorParser(LightningArgumentParser):
-    pass
+    """Raises `ConfigError` with one line instead of printing usage and nested alternatives.
+
+    Args:
+        kwargs: What LightningCLI gives.
+    """
+
+    plugins: tuple[tuple[type, str], ...] = ()
+    """Base class and package of every kind of plug-in that a configuration can name."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A misspelt option must not pass as the beginning of another.
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the short form.
+
+        Raises:
+            ConfigError: With one line.
+        """
+        if not self.exit_on_error:
+            # jsonargparse is only trying one alternative of several.
+            super().error(message, ex)
+        cause = user_error_in(ex)
+        raise cause or ConfigError(self.shorten(message)) from ex
+
+    def shorten(self, message: str) -> str:
+        """The innermost problem in a message of jsonargparse, in one line."""
+        place = ".".join(key for key in KEY.findall(message) if "[" not in key)
+        if found := UNKNOWN_OPTION.search(message):
+            classes = CLASS_PROBLEM.findall(message)
+            names = _parameters(classes[-1]) if classes else self._options_near(found[1])
+            where = f"{place}: " if place else ""
+            return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names)}"
+        if found := UNKNOWN_TOP_LEVEL.search(message):
+            name = found[1] or found[2]
+            names = self._options_near(name)
+            wrong = name if any("." in option for option in names) else name.partition(".")[0]
+            return f"option {name!r} is not accepted. {accepted(wrong, names)}"
+        if found := UNKNOWN_CLASS.search(message):
+            names = [name for base, package in self.plugins for name in members(package, base)]
+            return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
+        if found := REQUIRED.search(message):
+            names = ", ".join(".".join(filter(None, [place, name.strip()])) for name in found[1].split(","))
+            return f"required and not given: {names.replace('fit.', '')}. A configuration gives them: --config configs/...yaml"
+        if place and (kinds := EXPECTED.findall(message)):
+            given = GIVEN.search(message)
+            value = f", not {given[1].strip()[:80]}" if given else ""
+            return f"{place} expects {' or '.join(kind.strip() for kind in kinds)}{value}"
+        return " ".join(message.split())[:400]
+
+    def _options_near(self, name: str) -> list[str]:
+        """Dotted options on the level of `name`, of this parser and its verbs."""
+        prefix = name.rpartition(".")[0]
+        options = {action.dest for parser in _with_verbs(self) for action in parser._actions} - {"subcommand", "print_shtab"}
+        level = sorted(dest for dest in options if dest.rpartition(".")[0] == prefix)
+        return level or sorted({dest.partition(".")[0] for dest in options})
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The mistake of the user that lies at the root of an exception, if one does."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _parameters(class_path: str) -> list[str]:
+    """Names of what a class takes, those of its bases included."""
+    module, _, name = class_path.rpartition(".")
+    keys: Iterable[str] = ArgumentParser(exit_on_error=False).add_class_arguments(getattr(import_module(module), name))
+    return [key for key in keys if "." not in key]
+
+
+def _with_verbs(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            yield from (choice for choice in action.choices.values() if isinstance(choice, ArgumentParser))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -13,8 +11,11 @@ from lit_sft.generation.generate import Answer
 from lit_sft.stages.sft import SFT
 
 
+MARKS = set("&<>\"'\\`*_{}[]()#+-.!|~")
+
+
 class Samples(Callback):
-    """Answers the first prompts of the validation split after each validation, the first time before training.
+    """Answers the first prompts of the validation split: before training, after each validation, and at the end.
 
     Args:
         count: Prompts to answer; 0 for none.
@@ -25,16 +26,27 @@ class Samples(Callback):
         self.prompts: list[Prompt] = []
         self.before: list[Answer] = []
         self.after: list[Answer] = []
+        self._answered_at = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
-        """Generate, keep the first and the latest answers, and log them."""
+        """Answer, keep the first and the latest answers, and log them."""
+        if trainer.state.fn == "fit":
+            self._answer(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+        """Answer once more if steps were made since."""
+        if trainer.global_step != self._answered_at:
+            self._answer(trainer, pl_module)
+
+    def _answer(self, trainer: Trainer, stage: SFT) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
-        if trainer.state.fn != "fit" or not isinstance(data, SFTData) or not self.count:
+        if not isinstance(data, SFTData) or not self.count:
             return
         self.prompts = self.prompts or data.held_out_prompts(self.count)
         if not self.prompts:
             return
-        self.after = pl_module.answer(self.prompts)
+        self._answered_at = trainer.global_step
+        self.after = stage.answer(self.prompts)
         self.before = self.before or self.after
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
@@ -51,7 +63,5 @@ def _table(prompts: list[Prompt], answers: list[Answer]) -> str:
 
 
 def _cell(text: str) -> str:
-    escaped = html.escape(text)
-    for mark in "\\`*_{}[]()#+-.!|~":
-        escaped = escaped.replace(mark, f"&#{ord(mark)};") if mark not in "#" else escaped
-    return escaped.replace("\n", "<br>")
+    """Markdown and HTML marks as character references, a line break as one."""
+    return "".join(f"&#{ord(char)};" if char in MARKS else char for char in text).replace("\n", "<br>")

@@ -124,7 +124,7 @@ class SFTData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[list[Prompt]]:
         """Prompts in order; the network's side pads them."""
-        return DataLoader(cast(Dataset[list[Prompt]], self._prompts), self.micro_batch_size, collate_fn=list)
+        return DataLoader(cast(Dataset[list[Prompt]], self._prompts), batch_size=self.micro_batch_size, collate_fn=list)
 
     def held_out_prompts(self, count: int) -> list[Prompt]:
         """The first `count` conversations of the validation split, as prompts with their reference."""
@@ -187,7 +187,7 @@ class SFTData(LightningDataModule):
         )
         return DataLoader(
             cast(Dataset[Batch], examples),
-            self.micro_batch_size,
+            batch_size=self.micro_batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=collate_fn,

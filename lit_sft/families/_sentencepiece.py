@@ -116,7 +116,12 @@ def _rust_tokenizer(
 
 
 def train_model(
-    path: Path, texts: Iterable[str], *, vocab_size: int, symbols: Sequence[str], add_dummy_prefix: bool
+    path: Path,
+    texts: Iterable[str],
+    *,
+    vocab_size: int,
+    symbols: Sequence[str],
+    add_dummy_prefix: bool,
 ) -> None:
     """Train a small BPE model with byte fallback and split digits, as the original tokenizers are.
 
@@ -146,5 +151,7 @@ def train_model(
             eos_id=2,
             pad_id=-1,
             max_sentence_length=1 << 20,
+            # Little text would make whole sentences one piece, and nothing could be learned of their parts.
+            max_sentencepiece_length=2,
             minloglevel=2,
         )
