@@ -57,7 +57,9 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
-        parser.add_argument("--name", type=str | None, default=None, help="Name of the run; the configuration's if not given.")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; the configuration's if not given."
+        )
         parser.add_argument("--runs", type=str, default="runs", help="Folder that receives a folder for each run.")
         parser.add_argument(
             "--run",
@@ -112,7 +114,9 @@ class CLI(LightningCLI):
         if self.subcommand != "fit":
             return runs
         configs = self._get(self.config, "config") or []
-        name = self._get(self.config, "name") or (Path(str(configs[0])).stem if configs else type(self.model).__name__.lower())
+        name = self._get(self.config, "name") or (
+            Path(str(configs[0])).stem if configs else type(self.model).__name__.lower()
+        )
         started = os.environ.setdefault(STARTED, datetime.now().isoformat(timespec="seconds"))
         return new_run(runs, name, datetime.fromisoformat(started))
 
@@ -148,7 +152,11 @@ def expand_run(arguments: list[str]) -> list[str]:
         ConfigError: If there is no such run.
     """
     verb, options = arguments[0], arguments[1:]
-    if verb == "fit" or {"-h", "--help", "--print_config"} & set(options) or any(".help" in option for option in options):
+    if (
+        verb == "fit"
+        or {"-h", "--help", "--print_config"} & set(options)
+        or any(".help" in option for option in options)
+    ):
         return arguments
     run = _value_of("--run", options)
     if run is None:
@@ -163,7 +171,9 @@ def expand_run(arguments: list[str]) -> list[str]:
     expanded = [verb, "--config", str(config)]
     if (_value_of("--base", options) or "false").lower() != "true" and _value_of("--ckpt_path", options) is None:
         if not checkpoint.is_file():
-            raise ConfigError(f"{run} holds no {LAST_CHECKPOINT}: it was not trained. Use --base true for the base model")
+            raise ConfigError(
+                f"{run} holds no {LAST_CHECKPOINT}: it was not trained. Use --base true for the base model"
+            )
         expanded += ["--ckpt_path", str(checkpoint)]
     return [*expanded, *options]
 

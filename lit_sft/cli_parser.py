@@ -67,8 +67,8 @@ class ShortErrorParser(LightningArgumentParser):
             names = [name for base, package in self.plugins for name in members(package, base)]
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := REQUIRED.search(message):
-            names = ", ".join(".".join(filter(None, [place, name.strip()])) for name in found[1].split(","))
-            return f"required and not given: {names.replace('fit.', '')}. A configuration gives them: --config configs/...yaml"
+            missing = ", ".join(".".join(filter(None, [place, name.strip()])) for name in found[1].split(","))
+            return f"required and not given: {missing}. A configuration gives them: --config configs/...yaml"
         if place and (kinds := EXPECTED.findall(message)):
             given = GIVEN.search(message)
             value = f", not {given[1].strip()[:80]}" if given else ""
@@ -78,7 +78,10 @@ class ShortErrorParser(LightningArgumentParser):
     def _options_near(self, name: str) -> list[str]:
         """Dotted options on the level of `name`, of this parser and its verbs."""
         prefix = name.rpartition(".")[0]
-        options = {action.dest for parser in _with_verbs(self) for action in parser._actions} - {"subcommand", "print_shtab"}
+        options = {action.dest for parser in _with_verbs(self) for action in parser._actions} - {
+            "subcommand",
+            "print_shtab",
+        }
         level = sorted(dest for dest in options if dest.rpartition(".")[0] == prefix)
         return level or sorted({dest.partition(".")[0] for dest in options})
 

@@ -1,6 +1,6 @@
 """The contract between all layers: what a corpus yields, a prompt format encodes and a network is fed.
 
-    record --corpus--> Conversation --prompt format--> EncodedTurn ... --data--> Example --collate--> Batch
+record --corpus--> Conversation --prompt format--> EncodedTurn ... --data--> Example --collate--> Batch
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Run folders: `runs/<name>/` holds everything that one `fit` was made of and made.
 
-    config.yaml       resolved configuration; `fit --config` on it repeats the run
-    manifest.json     versions, git commit, seed, fingerprints of tokenizer and data
-    summary.json      held-out metrics and sample answers, before and after
-    quarantine.jsonl  records that were skipped or repaired, with file:line and reason
-    tensorboard/      curves and sample answers
-    checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, schedule
-    adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
-    predictions.jsonl answers of the last `predict`
+config.yaml       resolved configuration; `fit --config` on it repeats the run
+manifest.json     versions, git commit, seed, fingerprints of tokenizer and data
+summary.json      held-out metrics and sample answers, before and after
+quarantine.jsonl  records that were skipped or repaired, with file:line and reason
+tensorboard/      curves and sample answers
+checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, schedule
+adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
+predictions.jsonl answers of the last `predict`
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def newest_run(runs: Path) -> Path:
     Raises:
         ConfigError: If there is none, saying what to give instead.
     """
-    finished = [folder for folder in runs.glob("*") if (folder / CONFIG).is_file() and (folder / LAST_CHECKPOINT).is_file()]
+    finished = [
+        folder for folder in runs.glob("*") if (folder / CONFIG).is_file() and (folder / LAST_CHECKPOINT).is_file()
+    ]
     if not finished:
         raise ConfigError(
             f"no run with a checkpoint in {runs}/. Train one with `fit --config configs/...yaml`, "

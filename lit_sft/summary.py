@@ -46,6 +46,13 @@ def render(folder: Path, content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def one_line(folder: Path, content: dict[str, Any]) -> str:
+    """What came of the run, and how to see more of it."""
+    losses = [_number(content[when].get("val/loss")) for when in ("before", "after")]
+    held_out = f", held-out loss {losses[0]} -> {losses[1]}" if content["after"] else ""
+    return f"{content['optimizer_steps']} steps{held_out}. See python -m lit_sft summary --run {folder}"
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 

@@ -78,7 +78,9 @@ class RunProgress(ProgressBar):
         # A log file gets a line each ten seconds instead of a bar that is drawn over.
         interval = 0.2 if sys.stderr.isatty() else 10.0
         bar_total = None if total == float("inf") else int(total)
-        self._bar = tqdm(desc=description, unit=unit, total=bar_total, initial=done, mininterval=interval, dynamic_ncols=True)
+        self._bar = tqdm(
+            desc=description, unit=unit, total=bar_total, initial=done, mininterval=interval, dynamic_ncols=True
+        )
 
     def _close(self) -> None:
         if self._bar is not None:

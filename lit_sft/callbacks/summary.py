@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from lightning import Callback, Trainer
@@ -9,11 +10,13 @@ from lightning import Callback, Trainer
 from lit_sft.callbacks.samples import Samples
 from lit_sft.runs import SUMMARY, write_json
 from lit_sft.stages.sft import SFT
-from lit_sft.summary import render
+from lit_sft.summary import one_line
+
+log = logging.getLogger(__name__)
 
 
 class Summary(Callback):
-    """Writes `summary.json` into the run folder and prints it.
+    """Writes `summary.json` into the run folder; `python -m lit_sft summary` prints it.
 
     The validation that Lightning runs before the first step is the state before: it is logged at step 0 if it
     covers the whole split (`trainer.num_sanity_val_steps: -1`).
@@ -37,7 +40,7 @@ class Summary(Callback):
                 logger.log_metrics(metrics, step=0)
 
     def on_fit_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
-        """Write and print."""
+        """Write it, and say in one line what came of the run."""
         if not trainer.is_global_zero:
             return
         samples = self._samples
@@ -53,4 +56,4 @@ class Summary(Callback):
         }
         folder = Path(trainer.default_root_dir)
         write_json(folder / SUMMARY, summary)
-        print(render(folder, summary))  # noqa: T201 - the end of the run, for the person who started it
+        log.info(one_line(folder, summary))

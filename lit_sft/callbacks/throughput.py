@@ -21,6 +21,7 @@ class Throughput(Callback):
     """
 
     def __init__(self) -> None:
+        self._step = 0
         self._seconds = 0.0
         self._started = 0.0
         self._num_tokens = 0
@@ -39,9 +40,9 @@ class Throughput(Callback):
         self._num_tokens += batch.num_tokens
         self._num_supervised += batch.num_supervised
         self._num_positions += batch.input_ids.numel()
-        if trainer.global_step == 0 or trainer.fit_loop._should_accumulate():
-            return
-        if trainer.global_step % trainer.log_every_n_steps:
+        is_step_done = trainer.global_step != self._step
+        self._step = trainer.global_step
+        if not is_step_done or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         world_size = trainer.world_size
         pl_module.log_dict(

@@ -111,7 +111,7 @@ class SFTData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch: the order is a function of (seed, epoch)."""
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler = DistributedSampler(cast(Examples, self._train), world_size, rank, shuffle=True, seed=self.seed)
+        sampler: DistributedSampler[Example] = DistributedSampler(cast(Examples, self._train), world_size, rank, shuffle=True, seed=self.seed)
         return self._loader(self._train, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:

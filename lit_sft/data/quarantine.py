@@ -54,6 +54,9 @@ class Quarantine:
         temporary.replace(path)
 
     def __str__(self) -> str:
-        parts = [f"{count} {verb}: {reason}" for verb, counts in (("skipped", self.skipped), ("kept", self.repaired))
-                 for reason, count in counts.most_common()]
+        parts = [
+            f"{count} {verb}: {reason}"
+            for verb, counts in (("skipped", self.skipped), ("kept", self.repaired))
+            for reason, count in counts.most_common()
+        ]
         return ", ".join(parts) or "no bad records"

@@ -50,7 +50,9 @@ def generate_answers(
         stop_token_ids: Tokens that end an answer.
         context_length: Tokens of prompt and answer together at most.
     """
-    answers: list[Answer | None] = [None if len(p) < context_length else Answer("", 0, "prompt-too-long") for p in prompts]
+    answers: list[Answer | None] = [
+        None if len(p) < context_length else Answer("", 0, "prompt-too-long") for p in prompts
+    ]
     open_rows = [index for index, answer in enumerate(answers) if answer is None]
     if open_rows:
         sequences = _generate(model, [prompts[row] for row in open_rows], strategy, list(stop_token_ids))

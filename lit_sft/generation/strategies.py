@@ -118,5 +118,7 @@ class TopP(Strategy):
 
 def _positive(temperature: float) -> float:
     if temperature <= 0:
-        raise ConfigError(f"generation temperature is {temperature}; it must be above 0. For no chance at all use Greedy")
+        raise ConfigError(
+            f"generation temperature is {temperature}; it must be above 0. For no chance at all use Greedy"
+        )
     return temperature

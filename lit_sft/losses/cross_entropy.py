@@ -20,9 +20,7 @@ class TokenTotals(NamedTuple):
     num_correct: Tensor
 
 
-def supervised_cross_entropy(
-    hidden: Tensor, labels: Tensor, head: nn.Module, *, chunk_size: int = 1024
-) -> TokenTotals:
+def supervised_cross_entropy(hidden: Tensor, labels: Tensor, head: nn.Module, *, chunk_size: int = 1024) -> TokenTotals:
     """Next-token loss, summed; divide by the supervised tokens of the optimizer step, not of the micro-batch.
 
     Hidden states are selected before the output head. With more than one chunk the logits of each are computed again

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -96,7 +96,7 @@ class Stage(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains, and the schedule by optimizer step."""
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
             {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
         ]
@@ -107,7 +107,7 @@ class Stage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trained: the frozen base lies in its folder."""
-        trained = self._trained_names()
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -126,10 +126,7 @@ class Stage(LightningModule):
                     f"and {own.get(name, 'none')} here. Start with the configuration it was trained with"
                 )
 
-    def _trained_names(self) -> set[str]:
-        return {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-
     def gradient_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        return cast(torch.Tensor, nn.utils.get_total_norm(gradients))
+        return nn.utils.get_total_norm(gradients)

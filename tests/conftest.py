@@ -1,0 +1,88 @@
+"""Shared by all tests: a tiny Baichuan-7B on disk, and a corpus to train it on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from lit_sft.families._base import TinySize, find_family
+from lit_sft.families._tiny import demo_texts
+
+TINY = TinySize(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=1200, context_length=256)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    folder.mkdir()
+    torch.manual_seed(0)
+    find_family("baichuan-7b").write_tiny(folder, demo_texts(), TINY)
+    return folder
+
+
+@pytest.fixture
+def corpus_file(tmp_path: Path) -> Path:
+    """Twenty records of BELLE."""
+    file = tmp_path / "belle.json"
+    records = [
+        {"instruction": f"{a}加{b}等于几？\n", "input": "", "output": f"\n{a}加{b}等于{a + b}。"}
+        for a in range(1, 5)
+        for b in range(1, 6)
+    ]
+    file.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type: ignore[no-untyped-def]
+    """Write a small, quick configuration; keyword arguments change `model`, `data` and `trainer` entries."""
+
+    def write(
+        *,
+        model: dict[str, Any] | None = None,
+        data: dict[str, Any] | None = None,
+        trainer: dict[str, Any] | None = None,
+        **top: Any,
+    ) -> str:
+        config = {
+            "seed_everything": 7,
+            "runs": str(tmp_path / "runs"),
+            "model": {
+                "class_path": "SFT",
+                "init_args": {
+                    "checkpoint": str(tiny_folder),
+                    "tuning": {"class_path": "LoRA", "init_args": {"rank": 4, "alpha": 8, "dropout": 0.1}},
+                    "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+                    "generation": {"class_path": "Greedy", "init_args": {"max_new_tokens": 8}},
+                    **(model or {}),
+                },
+            },
+            "data": {
+                "class_path": "SFTData",
+                "init_args": {
+                    "corpora": [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}],
+                    "max_length": 128,
+                    "micro_batch_size": 4,
+                    "validation_fraction": 0.2,
+                    **(data or {}),
+                },
+            },
+            "trainer": {
+                "max_epochs": 2,
+                "accelerator": "cpu",
+                "num_sanity_val_steps": -1,
+                "log_every_n_steps": 1,
+                "enable_progress_bar": False,
+                **(trainer or {}),
+            },
+            "samples": {"count": 2},
+            **top,
+        }
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+        return str(file)
+
+    return write

@@ -1,0 +1,76 @@
+"""Corpora in, batches out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import LetterText
+
+from lit_sft.corpora.belle import Belle
+from lit_sft.data.datamodule import SFTData
+from lit_sft.errors import ConfigError
+
+
+def data_of(tmp_path: Path, outputs: list[str], **options: Any) -> SFTData:
+    file = tmp_path / "belle.json"
+    records = [{"instruction": f"q{i:02d}", "input": "", "output": output} for i, output in enumerate(outputs)]
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    options = {"max_length": 32, "micro_batch_size": 4, "validation_fraction": 0.25, **options}
+    data = SFTData(LetterText(), [Belle(str(file))], **options)
+    data.setup("fit")
+    return data
+
+
+def sources(batches: Any) -> list[str]:
+    return [source for batch in batches for source in batch.sources]
+
+
+def test_every_record_is_seen_once_in_training_or_validation(tmp_path: Path) -> None:
+    data = data_of(tmp_path, ["answer"] * 21)
+    seen = sources(data.train_dataloader()) + sources(data.val_dataloader())
+    assert sorted(seen) == sorted(f"{tmp_path}/belle.json:{line}" for line in range(1, 22))
+
+
+def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
+    def order(seed: int, epoch: int) -> list[str]:
+        loader = data_of(tmp_path, ["answer"] * 30, seed=seed, validation_fraction=0.0).train_dataloader()
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]  # a DistributedSampler
+        return sources(loader)
+
+    assert order(1, 0) == order(1, 0)
+    assert order(1, 0) != order(1, 1)
+    assert order(1, 0) != order(2, 0)
+
+
+def test_worker_processes_give_the_same_batches(tmp_path: Path) -> None:
+    alone, workers = (
+        [batch.input_ids.tolist() for batch in data_of(tmp_path, ["answer"] * 20, num_workers=n).train_dataloader()]
+        for n in (0, 2)
+    )
+    assert alone == workers
+
+
+def test_an_example_that_does_not_fit_is_counted_not_lost(tmp_path: Path) -> None:
+    data = data_of(tmp_path, ["a", "b" * 40, "c"], max_length=8, validation_fraction=0.0)
+    assert data.quarantine.repaired == {"reply-cut": 1}
+    data = data_of(tmp_path, ["a", "b", "c"], max_length=5, validation_fraction=0.0)
+    assert data.quarantine.repaired == {"reply-cut": 3}
+
+
+def test_no_example_that_fits_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="prompt-too-long.*Raise data.max_length"):
+        data_of(tmp_path, ["a", "b"], max_length=4)
+
+
+def test_rows_longer_than_the_context_of_the_model_are_refused() -> None:
+    with pytest.raises(ConfigError, match="max_length is 65, but the model reads 64"):
+        SFTData(LetterText(), [], max_length=65)
+
+
+def test_held_out_prompts_come_with_their_reference(tmp_path: Path) -> None:
+    data = data_of(tmp_path, [f"answer{i}" for i in range(8)])
+    prompt = data.held_out_prompts(1)[0]
+    number = int(prompt.text[1:])
+    assert prompt.reference == f"answer{number}"
+    assert prompt.source.endswith(f":{number + 1}")

@@ -1,0 +1,47 @@
+"""Stand-ins that let the data layer be tested without a model."""
+
+from pathlib import Path
+from typing import Any
+
+from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat, TextInterface
+
+END = 1
+USER = 2
+
+
+class LetterTokenizer:
+    """A character is its code point; ids below 10 are control tokens."""
+
+    pad_token_id = 0
+    eos_token_id = END
+
+    def encode_text(self, text: str) -> list[int]:
+        return [ord(char) for char in text]
+
+    def decode(self, ids: list[int], **kwargs: Any) -> str:
+        return "".join(chr(token) for token in ids if token >= 10)
+
+
+class LetterFormat(PromptFormat):
+    """USER question, answer END."""
+
+    def encode_turns(self, conversation: Conversation, tokenizer: Any) -> list[EncodedTurn]:
+        turns = []
+        for read, answer in conversation.turns():
+            prompt = [USER, *tokenizer.encode_text("".join(message.content for message in read))]
+            turns.append(EncodedTurn(prompt, [] if answer is None else [*tokenizer.encode_text(answer.content), END]))
+        return turns
+
+    def stop_token_ids(self, tokenizer: Any) -> list[int]:
+        return [END]
+
+
+class LetterText(TextInterface):
+    """A checkpoint that reads letters."""
+
+    prompt_format = LetterFormat()
+    context_length = 64
+    tokenizer_files: list[Path] = []  # noqa: RUF012 - as the interface has it
+
+    def load_tokenizer(self) -> LetterTokenizer:
+        return LetterTokenizer()
