@@ -38,6 +38,17 @@ from lit_sft.stages._base import Stage
 from lit_sft.stages.schedules import Schedule
 from lit_sft.tuning._base import Tuning
 
+HARMLESS_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",  # lightning 2.6 on torch 2.13
+    "LightningCLI's args parameter",
+    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 on transformers 5.23
+    "Total length of `list` across ranks is zero",  # nothing is held out
+    "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
+    "The dirpath has changed from",  # a run taken up goes on in a folder of its own
+    r"`ModelCheckpoint\(monitor='val/loss'\)` could not find",  # the run ended before its first validation
+)
+
 STARTED = "LIT_SFT_STARTED"
 """Environment variable that carries the start of the run to processes that Lightning spawns."""
 
@@ -194,8 +205,6 @@ def _quieten() -> None:
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-    warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

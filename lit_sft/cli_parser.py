@@ -21,7 +21,7 @@ UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
 REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
 EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
-GIVEN = re.compile(r"Given value: (.*)", re.DOTALL)
+GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 
 
 class ShortErrorParser(LightningArgumentParser):
@@ -71,8 +71,9 @@ class ShortErrorParser(LightningArgumentParser):
             return f"required and not given: {missing}. A configuration gives them: --config configs/...yaml"
         if place and (kinds := EXPECTED.findall(message)):
             given = GIVEN.search(message)
-            value = f", not {given[1].strip()[:80]}" if given else ""
-            return f"{place} expects {' or '.join(kind.strip() for kind in kinds)}{value}"
+            value = f", not {(given[1] or given[2]).strip()[:80]}" if given else ""
+            types = " or ".join(re.sub(r"<class '([\w.]+)'>", r"\1", kind.strip()) for kind in kinds)
+            return f"{place} expects {types}{value}"
         return " ".join(message.split())[:400]
 
     def _options_near(self, name: str) -> list[str]:

@@ -126,6 +126,12 @@ class SFTData(LightningDataModule):
         """Prompts in order; the network's side pads them."""
         return DataLoader(cast(Dataset[list[Prompt]], self._prompts), batch_size=self.micro_batch_size, collate_fn=list)
 
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        """Prompts are lists of ids: generation pads them and moves the result."""
+        if isinstance(batch, list):
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def held_out_prompts(self, count: int) -> list[Prompt]:
         """The first `count` conversations of the validation split, as prompts with their reference."""
         wanted = {example.source for example in self._validation[:count]}

@@ -111,12 +111,6 @@ class SFT(Stage):
             for prompt, answer in zip(batch, answers, strict=True)
         ]
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Prompts are lists of ids: generation pads them and moves the result."""
-        if isinstance(batch, list):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
-
     def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
         """Answers under the configured strategy, in the order of the prompts."""
         return generate_answers(

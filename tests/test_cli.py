@@ -1,0 +1,281 @@
+"""From a configuration to a run folder and answers, as a user does it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_sft import open_checkpoint
+from lit_sft.__main__ import main
+
+WriteConfig = Callable[..., str]
+
+
+def only_run(tmp_path: Path) -> Path:
+    (run,) = (tmp_path / "runs").iterdir()
+    return run
+
+
+def curves(run: Path) -> EventAccumulator:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return events
+
+
+def loss_curve(run: Path) -> list[float]:
+    return [event.value for event in curves(run).Scalars("train/loss")]
+
+
+def test_a_run_learns_and_leaves_a_folder_one_understands_later(
+    write_config: WriteConfig, tmp_path: Path, tiny_folder: Path
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_epochs": 6}), "--name", "first"]) == 0
+    run = only_run(tmp_path)
+    assert run.name.startswith("first-")
+
+    losses = loss_curve(run)
+    assert losses[-1] < losses[0]
+    tags = curves(run).Tags()
+    assert {
+        *("train/loss", "train/perplexity", "train/token_accuracy", "train/learning_rate", "train/gradient_norm"),
+        *("val/loss", "val/perplexity", "val/token_accuracy"),
+        *("speed/tokens_per_second", "speed/supervised_tokens_per_second", "speed/padding_share", "speed/memory_gib"),
+    } <= set(tags["scalars"])
+    assert any("samples" in tag for tag in tags["tensors"])
+
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 7
+    assert manifest["family"] == "baichuan-7b"
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert len(manifest["sha256"]["tokenizer"][str(tiny_folder / "tokenizer.model")]) == 64
+    assert len(manifest["sha256"]["data"][str(tmp_path / "belle.json")]) == 64
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["tuning"]["init_args"]["rank"] == 4
+    assert json.loads((run / "quarantine.jsonl").read_text())["counts"]["skipped"] == {}
+
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["after"]["val/loss"] < summary["before"]["val/loss"]
+    assert len(summary["samples"]) == 2
+
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert stored
+    assert all("lora_" in name for name in stored)
+
+
+def test_the_adapter_opens_with_plain_peft_on_the_loaded_base(
+    write_config: WriteConfig, tmp_path: Path, tiny_folder: Path
+) -> None:
+    assert main(["fit", "--config", write_config()]) == 0
+    run = only_run(tmp_path)
+    adapted = PeftModel.from_pretrained(open_checkpoint(tiny_folder).load_model(), run / "adapter")
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    weights = {f"model.{name}": weight for name, weight in adapted.state_dict().items() if "lora_" in name}
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
+    assert any(weight.abs().max() > 0 for name, weight in stored.items() if "lora_B" in name)
+
+
+def test_full_tuning_exports_a_checkpoint_in_the_original_layout(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(model={"tuning": {"class_path": "Full"}}, trainer={"max_epochs": 4})]) == 0
+    run = only_run(tmp_path)
+    losses = loss_curve(run)
+    assert losses[-1] < 0.7 * losses[0]
+    checkpoint = open_checkpoint(run / "model")
+    assert checkpoint.load_tokenizer().encode_text("你好")  # type: ignore[attr-defined]  # of our own tokenizers
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    for name, weight in checkpoint.load_model().state_dict().items():
+        assert torch.equal(weight, stored[f"model.{name}"]), name
+
+
+def test_the_same_seed_gives_the_same_curve_and_another_seed_another(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config()
+    for name, seed in (("a", 7), ("b", 7), ("c", 8)):
+        assert main(["fit", "--config", config, "--name", name, "--seed_everything", str(seed)]) == 0
+    a, b, c = (loss_curve(run) for run in sorted((tmp_path / "runs").iterdir()))
+    assert a == b
+    assert a != c
+
+
+def test_predict_takes_the_newest_run_and_its_held_out_prompts(
+    write_config: WriteConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert main(["fit", "--config", write_config()]) == 0
+    run = only_run(tmp_path)
+    assert main(["predict", "--runs", str(tmp_path / "runs")]) == 0
+    assert f"taking the newest run, {run}" in caplog.text
+    rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    for row in rows:
+        assert row.keys() == {
+            *("source", "prompt", "answer", "reference", "finish_reason", "prompt_tokens", "answer_tokens")
+        }
+        assert "等于" in row["reference"]
+        assert row["finish_reason"] in {"stop", "length"}
+        assert 0 < row["answer_tokens"] <= 8
+
+
+def test_predict_answers_a_file_with_the_base_and_with_the_adapter(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_epochs": 6})]) == 0
+    run = only_run(tmp_path)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("1加1等于几？\n你好\n", encoding="utf-8")
+    answers = {}
+    for name, options in {
+        "run": ["--run", str(run)],
+        "base": ["--run", str(run), "--base", "true"],
+        "adapter": ["--config", write_config(model={"tuning": {"class_path": "LoRA", "init_args": {"adapter": str(run / "adapter")}}})],
+    }.items():
+        output = tmp_path / f"{name}.jsonl"
+        options += ["--data.init_args.prompts", str(prompts), "--predictions.path", str(output)]
+        assert main(["predict", *options]) == 0
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [row["prompt"] for row in rows] == ["1加1等于几？", "你好"]
+        assert [row["reference"] for row in rows] == [None, None]
+        answers[name] = [row["answer"] for row in rows]
+    assert answers["run"] == answers["adapter"]
+    assert answers["run"] != answers["base"]
+
+
+def test_predict_without_a_run_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--runs", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "no run with a checkpoint" in error
+    assert "--run DIR" in error
+
+
+def test_validate_and_test_measure_a_run(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config()]) == 0
+    run = only_run(tmp_path)
+    after = json.loads((run / "summary.json").read_text())["after"]["val/loss"]
+    capsys.readouterr()
+    assert main(["validate", "--run", str(run)]) == 0
+    assert f"{after:.6f}"[:6] in capsys.readouterr().out
+    assert main(["test", "--run", str(run)]) == 0
+    assert "test/perplexity" in capsys.readouterr().out
+
+
+def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteConfig, tmp_path: Path) -> None:
+    file = tmp_path / "belle.json"
+    good = file.read_bytes().splitlines(keepends=True)
+    long = b'{"instruction": "' + b"x" * (2 << 20) + b'", "input": "", "output": "a"}\n'
+    dirt = [b'{"instruction": \n', b'{"instruction": "q", "input": "", "output": ""}\n', b"\n", long]
+    file.write_bytes(b"\xef\xbb\xbf" + good[0] + good[1].replace(b"\n", b"\r\n") + b"".join(dirt) + b"".join(good[2:]))
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2})]) == 0
+    lines = [json.loads(line) for line in (only_run(tmp_path) / "quarantine.jsonl").read_text().splitlines()]
+    assert {line["source"]: line["reason"] for line in lines[:-1]} == {
+        f"{file}:1": "byte-order-mark",
+        f"{file}:2": "crlf",
+        f"{file}:3": "broken-json",
+        f"{file}:4": "no-answer",
+        f"{file}:5": "empty-line",
+        f"{file}:6": "line-too-long",
+    }
+
+
+def test_a_run_can_be_taken_up_from_its_checkpoint(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config()
+    assert main(["fit", "--config", config, "--name", "whole"]) == 0
+    assert main(["fit", "--config", config, "--name", "half", "--trainer.max_epochs", "1"]) == 0
+    runs = {run.name.split("-")[0]: run for run in (tmp_path / "runs").iterdir()}
+    last = runs["half"] / "checkpoints" / "last.ckpt"
+    assert main(["fit", "--config", config, "--name", "resumed", "--ckpt_path", str(last)]) == 0
+    resumed = next(run for run in (tmp_path / "runs").iterdir() if run.name.startswith("resumed"))
+    assert len(loss_curve(resumed)) == len(loss_curve(runs["whole"])) - len(loss_curve(runs["half"]))
+
+
+@pytest.fixture
+def mistake(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `fit` with one thing wrong; the one line that the user sees."""
+
+    def run(*options: str, **changes: Any) -> str:
+        assert main(["fit", "--config", write_config(**changes), *options]) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1
+        return lines[0]
+
+    return run
+
+
+class TestMistakes:
+    def test_missing_checkpoint_folder(self, mistake: Any) -> None:
+        assert "checkpoint folder not found: models/none" in mistake(model={"checkpoint": "models/none"})
+
+    def test_folder_without_weights(self, mistake: Any, tiny_folder: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "empty"
+        shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.bin"))
+        assert f"{folder} holds no weights" in mistake(model={"checkpoint": str(folder)})
+
+    def test_folder_that_is_no_model(self, mistake: Any, tmp_path: Path) -> None:
+        assert "holds no config.json" in mistake(model={"checkpoint": str(tmp_path)})
+
+    def test_unknown_family(self, mistake: Any) -> None:
+        line = mistake(model={"family": "baichuan-8b"})
+        assert "unknown family 'baichuan-8b'. did you mean 'baichuan-7b'? Accepted: auto, baichuan" in line
+
+    def test_missing_data_file(self, mistake: Any) -> None:
+        line = mistake(data={"corpora": [{"class_path": "Belle", "init_args": {"path": "none.json"}}]})
+        assert "data file not found: none.json" in line
+
+    def test_empty_data_file(self, mistake: Any, corpus_file: Path) -> None:
+        corpus_file.write_text("")
+        assert f"data file is empty: {corpus_file}" in mistake()
+
+    def test_file_in_which_no_record_parses(self, mistake: Any, corpus_file: Path) -> None:
+        corpus_file.write_text('{"a": 1}\n')
+        line = mistake()
+        assert f"no record of {corpus_file} could be read as Belle (no-prompt)" in line
+        assert "keys instruction, input, output" in line
+
+    def test_misspelt_keys_are_answered_with_the_accepted_ones(self, mistake: Any) -> None:
+        line = mistake(model={"tuning": {"class_path": "LoRA", "init_args": {"rnak": 4}}})
+        assert "model.tuning: option 'rnak' is not accepted. did you mean 'rank'? Accepted:" in line
+        assert "did you mean 'max_length'?" in mistake(data={"max_lenght": 4})
+        assert "did you mean 'trainer.max_epochs'?" in mistake("--trainer.max_epoch", "3")
+        assert "did you mean 'trainer'?" in mistake(trianer={"max_epochs": 3})
+
+    def test_unknown_class(self, mistake: Any) -> None:
+        line = mistake(model={"tuning": {"class_path": "LoRa"}})
+        assert "model.tuning: there is no class 'LoRa'. did you mean 'LoRA'?" in line
+
+    def test_wrong_type(self, mistake: Any) -> None:
+        assert mistake(data={"max_length": "long"}) == "error: data.max_length expects int, not long"
+        assert mistake(trainer={"max_epochs": "many"}) == "error: trainer.max_epochs expects int, not many"
+
+    def test_lora_target_that_matches_nothing(self, mistake: Any) -> None:
+        line = mistake(model={"tuning": {"class_path": "LoRA", "init_args": {"targets": ["q_proj", "W_pack"]}}})
+        assert "LoRA target 'W_pack' matches no linear layer. Accepted: down_proj, gate_proj," in line
+
+    def test_rows_longer_than_the_context(self, mistake: Any) -> None:
+        assert "data.max_length is 4096, but the model reads 256 tokens" in mistake(data={"max_length": 4096})
+
+    def test_missing_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["fit", "--config", "none.yaml"]) == 2
+        assert "none.yaml" in capsys.readouterr().err
+
+
+def test_every_option_of_fit_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["fit", "--help"])
+    assert done.value.code == 0
+    text = capsys.readouterr().out
+    assert "--samples.count" in text
+    for verb_class in ("SFT", "SFTData"):
+        kind = "model" if verb_class == "SFT" else "data"
+        with pytest.raises(SystemExit):
+            main(["fit", f"--{kind}.help={verb_class}"])
+        undocumented = [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if line.strip().startswith(f"--{kind}.init_args.") and "help" not in line and line.rstrip().endswith("]")
+        ]
+        assert not undocumented
