@@ -13,8 +13,8 @@ from transformers.conversion_mapping import register_checkpoint_conversion_mappi
 from transformers.core_model_loading import Chunk, WeightConverter
 
 from lit_sft.errors import CheckpointError
-from lit_sft.families._base import Family, TinySize
 from lit_sft.families._baichuan_formats import ChatLimits
+from lit_sft.families._base import Family, TinySize
 from lit_sft.families._sentencepiece import SentencePieceTokenizer, train_model
 
 RESERVED = r"<reserved_\d+>"
@@ -62,6 +62,7 @@ class BaichuanFamily(Family):
     tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
     network: ClassVar[type[PreTrainedModel]]
+    network_config: ClassVar[type[OriginalConfig]]
     is_second_generation: ClassVar[bool]
     has_rotary_positions: ClassVar[bool]
     num_tiny_shards: ClassVar[int] = 1
@@ -113,11 +114,10 @@ class BaichuanFamily(Family):
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """W_pack is split while it streams in."""
-        config = self.network.config_class.from_pretrained(self.folder)
+        config = self.network_config.from_pretrained(self.folder)
         # It names the remote code of the original, which a saved copy must not ask for.
         config.auto_map = None
-        model: PreTrainedModel
-        model, report = self.network.from_pretrained(
+        loaded: Any = self.network.from_pretrained(
             self.folder,
             config=config,
             dtype=dtype,
@@ -125,8 +125,9 @@ class BaichuanFamily(Family):
             local_files_only=True,
             output_loading_info=True,
         )
+        model: PreTrainedModel = loaded[0]
         # transformers fills gaps with random weights and a warning.
-        if missing := sorted(report["missing_keys"]):
+        if missing := sorted(loaded[1]["missing_keys"]):
             raise CheckpointError(
                 f"{self.folder} lacks weights, {missing[0]} and {len(missing) - 1} more; is it complete?"
             )
@@ -146,7 +147,7 @@ class BaichuanFamily(Family):
         }
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", special if is_first_7b else special | chat)
-        model = cls.network(cls.network.config_class(**config))
+        model = cls.network(cls.network_config(**config))
         save_shards(folder, cls.tiny_weights(model), cls.num_tiny_shards)
 
     @classmethod
@@ -163,7 +164,7 @@ class BaichuanFamily(Family):
             lengths = lengths | rotary if cls.is_second_generation else rotary
         second = {"tokenizer_class": "BaichuanTokenizer", "z_loss_weight": 0} if cls.is_second_generation else {}
         return {
-            "architectures": [cls.network.config_class.original_architecture],
+            "architectures": [cls.network_config.original_architecture],
             "model_type": "baichuan",
             "bos_token_id": 1,
             "eos_token_id": 2,
@@ -193,7 +194,7 @@ class BaichuanFamily(Family):
 
 
 def may_be_generation(config: dict[str, Any], *, second: bool) -> bool:
-    """Whether a config.json may be of the first, or of the `second`, generation; both if its signs are missing or differ.
+    """Whether a config.json may be of the first, or of the `second`, generation; both if signs are missing or differ.
 
     Only Baichuan-7B spells its architecture with a capital C, and of the models with rotary positions only
     Baichuan2-7B does not. Released vocabularies have 64,000 and 125,696 rows. config.json of Baichuan 2 names a

@@ -157,7 +157,7 @@ class FirstReleaseChatFormat(PromptFormat):
 
 
 class HumanAssistantFormat(PromptFormat):
-    """`Human: ...\\n\\nAssistant: ...</s>`, the form in which BELLE tuned base models; Baichuan brings none.
+    r"""`Human: ...\n\nAssistant: ...</s>`, the form in which BELLE tuned base models; Baichuan brings none.
 
     Args:
         reply_prefix: The blank after `Assistant:`, if the tokenizer sets none before a text.

@@ -24,8 +24,9 @@ class NormHead(nn.Linear):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., H] to logits [..., V] of the same type."""
         # Lengths in float32, and the floor of F.normalize: a row of zeros gives logits of zero.
-        length_V = torch.linalg.vector_norm(self.weight, dim=1, dtype=torch.float32).clamp_min(1e-12)
-        return (F.linear(hidden, self.weight) / length_V).to(hidden.dtype)
+        length_V: Tensor = torch.linalg.vector_norm(self.weight, dim=1, dtype=torch.float32).clamp_min(1e-12)
+        logits: Tensor = F.linear(hidden, self.weight) / length_V
+        return logits.to(hidden.dtype)
 
 
 def resized_norm_head(linear: nn.Linear) -> NormHead:

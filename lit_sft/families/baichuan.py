@@ -1,4 +1,4 @@
-"""Baichuan-7B and Baichuan2-7B (baichuan-inc, 2023): Llama to the bit, but for names on disk and the head of the second.
+"""Baichuan-7B and Baichuan2-7B (baichuan-inc, 2023): Llama but for names on disk and the head of the second.
 
 Positions: rotary, half-split, base 10000. Mask: causal. Norm: RMSNorm (1e-6) before attention and feed-forward.
 Activation: SwiGLU. Fused weights: `W_pack` of plain thirds. No biases.
@@ -31,7 +31,7 @@ class BaiChuanForCausalLM(LlamaForCausalLM):
 
     config_class = BaiChuanConfig
     # Stored in half precision by the original, which never reads it.
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq$",)
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
 
 
 class Baichuan2RotaryConfig(BaiChuanConfig):
@@ -67,6 +67,7 @@ class Baichuan7B(BaichuanFamily):
 
     name = "baichuan-7b"
     network = BaiChuanForCausalLM
+    network_config = BaiChuanConfig
     is_second_generation = False
     has_rotary_positions = True
     tiny_dtype = torch.float16
@@ -93,6 +94,7 @@ class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another
 
     name = "baichuan2-7b"
     network = Baichuan2RotaryForCausalLM
+    network_config = Baichuan2RotaryConfig
     is_second_generation = True
     has_rotary_positions = True
 

@@ -56,10 +56,15 @@ class BaichuanAlibiConfig(OriginalConfig, PreTrainedConfig):
     bos_token_id: int | None = 1
     eos_token_id: int | list[int] | None = 2
     tie_word_embeddings: bool = False
-    z_loss_weight: float = 0.0
 
     # What the feed-forward layer of Llama asks for.
     mlp_bias = False
+
+
+class Baichuan2AlibiConfig(BaichuanAlibiConfig):
+    """With the weight of the z-loss, a key that only Baichuan 2 has."""
+
+    z_loss_weight: float = 0.0
 
 
 def eager_attention(
@@ -108,8 +113,8 @@ class AlibiAttention(nn.Module):
         """`alibi`: extra dimensions of queries [1, N, 1, X] and keys [1, 1, S, X]."""
 
         def heads(linear: nn.Linear) -> Tensor:
-            x_BSH: Tensor = linear(hidden_BSH)
-            return x_BSH.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            x_BSND: Tensor = linear(hidden_BSH).view(*hidden_BSH.shape[:-1], -1, self.head_dim)
+            return x_BSND.transpose(1, 2)
 
         query_extra, key_extra = alibi
         q_BNSE = extend(heads(self.q_proj), query_extra)
@@ -158,8 +163,8 @@ class AlibiPreTrainedModel(PreTrainedModel):
     config_class = BaichuanAlibiConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("AlibiDecoderLayer",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["AlibiDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": AlibiDecoderLayer, "attentions": AlibiAttention}  # noqa: RUF012
@@ -289,7 +294,9 @@ class BaichuanAlibiForCausalLM(AlibiPreTrainedModel, GenerationMixin):
 class Baichuan2AlibiForCausalLM(BaichuanAlibiForCausalLM):
     """Baichuan2-13B: the same blocks under a normalised head."""
 
-    def __init__(self, config: BaichuanAlibiConfig) -> None:
+    config_class = Baichuan2AlibiConfig
+
+    def __init__(self, config: Baichuan2AlibiConfig) -> None:
         super().__init__(config)
         self.loss_function = ZLoss(config.z_loss_weight)
 
@@ -310,6 +317,7 @@ class Baichuan13B(BaichuanFamily):
 
     name = "baichuan-13b"
     network = BaichuanAlibiForCausalLM
+    network_config = BaichuanAlibiConfig
     is_second_generation = False
     has_rotary_positions = False
     num_tiny_shards = 2
@@ -332,6 +340,7 @@ class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be anoth
 
     name = "baichuan2-13b"
     network = Baichuan2AlibiForCausalLM
+    network_config = Baichuan2AlibiConfig
     is_second_generation = True
     has_rotary_positions = False
     num_tiny_shards = 2
