@@ -83,7 +83,7 @@ def test_history_is_cut_by_rounds_and_keeps_the_system_message(tokenizer: Any, s
 def test_newest_round_stays_and_loses_its_left_end(tokenizer: Any, short: BaichuanChatFormat) -> None:
     asked = Message("user", "你好" * 30)
     ids = short.encode_prompt(Conversation([Message("system", "简短"), asked]), tokenizer)
-    assert ids == (ids_of(tokenizer, asked) + [ASSISTANT])[-40:]
+    assert ids == [*ids_of(tokenizer, asked), ASSISTANT][-40:]
 
 
 def test_no_room_for_a_prompt_is_an_error(tokenizer: Any) -> None:
