@@ -52,8 +52,8 @@ def test_folded_attention_equals_a_dense_bias(num_heads: int, head_dim: int) -> 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
 def test_half_precision_loses_no_more_than_its_rounding(dtype: torch.dtype, tolerance: float) -> None:
-    """A dense bias of this type, as the original adds it, is off by more than one."""
-    assert attention_error(8, 1500, 16, dtype) < tolerance
+    """Ten heads: slopes that bfloat16 does not hold exactly."""
+    assert attention_error(10, 1500, 16, dtype) < tolerance
 
 
 @pytest.mark.parametrize("head_dim", [10, 12, 16, 64, 128])
