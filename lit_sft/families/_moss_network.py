@@ -3,6 +3,9 @@
 Shape suffixes: B rows, T tokens, S tokens with the cached ones, E width, H heads, D width of a head, R rotated pairs.
 """
 
+# mypy: disable-error-code="no-untyped-call, untyped-decorator"
+# Constructors and decorators of transformers carry no types.
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -19,8 +22,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from lit_sft.errors import CheckpointError
@@ -204,16 +206,17 @@ class MossPreTrainedModel(PreTrainedModel):
     config_class = MossConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("MossBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["MossBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
-    _supports_flash_attn = True
     _supports_attention_backend = True
     _can_record_outputs = {"hidden_states": MossBlock, "attentions": MossAttention}  # noqa: RUF012
 
 
 class MossModel(MossPreTrainedModel):
     """Embedding, blocks and final norm."""
+
+    _input_embed_layer = "wte"
 
     def __init__(self, config: MossConfig) -> None:
         super().__init__(config)
@@ -223,14 +226,6 @@ class MossModel(MossPreTrainedModel):
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """One vector for each token id."""
-        return self.wte
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace them."""
-        self.wte = value
 
     @merge_with_config_defaults
     @capture_outputs
@@ -276,7 +271,7 @@ class MossForCausalLM(MossPreTrainedModel, GenerationMixin):
     """The network with its vocabulary projection, which has a bias; named as in the original config.json."""
 
     # A buffer that the original saves and never needs to read.
-    _keys_to_ignore_on_load_unexpected = (r"attn\.causal_mask$",)
+    _keys_to_ignore_on_load_unexpected = [r"attn\.causal_mask$"]  # noqa: RUF012
 
     def __init__(self, config: MossConfig) -> None:
         super().__init__(config)

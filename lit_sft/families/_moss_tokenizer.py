@@ -26,16 +26,17 @@ FIELD_ENDS = ("<eoh>", "<eot>", "<eoc>", "<eor>", "<eom>")
 """Ends of what the human says, of thoughts, commands and results, and of what MOSS says."""
 
 
-class MossTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
-    """Ids and texts of the original slow tokenizer; the pieces between added tokens are encoded in Rust.
+class MossTokenizer(PreTrainedTokenizer):
+    r"""Ids and texts of the original slow tokenizer; the pieces between added tokens are encoded in Rust.
 
     Whitespace on both sides of a run of blanks or tabs is lost, as in the original: the newline of
-    "def f():\\n    return" never reaches the model. MOSS was trained so; `encode_text` keeps to it by choice, for
+    "def f():\n    return" never reaches the model. MOSS was trained so; `encode_text` keeps to it by choice, for
     the model has never seen such text otherwise. Decoding joins added tokens to the text with blanks, and tidies
     the blank before a full stop, also as the original.
 
     Args:
         folder: Where the files of the original tokenizer are.
+        added: Ids of the added tokens.
         kwargs: Passed on to transformers (special tokens ...).
     """
 
@@ -67,7 +68,7 @@ class MossTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
             )
             for token, index in added.items()
         }
-        super().__init__(**kwargs)
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
 
     @property
     def vocab_size(self) -> int:
@@ -90,7 +91,7 @@ class MossTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         """Ids of each text, control tokens in it included, in parallel."""
         return self._encode([self._whole_pattern.split(text) for text in texts])
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:
+    def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
         """Pieces of a text."""
         if kwargs.get("split_special_tokens", self.split_special_tokens):
             return [self.decoder[index] for index in self._bpe.encode(text).ids]
@@ -133,10 +134,10 @@ class MossTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
 
     @cached_property
     def _bytes_of_id(self) -> dict[int, bytes]:
-        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
         return {index: bytes(byte_of[c] for c in token) for token, index in self.encoder.items()}
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Texts are encoded in one go before transformers takes the ids over; an empty list it would not take."""
         if not (kwargs.get("split_special_tokens") or kwargs.get("is_split_into_words")):
             if isinstance(text, str):
@@ -148,8 +149,10 @@ class MossTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
     def _convert_token_to_id(self, token: str) -> int | None:
         return self.encoder.get(token, self.encoder.get(self.unk_token))
 
-    def _convert_id_to_token(self, index: int) -> str | None:
-        return self.decoder.get(index)
+    def _convert_id_to_token(self, index: int) -> str:
+        # Rows beyond the tokenizer exist in the embedding; they have no text.
+        token: str = self.decoder.get(index, "")
+        return token
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of pieces."""
@@ -183,8 +186,10 @@ class MossTokenizer(PreTrainedTokenizer):  # type: ignore[misc]
         if part:
             joined.append(self._text(part))
         text = " ".join(joined)
-        tidy = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
-        return str(self.clean_up_tokenization(text)) if tidy else text
+        is_tidied = clean_up_tokenization_spaces
+        if is_tidied is None:
+            is_tidied = self.clean_up_tokenization_spaces
+        return str(self.clean_up_tokenization(text)) if is_tidied else text
 
 
 def load_moss_tokenizer(folder: Path) -> MossTokenizer:
@@ -199,7 +204,7 @@ def load_moss_tokenizer(folder: Path) -> MossTokenizer:
     missing = [token for token in FIELD_ENDS if token not in added]
     if missing:
         raise CheckpointError(
-            f"{folder / 'added_tokens.json'} lacks {', '.join(missing)}: this is not the tokenizer of MOSS. Download it again"
+            f"{folder / 'added_tokens.json'} lacks {', '.join(missing)}: it is not MOSS's. Download it again"
         )
     roles = {role: _role(role, declared, settings) for role in ("bos_token", "eos_token", "unk_token")}
     extra = declared.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
@@ -219,7 +224,7 @@ def load_moss_tokenizer(folder: Path) -> MossTokenizer:
 
 
 def _role(role: str, declared: dict[str, Any], settings: dict[str, Any]) -> str | AddedToken:
-    """special_tokens_map.json counts as it is; strings of tokenizer_config.json became objects in the original class."""
+    """special_tokens_map.json counts as it is; the original class makes objects of strings in tokenizer_config.json."""
     if declared.get(role):
         return _declared(declared[role])
     token = _declared(settings.get(role) or END_OF_TEXT)

@@ -105,7 +105,7 @@ class Moss(Family):
             raise ConfigError(f"num_heads {size.num_heads} must be a multiple of {NUM_BLOCKS} for the family moss")
         added = _write_tokenizer(folder, texts, size.vocab_size)
         head_dim = size.hidden_size // size.num_heads
-        config = {
+        config: dict[str, Any] = {
             "architectures": ["MossForCausalLM"],
             "model_type": "moss",
             "activation_function": "gelu_new",

@@ -116,7 +116,8 @@ def test_a_prompt_read_in_chunks_gives_the_same_logits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_heads", "head_dim", "rotary_dim", "n_inner"), [(4, 16, 16, None), (8, 8, 2, 100), (12, 6, 4, 7), (20, 4, 2, 96)]
+    ("num_heads", "head_dim", "rotary_dim", "n_inner"),
+    [(4, 16, 16, None), (8, 8, 2, 100), (12, 6, 4, 7), (20, 4, 2, 96)],
 )
 def test_equals_codegen_of_other_sizes(num_heads: int, head_dim: int, rotary_dim: int, n_inner: int | None) -> None:
     config = {
@@ -150,6 +151,34 @@ def test_saved_weights_are_the_original_ones(tmp_path: Path) -> None:
     assert saved.keys() == stored.keys()
     assert all(torch.equal(saved[name], weight) for name, weight in stored.items())
     assert json.loads((tmp_path / "config.json").read_text())["architectures"] == ["MossForCausalLM"]
+
+
+def test_four_bit_model_trains_adapters_and_is_not_written_as_garbage(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import BitsAndBytesConfig
+
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+    )
+    model = golden_checkpoint(FOLDER).load_model(dtype=torch.float32, quantization=quantization)
+    with pytest.raises(CheckpointError, match="save the adapter alone"):
+        model.save_pretrained(tmp_path)
+    wrapped = get_peft_model(model.train(), LoraConfig(r=2, target_modules=list(Moss.lora_targets)))
+    input_ids = golden_tensors(FOLDER)["single.input_ids"]
+    wrapped(input_ids=input_ids, labels=input_ids).loss.backward()
+    gradients = [p.grad for name, p in wrapped.named_parameters() if "lora_B" in name]
+    assert len(gradients) == 2 * len(Moss.lora_targets)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+
+
+def test_embedding_can_grow() -> None:
+    golden = golden_tensors(FOLDER)
+    model = golden_checkpoint(FOLDER).load_model(dtype=torch.float32)
+    model.resize_token_embeddings(1300, mean_resizing=False)
+    with torch.no_grad():
+        logits = model(input_ids=golden["single.input_ids"]).logits
+    assert logits.shape[-1] == model.lm_head.bias.shape[0] == 1300
+    torch.testing.assert_close(logits[..., :1280], golden["single.logits"], atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -201,7 +230,8 @@ def test_checkpoint_that_cannot_be_read_is_refused(tmp_path: Path, changes: dict
 
 
 @pytest.mark.parametrize(
-    ("size", "said"), [(TinySize(num_heads=6, hidden_size=96), "multiple of 4"), (TinySize(vocab_size=290), "vocab_size")]
+    ("size", "said"),
+    [(TinySize(num_heads=6, hidden_size=96), "multiple of 4"), (TinySize(vocab_size=290), "vocab_size")],
 )
 def test_tiny_sizes_that_do_not_fit_are_refused(tmp_path: Path, size: TinySize, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
