@@ -1,0 +1,262 @@
+"""The tokenizer of MOSS: byte-level BPE as in GPT-2, and added tokens for whitespace runs and ends of fields."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import AddedToken, PreTrainedTokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from lit_sft.errors import CheckpointError
+
+FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
+
+END_OF_TEXT = "<|endoftext|>"
+
+FIELD_ENDS = ("<eoh>", "<eot>", "<eoc>", "<eor>", "<eom>")
+"""Ends of what the human says, of thoughts, commands and results, and of what MOSS says."""
+
+
+class MossTokenizer(PreTrainedTokenizer):
+    r"""Ids and texts of the original slow tokenizer; the pieces between added tokens are encoded in Rust.
+
+    Whitespace on both sides of a run of blanks or tabs is lost, as in the original: the newline of
+    "def f():\n    return" never reaches the model. MOSS was trained so; `encode_text` keeps to it by choice, for
+    the model has never seen such text otherwise. Decoding joins added tokens to the text with blanks, and tidies
+    the blank before a full stop, also as the original.
+
+    Args:
+        folder: Where the files of the original tokenizer are.
+        added: Ids of the added tokens.
+        kwargs: Passed on to transformers (special tokens ...).
+    """
+
+    vocab_files_names = {name.partition(".")[0]: name for name in FILES[:3]}  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+
+    def __init__(self, folder: Path, added: dict[str, int], **kwargs: Any) -> None:
+        self.folder = folder
+        self.encoder: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        self.decoder = {index: token for token, index in self.encoder.items()}
+        self.errors = kwargs.pop("errors", "replace")
+        self._bpe = _byte_level_bpe(self.encoder, folder / "merges.txt", str(kwargs["unk_token"]))
+        # Tokens that are declared as objects keep the whitespace beside them unless their flags say otherwise;
+        # all others lose it.
+        declared = {str(token): token for token in _special_tokens(kwargs) if isinstance(token, AddedToken)}
+        tokens = {**dict.fromkeys(added), **dict.fromkeys(map(str, _special_tokens(kwargs)))}
+        self._strips_left = {token for token in tokens if token not in declared or declared[token].lstrip}
+        self._strips_right = {token for token in tokens if token not in declared or declared[token].rstrip}
+        self._added = added
+        self._whole_pattern = _any_of(tokens)
+        self._run_pattern = _any_of(token for token in tokens if token.isspace())
+        self._added_tokens_decoder = {
+            index: AddedToken(
+                token,
+                lstrip=token in self._strips_left,
+                rstrip=token in self._strips_right,
+                normalized=False,
+                special=not token.isspace(),
+            )
+            for token, index in added.items()
+        }
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+
+    @property
+    def vocab_size(self) -> int:
+        """Pieces without the added tokens."""
+        return len(self.encoder)
+
+    def get_vocab(self) -> dict[str, int]:
+        """All pieces."""
+        return {**self.encoder, **self._added}
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of text that somebody wrote: `<eom>` in it stays ordinary characters."""
+        return self._encode([self._run_pattern.split(text)])[0]
+
+    def encode_field(self, text: str, end: str) -> list[int]:
+        """Ids of `text`, the control token `end` and a newline, as the original encodes them in one."""
+        return self._encode([[*self._run_pattern.split(text), end, "\n"]])[0]
+
+    def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
+        """Ids of each text, control tokens in it included, in parallel."""
+        return self._encode([self._whole_pattern.split(text) for text in texts])
+
+    def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
+        """Pieces of a text."""
+        if kwargs.get("split_special_tokens", self.split_special_tokens):
+            return [self.decoder[index] for index in self._bpe.encode(text).ids]
+        tokens: list[str] = self.convert_ids_to_tokens(self.encode_texts([text])[0])
+        return tokens
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
+        """Copies of the original files."""
+        prefix = f"{filename_prefix}-" if filename_prefix else ""
+        files = [self.folder / name for name in FILES[:4] if (self.folder / name).is_file()]
+        return tuple(str(shutil.copy(file, Path(save_directory) / f"{prefix}{file.name}")) for file in files)
+
+    def _encode(self, rows: list[list[str]]) -> list[list[int]]:
+        """Ids of rows whose parts are added tokens or text between them."""
+        rows = [self._strip([part for part in row if part]) for row in rows]
+        texts = [part for row in rows for part in row if part not in self._added_ids]
+        encodings = iter(self._bpe.encode_batch_fast(texts, add_special_tokens=False))
+        encoded = []
+        for row in rows:
+            ids: list[int] = []
+            for part in row:
+                index = self._added_ids.get(part)
+                ids += next(encodings).ids if index is None else [index]
+            encoded.append(ids)
+        return encoded
+
+    def _strip(self, parts: list[str]) -> list[str]:
+        """Parts without the whitespace that their neighbours swallow; a run can swallow the run beside it."""
+        for i, part in enumerate(parts):
+            if part in self._strips_right and i + 1 < len(parts):
+                parts[i + 1] = parts[i + 1].lstrip()
+            if part in self._strips_left and i:
+                parts[i - 1] = parts[i - 1].rstrip()
+        return [part for part in parts if part]
+
+    @cached_property
+    def _added_ids(self) -> dict[str, int]:
+        special = {token: self.encoder[token] for token in self.all_special_tokens if token in self.encoder}
+        return {**special, **self._added}
+
+    @cached_property
+    def _bytes_of_id(self) -> dict[int, bytes]:
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+        return {index: bytes(byte_of[c] for c in token) for token, index in self.encoder.items()}
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Texts are encoded in one go before transformers takes the ids over; an empty list it would not take."""
+        if not (kwargs.get("split_special_tokens") or kwargs.get("is_split_into_words")):
+            if isinstance(text, str):
+                text = self.encode_texts([text])[0] or ""
+            elif isinstance(text, list) and all(isinstance(one, str) for one in text):
+                text = [ids or "" for ids in self.encode_texts(text)]
+        return super()._encode_plus(text, text_pair, **kwargs)
+
+    def _convert_token_to_id(self, token: str) -> int | None:
+        return self.encoder.get(token, self.encoder.get(self.unk_token))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        # Rows beyond the tokenizer exist in the embedding; they have no text.
+        token: str = self.decoder.get(index, "")
+        return token
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Text of pieces."""
+        return self._text(self.encoder[token] for token in tokens)
+
+    def _text(self, ids: Iterable[int]) -> str:
+        # Rows beyond the tokenizer exist in the embedding; they have no text.
+        return b"".join(self._bytes_of_id.get(index, b"") for index in ids).decode("utf-8", errors=self.errors)
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
+        skipped = set(self.all_special_ids) if skip_special_tokens else set()
+        joined: list[str] = []
+        part: list[int] = []
+        for index in ids:
+            if index in skipped:
+                continue
+            if index not in self._added_tokens_decoder or index in self.decoder:
+                part.append(index)
+                continue
+            if part:
+                joined.append(self._text(part))
+                part = []
+            joined.append(self._added_tokens_decoder[index].content)
+        if part:
+            joined.append(self._text(part))
+        text = " ".join(joined)
+        is_tidied = clean_up_tokenization_spaces
+        if is_tidied is None:
+            is_tidied = self.clean_up_tokenization_spaces
+        return str(self.clean_up_tokenization(text)) if is_tidied else text
+
+
+def load_moss_tokenizer(folder: Path) -> MossTokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        CheckpointError: If it lacks one of the tokens that end a field.
+    """
+    settings = _read_json(folder / "tokenizer_config.json")
+    declared = _read_json(folder / "special_tokens_map.json")
+    added = _read_json(folder / "added_tokens.json")
+    missing = [token for token in FIELD_ENDS if token not in added]
+    if missing:
+        raise CheckpointError(
+            f"{folder / 'added_tokens.json'} lacks {', '.join(missing)}: it is not MOSS's. Download it again"
+        )
+    roles = {role: _role(role, declared, settings) for role in ("bos_token", "eos_token", "unk_token")}
+    extra = declared.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    return MossTokenizer(
+        folder,
+        added,
+        **roles,
+        # The original has none, and pads with the end token.
+        pad_token=roles["eos_token"],
+        extra_special_tokens=[_declared(token) for token in extra],
+        special_tokens_pattern="bos" if settings.get("add_bos_token") else "none",
+        errors=settings.get("errors", "replace"),
+        padding_side=settings.get("padding_side", "right"),
+        model_max_length=settings.get("model_max_length"),
+        clean_up_tokenization_spaces=settings.get("clean_up_tokenization_spaces", True),
+    )
+
+
+def _role(role: str, declared: dict[str, Any], settings: dict[str, Any]) -> str | AddedToken:
+    """special_tokens_map.json counts as it is; the original class makes objects of strings in tokenizer_config.json."""
+    if declared.get(role):
+        return _declared(declared[role])
+    token = _declared(settings.get(role) or END_OF_TEXT)
+    return AddedToken(token) if isinstance(token, str) else token
+
+
+def _special_tokens(kwargs: dict[str, Any]) -> Sequence[str | AddedToken]:
+    return [*kwargs["extra_special_tokens"], *(kwargs[f"{role}_token"] for role in ("bos", "eos", "unk"))]
+
+
+def _declared(token: str | dict[str, Any]) -> str | AddedToken:
+    if not isinstance(token, dict):
+        return token
+    return AddedToken(token["content"], lstrip=token.get("lstrip", False), rstrip=token.get("rstrip", False))
+
+
+def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
+    """Pattern that splits a text into the longest of the tokens and what stands between them."""
+    return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
+
+
+def _byte_level_bpe(vocab: dict[str, int], merges_file: Path, unk_token: str) -> Tokenizer:
+    # The first line is a version, the last is empty.
+    lines = merges_file.read_text(encoding="utf-8").split("\n")[1:-1]
+    merges = [(left, right) for left, right in (line.split() for line in lines)]
+    tokenizer = Tokenizer(BPE(vocab, merges, unk_token=unk_token))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
+    return tokenizer
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return content
