@@ -12,7 +12,6 @@ from torch import nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
@@ -20,6 +19,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from lit_sft.families._chatglm_layout import Layout, MarkIds, causal_mask, read_layout
+from lit_sft.families._chatglm_weights import CONVERSION
 
 RESIDUAL_SCALE = (2 * 28) ** 0.5
 """The original never tells its blocks how many they are, so this is that of 28 layers for any number."""
@@ -76,12 +76,14 @@ class TwoChannelRotary(nn.Module):
         super().__init__()
         self.channel_dim = head_dim // 2
 
+    def frequencies(self, device: torch.device | str) -> torch.Tensor:
+        """Angle for each step of a channel [D/4]; the original rounds it to half precision, whatever the weights."""
+        exponents = torch.arange(0, self.channel_dim, 2, device=device).float() / self.channel_dim
+        return (1 / 10000**exponents).half().float()
+
     def forward(self, positions_B2T: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosine and sine, [B, 1, T, 2, D/2]."""
-        exponents = torch.arange(0, self.channel_dim, 2, device=positions_B2T.device).float() / self.channel_dim
-        # The original rounds its frequencies to half precision, whatever the type of the weights.
-        frequencies = (1 / 10000**exponents).half().float()
-        angles = positions_B2T.transpose(1, 2)[:, None, ..., None].float() * frequencies
+        angles = positions_B2T.transpose(1, 2)[:, None, ..., None].float() * self.frequencies(positions_B2T.device)
         angles = torch.cat([angles, angles], dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -303,7 +305,9 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             raise ValueError("this cache does not know its tokens: give position_ids [B, 2, T], or use a PrefixCache")
         if num_new == 1 and not is_padded:
             return positions, None
-        is_real = attention_mask.bool() if is_padded else input_ids.new_ones((input_ids.shape[0], seen + num_new)).bool()
+        is_real = (
+            attention_mask.bool() if is_padded else input_ids.new_ones((input_ids.shape[0], seen + num_new)).bool()
+        )
         return positions, causal_mask(num_new, is_real)[:, None]
 
 
@@ -376,62 +380,4 @@ class ChatGLM6BForCausalLM(ChatGLM6BPreTrainedModel, GenerationMixin):
         return {**inputs, "position_ids": positions.to(new_ids.device)}
 
 
-def split_heads(fused: torch.Tensor, num_heads: int) -> list[torch.Tensor]:
-    """Query, key and value [C, ...] of the fused [3C, ...], in which each head has its three parts together."""
-    parts = fused.unflatten(0, (num_heads, 3, -1)).unbind(1)
-    return [part.flatten(0, 1).contiguous() for part in parts]
-
-
-def fuse_heads(parts: list[torch.Tensor], num_heads: int) -> torch.Tensor:
-    """The inverse of `split_heads`."""
-    return torch.stack([part.unflatten(0, (num_heads, -1)) for part in parts], dim=1).flatten(0, 2).contiguous()
-
-
-class SplitHeads(ConversionOps):
-    """`split_heads` while weights stream in."""
-
-    @torch.no_grad()
-    def convert(
-        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
-    ) -> dict[str, Any]:
-        """One tensor to three."""
-        parts = split_heads(_only(input_dict[source_patterns[0]]), kwargs["config"].num_attention_heads)
-        return dict(zip(target_patterns, parts, strict=True))
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        """What saving does."""
-        return FuseHeads()
-
-
-class FuseHeads(ConversionOps):
-    """`fuse_heads` while weights stream out."""
-
-    @torch.no_grad()
-    def convert(
-        self, input_dict: dict[str, Any], source_patterns: list[str], target_patterns: list[str], **kwargs: Any
-    ) -> dict[str, Any]:
-        """Three tensors to one."""
-        parts = [_only(input_dict[pattern]) for pattern in source_patterns]
-        return {target_patterns[0]: fuse_heads(parts, kwargs["config"].num_attention_heads)}
-
-    @property
-    def reverse_op(self) -> ConversionOps:
-        """What loading does."""
-        return SplitHeads()
-
-
-def _only(tensors: Any) -> torch.Tensor:
-    return tensors[0] if isinstance(tensors, list) else tensors
-
-
-register_checkpoint_conversion_mapping(
-    ChatGLM6BForCausalLM.__name__,
-    [
-        WeightConverter(
-            f"attention.query_key_value.{kind}", [f"attention.{part}_proj.{kind}" for part in "qkv"], [SplitHeads()]
-        )
-        for kind in ("weight", "bias")
-    ],
-    overwrite=True,
-)
+register_checkpoint_conversion_mapping(ChatGLM6BForCausalLM.__name__, CONVERSION, overwrite=True)

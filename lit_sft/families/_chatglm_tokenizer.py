@@ -19,6 +19,8 @@ MODEL_FILE = "ice_text.model"
 CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 TAB = "<|tab|>"
 LONGEST_BLANK = 80
+BLANKS = re.compile(f" {{2,{LONGEST_BLANK}}}")
+WRITTEN_BLANKS = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
@@ -42,16 +44,16 @@ def complete_model(proto: Any) -> Any:
 def write_whitespace(text: str) -> str:
     """Line ends, tabs and runs of blanks as pieces of their own, which sentencepiece would otherwise drop."""
     text = text.replace("\n", "<n>").replace("\t", TAB)
-    return re.sub(f" {{2,{LONGEST_BLANK}}}", lambda run: _blank(len(run[0])), text)
+    return BLANKS.sub(lambda run: _blank(len(run[0])), text)
 
 
 def read_whitespace(text: str) -> str:
     """The inverse of `write_whitespace`."""
     text = text.replace("<n>", "\n").replace(TAB, "\t")
-    return re.sub(_blank("([2-9]|[1-7][0-9]|80)").replace("|>", r"\|>").replace("<|", r"<\|"), lambda m: " " * int(m[1]), text)
+    return WRITTEN_BLANKS.sub(lambda blank: " " * int(blank[1]), text)
 
 
-def _blank(length: int | str) -> str:
+def _blank(length: int) -> str:
     return f"<|blank_{length}|>"
 
 
@@ -81,9 +83,7 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
         self.num_image_tokens = num_image_tokens
         self.parsed_tokens = tuple(parsed_tokens)
         proto = sentencepiece_model_pb2.ModelProto.FromString(Path(vocab_file).read_bytes())
-        self.pieces = sentencepiece.SentencePieceProcessor(
-            model_proto=complete_model(proto).SerializeToString()
-        )
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=complete_model(proto).SerializeToString())
         kwargs.setdefault("padding_side", "left")
         kwargs.setdefault("clean_up_tokenization_spaces", not self.is_first_revision)
         super().__init__(
@@ -116,11 +116,18 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         """Ids by token."""
-        return {self._convert_id_to_token(index): index for index in range(self.vocab_size)}
+        images = [f"<image_{index}>" for index in range(self.num_image_tokens)]
+        pieces = self.pieces.id_to_piece(list(range(self.pieces.vocab_size())))
+        return {token: index for index, token in enumerate([*images, *pieces])}
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that somebody wrote: `<eop>` or `[gMASK]` in it stay ordinary characters."""
         return [self.num_image_tokens + piece for piece in self.pieces.encode(write_whitespace(text))]
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """`encode_text` of many texts, in parallel: up to twice as fast as one by one."""
+        batch = self.pieces.encode([write_whitespace(text) for text in texts])
+        return [[self.num_image_tokens + piece for piece in pieces] for pieces in batch]
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Pieces of `text`; a control token in it swallows the blanks around it, unless `split_special_tokens`."""
@@ -189,5 +196,7 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
         pieces = [int(token) - self.num_image_tokens for token in ids if token not in skipped]
         # Image tokens and rows of the embedding beyond the last piece have no text.
         text = read_whitespace(self.pieces.decode([p for p in pieces if 0 <= p < self.pieces.vocab_size()]))
-        clean_up = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        clean_up = (
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        )
         return self.clean_up_tokenization(text) if clean_up else text
