@@ -3,6 +3,9 @@
 Letters in names of tensors: B rows, T tokens, K tokens with the cached ones, H heads, D their width, C hidden size.
 """
 
+# mypy: disable-error-code="no-untyped-call,untyped-decorator,override,no-any-return"
+# transformers and torch are typed in part only.
+
 from __future__ import annotations
 
 from typing import Any
@@ -30,13 +33,13 @@ class ChatGLM6BConfig(PreTrainedConfig):
 
     model_type = "chatglm"
     keys_to_ignore_at_inference = ("past_key_values",)
-    attribute_map = {  # noqa: RUF012 - transformers' own form
+    attribute_map = {  # noqa: RUF012 - a form of transformers
         "num_hidden_layers": "num_layers",
         "intermediate_size": "inner_hidden_size",
         "max_position_embeddings": "max_sequence_length",
     }
 
-    vocab_size: int = 130528
+    vocab_size: int = 150528
     hidden_size: int = 4096
     inner_hidden_size: int = 16384
     num_layers: int = 28
@@ -61,12 +64,13 @@ class PrefixCache(DynamicCache):
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        self.layers.append(DynamicLayer())
+        self.tokens = DynamicLayer()
+        self.layers.append(self.tokens)
 
     def append(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Remember `input_ids` [B, T]; returns all tokens so far [B, K]."""
         states = input_ids[:, None, :, None]
-        return self.layers[-1].update(states, states)[0][:, 0, :, 0]
+        return self.tokens.update(states, states)[0][:, 0, :, 0]
 
 
 class TwoChannelRotary(nn.Module):
@@ -188,11 +192,11 @@ class ChatGLM6BPreTrainedModel(PreTrainedModel):
     config_class = ChatGLM6BConfig
     base_model_prefix = "transformer"
     supports_gradient_checkpointing = True
-    _no_split_modules = ("ChatGLM6BBlock",)
-    _skip_keys_device_placement = ("past_key_values",)
+    _no_split_modules = ["ChatGLM6BBlock"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_attention_backend = False
-    _can_record_outputs = {  # noqa: RUF012 - transformers' own form
+    _can_record_outputs = {  # noqa: RUF012 - a form of transformers
         "hidden_states": ChatGLM6BBlock,
         "attentions": ChatGLM6BAttention,
     }
@@ -214,7 +218,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         """The embedding, under its original name."""
         return self.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the embedding."""
         self.word_embeddings = value
 
@@ -296,26 +300,25 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         num_new = input_ids.shape[1]
         if num_new > 1 and bool((input_ids == self.config.bos_token_id).any()):
             raise ValueError("a prompt of ChatGLM-6B sees itself in both directions, so it cannot be read in pieces")
-        is_padded = attention_mask is not None and attention_mask.dim() == 2
+        padding_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
         if position_ids is not None and position_ids.dim() == 3:
             positions = position_ids
         elif tokens.shape[1] == seen + num_new:
-            positions = self.layout(tokens, attention_mask if is_padded else None).positions[..., -num_new:]
+            positions = self.layout(tokens, padding_mask).positions[..., -num_new:]
         else:
             raise ValueError("this cache does not know its tokens: give position_ids [B, 2, T], or use a PrefixCache")
-        if num_new == 1 and not is_padded:
-            return positions, None
-        is_real = (
-            attention_mask.bool() if is_padded else input_ids.new_ones((input_ids.shape[0], seen + num_new)).bool()
-        )
-        return positions, causal_mask(num_new, is_real)[:, None]
+        if padding_mask is None:
+            if num_new == 1:
+                return positions, None
+            padding_mask = input_ids.new_ones((input_ids.shape[0], seen + num_new))
+        return positions, causal_mask(num_new, padding_mask.bool())[:, None]
 
 
 class ChatGLM6BForCausalLM(ChatGLM6BPreTrainedModel, GenerationMixin):
     """The decoder with its head, which is the embedding unless the config says otherwise."""
 
-    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012 - transformers' form
-    _keys_to_ignore_on_load_unexpected = (r"rotary_emb\.inv_freq$",)
+    _tied_weights_keys = {"lm_head.weight": "transformer.word_embeddings.weight"}  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
 
     def __init__(self, config: ChatGLM6BConfig) -> None:
         super().__init__(config)
@@ -374,7 +377,9 @@ class ChatGLM6BForCausalLM(ChatGLM6BPreTrainedModel, GenerationMixin):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, **kwargs: Any
     ) -> dict[str, Any]:
         """Positions of the new tokens, read off all tokens: so beams may change places, and any cache will do."""
-        inputs = super().prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
+        # transformers types itself more narrowly than it means.
+        base: Any = super()
+        inputs = base.prepare_inputs_for_generation(input_ids, attention_mask=attention_mask, **kwargs)
         new_ids = inputs["input_ids"]
         positions = self.transformer.layout(input_ids, attention_mask).positions[..., -new_ids.shape[1] :]
         return {**inputs, "position_ids": positions.to(new_ids.device)}

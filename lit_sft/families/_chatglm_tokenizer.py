@@ -3,6 +3,9 @@
 The sentencepiece library does the work: its Rust conversion chooses other pieces where scores tie.
 """
 
+# mypy: disable-error-code="no-untyped-call,override"
+# transformers and torch are typed in part only.
+
 from __future__ import annotations
 
 import re
@@ -22,23 +25,25 @@ LONGEST_BLANK = 80
 BLANKS = re.compile(f" {{2,{LONGEST_BLANK}}}")
 WRITTEN_BLANKS = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+protobuf: Any = sentencepiece_model_pb2
 
 
-def complete_model(proto: Any) -> Any:
-    """Append the 344 pieces which the first code of the model added on loading, unless the file holds them."""
+def complete_model(serialized: bytes) -> bytes:
+    """Append the 344 pieces which the first code of the model added on loading, unless the model holds them."""
+    proto = protobuf.ModelProto.FromString(serialized)
     if any(piece.piece == "[gMASK]" for piece in proto.pieces):
-        return proto
+        return serialized
     blanks = [_blank(length) for length in range(2, LONGEST_BLANK + 1)]
+    kinds = protobuf.ModelProto.SentencePiece
     appended = [
-        *((piece, _Piece.CONTROL) for piece in CONTROL),
-        *((piece, _Piece.USER_DEFINED) for piece in (TAB, *blanks)),
-        *((f"<0x{byte:02X}>", _Piece.BYTE) for byte in range(256)),
+        *((piece, kinds.CONTROL) for piece in CONTROL),
+        *((piece, kinds.USER_DEFINED) for piece in (TAB, *blanks)),
+        *((f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)),
     ]
     for piece, kind in appended:
         proto.pieces.add(piece=piece, score=0.0, type=kind)
     proto.trainer_spec.byte_fallback = True
-    return proto
+    return bytes(proto.SerializeToString())
 
 
 def write_whitespace(text: str) -> str:
@@ -82,8 +87,8 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
         self.vocab_file = vocab_file
         self.num_image_tokens = num_image_tokens
         self.parsed_tokens = tuple(parsed_tokens)
-        proto = sentencepiece_model_pb2.ModelProto.FromString(Path(vocab_file).read_bytes())
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=complete_model(proto).SerializeToString())
+        model = complete_model(Path(vocab_file).read_bytes())
+        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
         kwargs.setdefault("padding_side", "left")
         kwargs.setdefault("clean_up_tokenization_spaces", not self.is_first_revision)
         super().__init__(

@@ -1,11 +1,14 @@
 """How ChatGLM-6B stores query, key and value: one matrix in which every head has its three parts together."""
 
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+# transformers and torch are typed in part only.
+
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from transformers.core_model_loading import ConversionOps, WeightConverter
+from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
 
 def split_heads(fused: torch.Tensor, num_heads: int) -> list[torch.Tensor]:
@@ -57,7 +60,7 @@ def _only(tensors: Any) -> torch.Tensor:
     return tensors[0] if isinstance(tensors, list) else tensors
 
 
-CONVERSION = [
+CONVERSION: list[WeightConverter | WeightRenaming] = [
     WeightConverter(
         f"attention.query_key_value.{kind}", [f"attention.{part}_proj.{kind}" for part in "qkv"], [SplitHeads()]
     )

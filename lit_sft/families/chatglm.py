@@ -24,7 +24,6 @@ from typing import Any
 
 import sentencepiece
 import torch
-from sentencepiece import sentencepiece_model_pb2
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
@@ -39,15 +38,15 @@ NUM_APPENDED = 344
 
 
 class ChatGLMFormat(PromptFormat):
-    """The form of the original `chat` and of its fine-tuning script: `prompt [gMASK] <sop> answer <eop>`.
+    r"""The form of the original `chat` and of its fine-tuning script: `prompt [gMASK] <sop> answer <eop>`.
 
-    The prompt is the bare question, or with a history `[Round 0]\\n问：...\\n答：...\\n[Round 1]\\n问：...\\n答：`. The
+    The prompt is the bare question, or with a history `[Round 0]\n问：...\n答：...\n[Round 1]\n问：...\n答：`. The
     history is part of the prompt, which sees itself in both directions, so only the last answer is trained: an
     earlier one would be seen before it is predicted. <sop>, the answer and <eop> are supervised.
 
     The original has no system message; one stands before the first question, on a line of its own. The oldest rounds
-    of a history that does not fit are dropped, and the rest counted from 0; a quarter of the context is left to an
-    answer that is still to be given.
+    of a history that does not fit the context together with the answer are dropped, and the rest counted from 0;
+    the original lets such a history overflow.
 
     Args:
         context_length: Tokens of prompt and answer together.
@@ -69,7 +68,7 @@ class ChatGLMFormat(PromptFormat):
         asked = [[message for message in first if message.role != "system"], *(read for read, _ in rounds[1:])]
         answers = [given.content if given else "" for _, given in rounds]
         reply_ids = [] if answer is None else [*tokenizer.encode_text(answer.content), tokenizer.eos_token_id]
-        room = self.context_length - (len(reply_ids) or self.context_length // 4)
+        room = self.context_length - max(1, len(reply_ids))
         while True:
             questions = [_lines([*system, *asked[0]]), *map(_lines, asked[1:])]
             text = self.prompt(list(zip(questions[:-1], answers, strict=False)), questions[-1])
@@ -120,8 +119,8 @@ class ChatGLM6B(Family):
         file = folder / "config.json"
         if config.get("quantization_bit"):
             raise CheckpointError(
-                f"{file} has quantization_bit: {config['quantization_bit']}, so its weights are integers, which cannot be "
-                "tuned. Take the half-precision checkpoint (THUDM/chatglm-6b) and quantise it on loading (QLoRA)"
+                f"{file} has quantization_bit: {config['quantization_bit']}, so its weights are integers, which cannot "
+                "be tuned. Take the half-precision checkpoint (THUDM/chatglm-6b) and quantise it on loading (QLoRA)"
             )
         if config.get("pre_seq_len"):
             raise CheckpointError(f"{file} has pre_seq_len, so the folder holds a P-Tuning prefix. Take the base model")
@@ -167,13 +166,13 @@ class ChatGLM6B(Family):
             parsed_tokens=tuple(settings.get(f"{role}_token", token) for role, token in roles.items()),
             model_max_length=self.context_length,
         )
-        sop = self.config.get("bos_token_id", tokenizer.bos_token_id)
-        if sop != tokenizer.bos_token_id or tokenizer.vocab_size > self.config.get("vocab_size", tokenizer.vocab_size):
+        config = ChatGLM6BConfig(**self.config)
+        sop, num_ids = tokenizer.bos_token_id, tokenizer.vocab_size
+        if sop != config.bos_token_id or num_ids > config.vocab_size:
             raise CheckpointError(
-                f"{self.folder}: <sop> is token {sop} of {self.config.get('vocab_size')} in config.json, but "
-                f"{tokenizer.bos_token_id} of {tokenizer.vocab_size} in {MODEL_FILE} with {tokenizer.num_image_tokens} image "
-                "tokens before it. Take all files from one revision (num_image_tokens in tokenizer_config.json is 0 since "
-                "April 2023, 20000 if absent)"
+                f"{self.folder}: <sop> is token {config.bos_token_id} of {config.vocab_size} in config.json, but "
+                f"{sop} of {num_ids} in {MODEL_FILE} after {tokenizer.num_image_tokens} image tokens. Take all files "
+                "from one revision (num_image_tokens in tokenizer_config.json is 0 since April 2023, absent before)"
             )
         return tokenizer
 
@@ -198,7 +197,7 @@ class ChatGLM6B(Family):
             raise ConfigError(f"vocab_size {size.vocab_size} must be at least {NUM_APPENDED + 300} for {cls.name}")
         train_model(folder / MODEL_FILE, texts, num_trained)
         marks = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
-        config = {
+        config: dict[str, Any] = {
             "architectures": ["ChatGLMModel"],
             "bos_token_id": marks.piece_to_id("<sop>"),
             "eos_token_id": marks.piece_to_id("<eop>"),
@@ -280,5 +279,4 @@ def train_model(path: Path, texts: Iterable[str], num_pieces: int) -> None:
             max_sentence_length=1 << 20,
             minloglevel=2,
         )
-    proto = sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
-    path.write_bytes(complete_model(proto).SerializeToString())
+    path.write_bytes(complete_model(path.read_bytes()))
