@@ -246,6 +246,8 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         """
         if use_cache and past_key_values is None:
             past_key_values = PrefixCache(self.config)
+        if past_key_values is not None and past_key_values.is_compileable:
+            raise ValueError("ChatGLM-6B needs a cache that grows: leave cache_implementation at its default")
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         tokens = past_key_values.append(input_ids) if isinstance(past_key_values, PrefixCache) else input_ids
         if seen:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     def __init__(
-        self, vocab_file: str, num_image_tokens: int = 20000, parsed_tokens: tuple[str, ...] = (), **kwargs: Any
+        self, vocab_file: str, num_image_tokens: int = 20000, parsed_tokens: Sequence[str] = (), **kwargs: Any
     ) -> None:
         self.vocab_file = vocab_file
         self.num_image_tokens = num_image_tokens
@@ -93,7 +94,7 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
         kwargs.setdefault("clean_up_tokenization_spaces", not self.is_first_revision)
         super().__init__(
             num_image_tokens=num_image_tokens,
-            parsed_tokens=parsed_tokens,
+            parsed_tokens=list(parsed_tokens),
             **{
                 "bos_token": "<sop>",
                 "eos_token": "<eop>",

@@ -36,6 +36,21 @@ from lit_sft.families._chatglm_weights import fuse_heads
 NUM_APPENDED = 344
 """Pieces of ice_text.model that are not trained."""
 
+TOKENIZER_CONFIG = {
+    "bos_token": "<sop>",
+    "do_lower_case": False,
+    "end_token": "</s>",
+    "eos_token": "<eop>",
+    "gmask_token": "[gMASK]",
+    "mask_token": "[MASK]",
+    "num_image_tokens": 0,
+    "pad_token": "<pad>",
+    "remove_space": False,
+    "tokenizer_class": "ChatGLMTokenizer",
+    "unk_token": "<unk>",
+}
+"""The released tokenizer_config.json, without its reference to remote code."""
+
 
 class ChatGLMFormat(PromptFormat):
     r"""The form of the original `chat` and of its fine-tuning script: `prompt [gMASK] <sop> answer <eop>`.
@@ -160,21 +175,27 @@ class ChatGLM6B(Family):
         settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
         # What transformers 4 recognised in text: [gMASK] is not among them.
         roles = {"bos": "<sop>", "eos": "</s>", "mask": "[MASK]", "pad": "<pad>", "unk": "<unk>"}
+        recognised = [settings.get(f"{role}_token", token) for role, token in roles.items()]
         tokenizer = ChatGLM6BTokenizer(
             str(model_file),
             num_image_tokens=settings.get("num_image_tokens", 20000),
-            parsed_tokens=tuple(settings.get(f"{role}_token", token) for role, token in roles.items()),
+            # A copy saved by this class says so itself.
+            parsed_tokens=settings.get("parsed_tokens", recognised),
             model_max_length=self.context_length,
         )
-        config = ChatGLM6BConfig(**self.config)
-        sop, num_ids = tokenizer.bos_token_id, tokenizer.vocab_size
-        if sop != config.bos_token_id or num_ids > config.vocab_size:
+        self._check_ids(tokenizer)
+        return tokenizer
+
+    def _check_ids(self, tokenizer: ChatGLM6BTokenizer) -> None:
+        own = {"bos_token_id": tokenizer.bos_token_id, "gmask_token_id": tokenizer.gmask_token_id}
+        wrong = {key: self.config[key] for key, token in own.items() if self.config.get(key, token) != token}
+        rows = self.config.get("vocab_size", tokenizer.vocab_size)
+        if wrong or tokenizer.vocab_size > rows:
             raise CheckpointError(
-                f"{self.folder}: <sop> is token {config.bos_token_id} of {config.vocab_size} in config.json, but "
-                f"{sop} of {num_ids} in {MODEL_FILE} after {tokenizer.num_image_tokens} image tokens. Take all files "
+                f"{self.folder}: config.json has {wrong or f'vocab_size: {rows}'}, but {MODEL_FILE} after "
+                f"{tokenizer.num_image_tokens} image tokens gives {own} of {tokenizer.vocab_size}. Take all files "
                 "from one revision (num_image_tokens in tokenizer_config.json is 0 since April 2023, absent before)"
             )
-        return tokenizer
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """query_key_value is split while it streams in."""
@@ -197,42 +218,34 @@ class ChatGLM6B(Family):
             raise ConfigError(f"vocab_size {size.vocab_size} must be at least {NUM_APPENDED + 300} for {cls.name}")
         train_model(folder / MODEL_FILE, texts, num_trained)
         marks = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
-        config: dict[str, Any] = {
-            "architectures": ["ChatGLMModel"],
-            "bos_token_id": marks.piece_to_id("<sop>"),
-            "eos_token_id": marks.piece_to_id("<eop>"),
-            "mask_token_id": marks.piece_to_id("[MASK]"),
-            "gmask_token_id": marks.piece_to_id("[gMASK]"),
-            "pad_token_id": marks.piece_to_id("<pad>"),
-            "hidden_size": size.hidden_size,
-            "inner_hidden_size": size.intermediate_size,
-            "layernorm_epsilon": 1e-5,
-            "max_sequence_length": size.context_length,
-            "model_type": "chatglm",
-            "num_attention_heads": size.num_heads,
-            "num_layers": size.num_layers,
-            "position_encoding_2d": True,
-            "torch_dtype": "float16",
-            "use_cache": True,
-            "vocab_size": size.vocab_size,
-        }
-        tokenizer_config = {
-            "bos_token": "<sop>",
-            "do_lower_case": False,
-            "end_token": "</s>",
-            "eos_token": "<eop>",
-            "gmask_token": "[gMASK]",
-            "mask_token": "[MASK]",
-            "num_image_tokens": 0,
-            "pad_token": "<pad>",
-            "remove_space": False,
-            "tokenizer_class": "ChatGLMTokenizer",
-            "unk_token": "<unk>",
-        }
-        for name, content in (("config.json", config), ("tokenizer_config.json", tokenizer_config)):
+        config = tiny_config(size, marks)
+        for name, content in (("config.json", config), ("tokenizer_config.json", TOKENIZER_CONFIG)):
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
         model = ChatGLM6BForCausalLM(ChatGLM6BConfig(**config))
         torch.save(original_state_dict(model), folder / "pytorch_model.bin")
+
+
+def tiny_config(size: TinySize, marks: sentencepiece.SentencePieceProcessor) -> dict[str, Any]:
+    """A config.json with the keys of the released one."""
+    return {
+        "architectures": ["ChatGLMModel"],
+        "bos_token_id": marks.piece_to_id("<sop>"),
+        "eos_token_id": marks.piece_to_id("<eop>"),
+        "mask_token_id": marks.piece_to_id("[MASK]"),
+        "gmask_token_id": marks.piece_to_id("[gMASK]"),
+        "pad_token_id": marks.piece_to_id("<pad>"),
+        "hidden_size": size.hidden_size,
+        "inner_hidden_size": size.intermediate_size,
+        "layernorm_epsilon": 1e-5,
+        "max_sequence_length": size.context_length,
+        "model_type": "chatglm",
+        "num_attention_heads": size.num_heads,
+        "num_layers": size.num_layers,
+        "position_encoding_2d": True,
+        "torch_dtype": "float16",
+        "use_cache": True,
+        "vocab_size": size.vocab_size,
+    }
 
 
 def original_state_dict(model: ChatGLM6BForCausalLM) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from lit_sft.families._base import TinySize
 from lit_sft.families._chatglm_tokenizer import ChatGLM6BTokenizer, read_whitespace, write_whitespace
 from lit_sft.families._chatglm_weights import fuse_heads, split_heads
 from lit_sft.families.chatglm import ChatGLM6B, polish_answer
+from lit_sft.generation.generate import _answer
 
 SHARED = Path(os.environ.get("LIT_SFT_SHARED", Path(__file__).parents[3] / "shared"))
 REVISIONS = ["chatglm-6b", "chatglm-6b-v0"]
@@ -215,6 +216,12 @@ def test_a_cache_without_tokens_needs_positions() -> None:
         model(input_ids=ids[:, :1], past_key_values=cache)
 
 
+def test_a_static_cache_is_refused() -> None:
+    ids, model = golden_tensors("chatglm-6b")["single.input_ids"], golden_model("chatglm-6b")
+    with pytest.raises(ValueError, match="cache that grows"):
+        model.generate(ids, max_new_tokens=2, cache_implementation="static")
+
+
 # Layout of tokens the original never saw
 
 
@@ -320,8 +327,10 @@ def test_other_kinds_of_checkpoint_are_refused_by_key(changes: dict[str, Any], t
         open_checkpoint(changed_checkpoint(tmp_path, "chatglm-6b", **changes))
 
 
-def test_files_of_two_revisions_are_refused(tmp_path: Path) -> None:
-    folder = changed_checkpoint(tmp_path, "chatglm-6b-v0", bos_token_id=1304)
+@pytest.mark.parametrize("changes", [{"bos_token_id": 1304}, {"gmask_token_id": 1301}, {"vocab_size": 1664}])
+def test_files_of_two_revisions_are_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    """A vocabulary read with the wrong offset gives wrong ids without any other sign."""
+    folder = changed_checkpoint(tmp_path, "chatglm-6b-v0", **changes)
     with pytest.raises(CheckpointError, match="one revision"):
         open_checkpoint(folder).load_tokenizer()
 
@@ -419,6 +428,11 @@ def test_runs_of_blanks_survive(length: int) -> None:
     assert "  " not in write_whitespace(text)
 
 
+def test_generated_answers_are_spared_the_clean_up(tokenizer: Any) -> None:
+    text = "if x == ' a ' : print ( x , ' !' )"
+    assert _answer(tokenizer.encode_text(text), tokenizer, {tokenizer.eos_token_id}).text == text
+
+
 def test_eop_ends_an_answer_in_both_revisions(revision: str, tokenizer: Any) -> None:
     assert (
         tokenizer.eos_token_id
@@ -436,7 +450,8 @@ def test_a_saved_tokenizer_is_read_back(revision: str, tokenizer: Any, tmp_path:
     shutil.copy(GOLDEN / revision / "checkpoint" / "config.json", tmp_path)
     tokenizer.save_pretrained(tmp_path)
     again = open_checkpoint(tmp_path).load_tokenizer()
-    assert again("你好  [MASK]")["input_ids"] == tokenizer("你好  [MASK]")["input_ids"]
+    text = "你好  [MASK] </s> <eop>"
+    assert again(text)["input_ids"] == tokenizer(text)["input_ids"]
 
 
 # Prompts
