@@ -85,7 +85,10 @@ def _generate(
 
 def _answer(ids: list[int], tokenizer: Any, stop: set[int]) -> Answer:
     end = next((index for index, token in enumerate(ids) if token in stop), None)
-    text = tokenizer.decode(ids if end is None else ids[:end], skip_special_tokens=True).strip()
+    # Some original tokenizers "clean up" blanks before punctuation, which damages text and above all code.
+    text = tokenizer.decode(
+        ids if end is None else ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    ).strip()
     if end is None:
         return Answer(text, len(ids), "length")
     return Answer(text, end + 1, "stop")
