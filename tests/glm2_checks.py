@@ -102,9 +102,7 @@ def check_loss_and_gradients(family: str, case: str, mask: torch.Tensor | None) 
 def check_sample_losses(family: str, case: str) -> None:
     golden, model = golden_tensors(family), golden_model(family)
     expected = golden_json(family)["train"][case]["loss_per_sample"]
-    for input_ids, labels, loss in zip(
-        golden[f"{case}.input_ids"], golden[f"{case}.labels"], expected, strict=True
-    ):
+    for input_ids, labels, loss in zip(golden[f"{case}.input_ids"], golden[f"{case}.labels"], expected, strict=True):
         with torch.no_grad():
             actual = model(input_ids=input_ids[None], labels=labels[None]).loss
         assert actual.item() == pytest.approx(loss, abs=1e-5)

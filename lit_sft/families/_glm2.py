@@ -23,7 +23,7 @@ from transformers.core_model_loading import Split, WeightConverter, WeightRenami
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
-from lit_sft.families._glm2_text import CONTROLS, Glm2Tokenizer
+from lit_sft.families._glm2_tokenizer import CONTROLS, Glm2Tokenizer
 from lit_sft.families._sentencepiece import train_model
 
 RENAMED = {

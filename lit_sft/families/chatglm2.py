@@ -10,12 +10,12 @@ from typing import Any
 
 from lit_sft.conversation import Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families._glm2 import ChatGLM2ForCausalLM, Glm2Family
-from lit_sft.families._glm2_text import fitting
+from lit_sft.families._history import fitting
 
 
 @dataclass(frozen=True)
 class RoundsFormat(PromptFormat):
-    """The original's form: `[Round 1]\\n\\n问：...\\n\\n答：...\\n\\n[Round 2]...`, tokenised as one text.
+    r"""The original's form: `[Round 1]\n\n问：...\n\n答：...\n\n[Round 2]...`, tokenised as one text.
 
     The last answer alone has ids of its own, followed by </s>, and alone carries loss, as in the original fine-tuning;
     a conversation of many rounds is therefore one turn. Of a prompt that does not fit the context the oldest rounds

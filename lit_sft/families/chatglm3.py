@@ -1,4 +1,4 @@
-"""ChatGLM3-6B (THUDM/chatglm3-6b, 2023), also its base and long variants; what it shares with its predecessor: `_glm2.py`.
+"""ChatGLM3-6B (THUDM/chatglm3-6b, 2023), its base and long variants; what it shares with ChatGLM2-6B: `_glm2.py`.
 
 Weights, config.json keys and pieces are those of ChatGLM2-6B; four control tokens for roles make the chat another.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families._glm2 import ChatGLM2ForCausalLM, Glm2Family, register_weights
-from lit_sft.families._glm2_text import fitting
+from lit_sft.families._history import fitting
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 """Control tokens after those of ChatGLM2-6B, in the order of their ids."""
@@ -50,7 +50,8 @@ class RolesFormat(PromptFormat):
             if turns:
                 # This role token ended the answer before.
                 labels = [prompt_ids[0], *[IGNORE_INDEX] * (len(prompt_ids) - 1)]
-            turns.append(EncodedTurn(prompt_ids, [] if answer is None else _said(answer.name, answer, tokenizer), labels))
+            reply_ids = [] if answer is None else _said(answer.name, answer, tokenizer)
+            turns.append(EncodedTurn(prompt_ids, reply_ids, labels))
         return turns
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:

@@ -8,7 +8,7 @@ import pytest
 from goldens import golden_checkpoint, golden_json, golden_tensors
 
 from lit_sft import Conversation, Message
-from lit_sft.families._glm2_text import Glm2Tokenizer
+from lit_sft.families._glm2_tokenizer import Glm2Tokenizer
 from lit_sft.families.chatglm3 import ROLES
 
 FAMILY = "chatglm3-6b"
