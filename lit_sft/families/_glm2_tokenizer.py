@@ -11,7 +11,8 @@ from typing import Any
 
 from tokenizers.processors import TemplateProcessing
 from transformers import BatchEncoding
-from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy
 
 from lit_sft.families._sentencepiece import SentencePieceTokenizer
 
@@ -88,7 +89,9 @@ class Glm2Tokenizer(SentencePieceTokenizer):
     @property
     def prefix_ids(self) -> list[int]:
         """Ids that stand before every text."""
-        return [int(self.convert_tokens_to_ids(name)) for name in PREFIX]
+        ids = self.convert_tokens_to_ids(list(PREFIX))
+        assert isinstance(ids, list)
+        return ids
 
     def _encode_plus(  # type: ignore[override]  # most options are only passed through
         self,

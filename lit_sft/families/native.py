@@ -121,10 +121,10 @@ class Native(Family):
         raise CheckpointError(f"{self.folder / 'config.json'} says no context length; add max_position_embeddings")
 
     @cached_property
-    def lora_targets(self) -> tuple[str, ...]:  # type: ignore[override]  # computed once
+    def lora_targets(self) -> tuple[str, ...]:
         """Names of all linear layers but the head, in the order of the network."""
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self._auto_config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(self._auto_config)  # type: ignore[no-untyped-call]
         head = model.get_output_embeddings()
         return tuple(
             dict.fromkeys(
@@ -202,7 +202,7 @@ class Native(Family):
             bos_token_id=1,
             eos_token_id=2,
         )
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+        LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -93,8 +93,10 @@ def sentencepiece(llama: Path, request: pytest.FixtureRequest) -> Path:
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
         tokenizer.decoder = decoders.Metaspace()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False, max_token_length=8)
-    tokenizer.train_from_iterator([*demo_texts()[:60], LLAMA2, ZEPHYR, *(message.content for message in ASKED)], trainer)
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, show_progress=False)
+    tokenizer.train_from_iterator(
+        [*demo_texts()[:60], LLAMA2, ZEPHYR, *(message.content for message in ASKED)], trainer
+    )
     tokenizer.save(str(llama / "tokenizer.json"))
     set_template(llama, LLAMA2, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>")
     return llama
@@ -145,7 +147,7 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text(llama: Path) -> 
     tokenizer = checkpoint.load_tokenizer()
     example = checkpoint.prompt_format.encode(Conversation(ASKED), tokenizer)
     text = tokenizer.decode(example.input_ids)
-    assert text == "user: 你好\nassistant: 你好！<|im_end|>\nuser: 2加2?\nassistant: 4 \n是<|im_end|>"
+    assert text == "user: 你好\nassistant: 你好！<|im_end|>\nuser: 2加2?\nassistant: 4\n是<|im_end|>"
 
 
 @pytest.mark.parametrize("reply", ["\n\n你好", "  好", "", "\n"])
@@ -214,7 +216,7 @@ def test_a_base_model_gets_a_plain_form(llama: Path) -> None:
     example = checkpoint.prompt_format.encode(Conversation(ASKED[:2]), tokenizer)
     assert tokenizer.decode(example.input_ids) == "Human: 你好\n\nAssistant: 你好！<|im_end|>"
     assert tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]) == " 你好！<|im_end|>"
-    with pytest.raises(ConfigError, match="no chat template.*human-assistant"):
+    with pytest.raises(ConfigError, match=r"no chat template.*human-assistant"):
         open_checkpoint(llama, prompt_format="chat-template")
 
 
