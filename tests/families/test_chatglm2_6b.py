@@ -3,7 +3,7 @@
 import glm2_checks as checks
 import pytest
 import torch
-from goldens import golden_checkpoint, golden_json, golden_model, golden_tensors
+from goldens import golden_checkpoint, golden_json, golden_tensors
 
 from lit_sft import Conversation, Message
 from lit_sft.families._glm2_tokenizer import Glm2Tokenizer
@@ -129,11 +129,22 @@ def _whole(checkpoint, tokenizer: Glm2Tokenizer, history: list[list[str]]) -> li
     return turn.prompt_ids
 
 
+def test_every_way_to_encode_gives_the_same_ids(tokenizer: Glm2Tokenizer) -> None:
+    """Plain batches go through sentencepiece, everything else through `tokenizers`."""
+    texts = [case["text"] for case in golden_json(FAMILY, "tokenizer_golden")["strings"]]
+    batch = tokenizer(texts)
+    assert tokenizer(texts, return_offsets_mapping=True)["input_ids"] == batch["input_ids"]
+    assert [tokenizer(text)["input_ids"] for text in texts] == batch["input_ids"]
+    assert tokenizer(texts, truncation=True, max_length=5)["input_ids"] == [ids[:5] for ids in batch["input_ids"]]
+    assert tokenizer("你好", "好")["input_ids"] == [
+        *tokenizer("你好")["input_ids"], *tokenizer.encode_text("好"), tokenizer.eos_token_id,
+    ]  # fmt: skip
+    padded = tokenizer(texts, padding=True, return_tensors="pt")
+    for row, mask, ids in zip(padded["input_ids"], padded["attention_mask"], batch["input_ids"], strict=True):
+        assert row[mask.bool()].tolist() == ids
+
+
 def test_a_system_message_stands_before_the_first_round(tokenizer: Glm2Tokenizer) -> None:
     conversation = Conversation([Message("system", "你是助手。"), Message("user", "你好")])
     prompt = golden_checkpoint(FAMILY).prompt_format.encode_prompt(conversation, tokenizer)
     assert tokenizer.decode(prompt) == "你是助手。\n\n[Round 1]\n\n问：你好\n\n答："
-
-
-def test_the_base_model_is_shared_and_in_evaluation_mode() -> None:
-    assert not golden_model(FAMILY).training
