@@ -53,8 +53,6 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
-    lora_targets: ClassVar[tuple[str, ...]]
-    """Names of the linear layers that LoRA adapts unless told otherwise."""
     tokenizer_file_names: ClassVar[tuple[str, ...]]
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
@@ -70,6 +68,16 @@ class Family(ABC):
     @abstractmethod
     def matches(cls, config: dict[str, Any]) -> bool:
         """Whether a checkpoint with this config.json is of this family."""
+
+    @classmethod
+    def matches_folder(cls, folder: Path, config: dict[str, Any]) -> bool:
+        """Whether the folder is of this family, for families that config.json alone does not tell apart."""
+        return cls.matches(config)
+
+    @property
+    @abstractmethod
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names of the linear layers that LoRA adapts unless told otherwise; a constant in most families."""
 
     @property
     @abstractmethod
@@ -203,7 +211,7 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
 
 def _recognise(folder: Path, config: dict[str, Any]) -> type[Family]:
     known = families()
-    matching = [cls for cls in known.values() if cls.matches(config)]
+    matching = [cls for cls in known.values() if cls.matches_folder(folder, config)]
     if len(matching) == 1:
         return matching[0]
     said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')}"

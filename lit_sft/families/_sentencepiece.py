@@ -28,21 +28,36 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
     Args:
         model_file: The sentencepiece model.
         control_pattern: Regular expression of the pieces that `encode_text` must not produce, beside control pieces.
+            None if there are none: text is then encoded by sentencepiece itself, which is several times faster.
+        appended: Control tokens that follow the pieces of the model, in the order of their ids.
+        parsed: Control tokens that a text may spell out; all of them if not given.
         kwargs: Passed on to transformers (special tokens, padding side, `add_bos_token` ...).
     """
 
-    def __init__(self, model_file: str, control_pattern: str, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model_file: str,
+        control_pattern: str | None,
+        *,
+        appended: Sequence[str] = (),
+        parsed: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.model_file = model_file
         self._processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
         proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
         merges = _merges(proto.pieces)
-        self._text_tokenizer = _rust_tokenizer(proto, merges, without=re.compile(control_pattern))
-        super().__init__(tokenizer_object=_rust_tokenizer(proto, merges), **kwargs)
+        proto.pieces.extend(_Piece(piece=piece, type=_Piece.CONTROL) for piece in appended)
+        self._text_tokenizer = (
+            None if control_pattern is None else _rust_tokenizer(proto, merges, without=re.compile(control_pattern))
+        )
+        super().__init__(tokenizer_object=_rust_tokenizer(proto, merges, parsed=parsed), **kwargs)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that somebody wrote: `</s>` or `<reserved_102>` in it stay ordinary characters."""
-        ids: list[int] = self._text_tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        if self._text_tokenizer is None:
+            return list(self._processor.encode(text))
+        return list(self._text_tokenizer.encode(text, add_special_tokens=False).ids)
 
     def _decode(
         self,
@@ -86,13 +101,18 @@ def _merges(pieces: Sequence[_Piece]) -> list[tuple[str, str]]:
 
 
 def _rust_tokenizer(
-    proto: Any, merges: list[tuple[str, str]], without: re.Pattern[str] | None = None
+    proto: Any,
+    merges: list[tuple[str, str]],
+    *,
+    without: re.Pattern[str] | None = None,
+    parsed: Sequence[str] | None = None,
 ) -> Tokenizer:
     """The model in Rust; given `without`, control tokens and the pieces that match it cannot be produced."""
     controls = {p.piece for p in proto.pieces if p.type in (_Piece.CONTROL, _Piece.UNKNOWN)}
     removed = {p.piece for p in proto.pieces if without and (p.piece in controls or without.fullmatch(p.piece))}
     vocab = {p.piece: i for i, p in enumerate(proto.pieces) if p.piece not in removed}
     unknown = next(p.piece for p in proto.pieces if p.type == _Piece.UNKNOWN)
+    symbols = [p.piece for p in proto.pieces if p.type == _Piece.USER_DEFINED and p.piece not in removed]
     tokenizer = Tokenizer(
         BPE(
             vocab,
@@ -100,18 +120,19 @@ def _rust_tokenizer(
             unk_token=unknown if unknown in vocab else None,
             fuse_unk=True,
             byte_fallback=True,
-            ignore_merges=True,
+            # A symbol cut out of the text is one token, though no merge leads to it.
+            ignore_merges=bool(symbols),
         )
     )
     blank = normalizers.Replace(" ", SPACE)
     has_prefix = proto.normalizer_spec.add_dummy_prefix
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), blank] if has_prefix else [blank])
-    symbols = [p.piece for p in proto.pieces if p.type == _Piece.USER_DEFINED and p.piece not in removed]
     if symbols:
         pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     if without is None:
-        tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in sorted(controls, key=vocab.get)])
+        matched = sorted(controls if parsed is None else parsed, key=vocab.__getitem__)
+        tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in matched])
     return tokenizer
 
 
