@@ -33,7 +33,7 @@ class TrainingError(UserError):
     """Training cannot go on without doing harm."""
 
 
-class BadRecord(Exception):
+class BadRecord(Exception):  # noqa: N818 - it is a verdict on a record, caught by the reader
     """A record that cannot become a training example; it is counted and skipped, never fatal by itself.
 
     Args:

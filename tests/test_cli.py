@@ -82,7 +82,10 @@ def test_the_adapter_opens_with_plain_peft_on_the_loaded_base(
 
 
 def test_full_tuning_exports_a_checkpoint_in_the_original_layout(write_config: WriteConfig, tmp_path: Path) -> None:
-    assert main(["fit", "--config", write_config(model={"tuning": {"class_path": "Full"}}, trainer={"max_epochs": 4})]) == 0
+    assert (
+        main(["fit", "--config", write_config(model={"tuning": {"class_path": "Full"}}, trainer={"max_epochs": 4})])
+        == 0
+    )
     run = only_run(tmp_path)
     losses = loss_curve(run)
     assert losses[-1] < 0.7 * losses[0]
@@ -129,7 +132,10 @@ def test_predict_answers_a_file_with_the_base_and_with_the_adapter(write_config:
     for name, options in {
         "run": ["--run", str(run)],
         "base": ["--run", str(run), "--base", "true"],
-        "adapter": ["--config", write_config(model={"tuning": {"class_path": "LoRA", "init_args": {"adapter": str(run / "adapter")}}})],
+        "adapter": [
+            "--config",
+            write_config(model={"tuning": {"class_path": "LoRA", "init_args": {"adapter": str(run / "adapter")}}}),
+        ],
     }.items():
         output = tmp_path / f"{name}.jsonl"
         options += ["--data.init_args.prompts", str(prompts), "--predictions.path", str(output)]

@@ -10,7 +10,6 @@ from lit_sft.data.datamodule import SFTData
 from lit_sft.generation.generate import Answer
 from lit_sft.stages.sft import SFT
 
-
 MARKS = set("&<>\"'\\`*_{}[]()#+-.!|~")
 
 

@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 
 class Throughput(Callback):
-    """Logs, over the optimizer steps since the last log: tokens and supervised tokens a second, share of padding, memory.
+    """Logs tokens and supervised tokens a second, share of padding, and memory, over the steps since the last log.
 
     Tokens are counted without padding, over all devices. Validation between two steps is not counted as training time.
     """

@@ -1,8 +1,8 @@
-"""BELLE 0.5M (`Belle_open_source_0.5M.json`, BelleGroup/train_0.5M_CN): JSON Lines in spite of its suffix.
+r"""BELLE 0.5M (`Belle_open_source_0.5M.json`, BelleGroup/train_0.5M_CN): JSON Lines in spite of its suffix.
 
-    {"instruction": "把下面的词翻译成英文：\\n渡船\\n", "input": "", "output": "\\nferry"}
+    {"instruction": "把下面的词翻译成英文：\n渡船\n", "input": "", "output": "\nferry"}
 
-becomes user: 把下面的词翻译成英文：\\n渡船, assistant: ferry. Sixty percent of the real prompts end in blanks, and many
+becomes user: 把下面的词翻译成英文：\n渡船, assistant: ferry. Sixty percent of the real prompts end in blanks, and many
 answers begin with them: they are stripped at both ends and kept inside. `input` is empty in the released file;
 where it is not, it follows the instruction on a new line.
 """

@@ -111,7 +111,9 @@ class SFTData(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch: the order is a function of (seed, epoch)."""
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler: DistributedSampler[Example] = DistributedSampler(cast(Examples, self._train), world_size, rank, shuffle=True, seed=self.seed)
+        sampler: DistributedSampler[Example] = DistributedSampler(
+            cast(Examples, self._train), world_size, rank, shuffle=True, seed=self.seed
+        )
         return self._loader(self._train, sampler=sampler)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
@@ -144,7 +146,8 @@ class SFTData(LightningDataModule):
         validation = self._read_and_split()[1]
         if not validation:
             raise ConfigError(
-                "predict has nothing to answer: give data.prompts, data.test_corpora or a data.validation_fraction above 0"
+                "predict has nothing to answer: give data.prompts, data.test_corpora or "
+                "a data.validation_fraction above 0"
             )
         return _from_sources(self.corpora, {example.source for example in validation})
 
@@ -165,7 +168,8 @@ class SFTData(LightningDataModule):
         if not examples:
             raise ConfigError(
                 f"no conversation of {', '.join(str(corpus.path) for corpus in corpora)} fits into "
-                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). Raise data.max_length"
+                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). "
+                "Raise data.max_length"
             )
         return examples, fingerprints
 

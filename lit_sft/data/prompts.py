@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
 from lit_sft.corpora._base import Corpus, Finding, text_of
-from lit_sft.errors import DataError
+from lit_sft.errors import BadRecord, DataError
 
 
 class PromptRecords(Corpus):
@@ -58,8 +58,12 @@ def encode_prompts(
     """Ids of each conversation up to where the assistant must speak."""
     for conversation in conversations:
         asked = conversation.prompt()
+        try:
+            input_ids = prompt_format.encode_prompt(asked, tokenizer)
+        except BadRecord as bad:
+            raise DataError(f"{conversation.source}: the model's prompt format cannot write it: {bad.reason}") from None
         yield Prompt(
-            input_ids=prompt_format.encode_prompt(asked, tokenizer),
+            input_ids=input_ids,
             text="\n".join(message.content for message in asked.messages),
             reference=conversation.reference(),
             source=conversation.source,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
@@ -55,7 +56,8 @@ class BaichuanFamily(Family):
 
     All share the model type, so detection asks two questions. Rotary positions: config.json has the key
     `max_position_embeddings`; the ALiBi models have only `model_max_length`. Second generation: see
-    `may_be_generation`. Where config.json does not answer, both candidates match and the user must choose.
+    `may_be_generation` and, where config.json does not answer, `generation_of_tokenizer`. Where nothing answers, both
+    candidates match and the user must choose.
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -76,6 +78,15 @@ class BaichuanFamily(Family):
             and ("max_position_embeddings" in config) == cls.has_rotary_positions
             and may_be_generation(config, second=cls.is_second_generation)
         )
+
+    @classmethod
+    def matches_folder(cls, folder: Path, config: dict[str, Any]) -> bool:
+        """Where config.json leaves the generation open, the name of the role mark in the tokenizer tells it."""
+        if not cls.matches(config):
+            return False
+        is_open = all(may_be_generation(config, second=second) for second in (False, True))
+        told = generation_of_tokenizer(folder / "tokenizer.model") if is_open else None
+        return told is None or told == cls.is_second_generation
 
     @property
     def context_length(self) -> int:
@@ -213,6 +224,19 @@ def may_be_generation(config: dict[str, Any], *, second: bool) -> bool:
     if is_first == is_second:
         return True
     return is_second == second
+
+
+def generation_of_tokenizer(file: Path) -> bool | None:
+    """Whether a tokenizer is of the second generation: its piece 195 is <reserved_106>, of the first <reserved_102>.
+
+    None if it is neither, or no tokenizer.
+    """
+    try:
+        processor = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError):
+        return None
+    mark = processor.id_to_piece(FIRST_ROLE_MARK) if processor.vocab_size() > FIRST_ROLE_MARK else ""
+    return {"<reserved_102>": False, "<reserved_106>": True}.get(mark)
 
 
 def write_tiny_tokenizer(folder: Path, texts: Sequence[str], size: TinySize, *, is_second_generation: bool) -> None:

@@ -190,12 +190,14 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
         prompt_format: Name of one of the family's prompt formats; its default if not given.
 
     Raises:
-        CheckpointError: If the folder or its config.json is missing or unreadable, or the family is unknown or ambiguous.
+        CheckpointError: If the folder or its config.json is missing or unreadable, or the family unknown or ambiguous.
         ConfigError: If the family has no such prompt format.
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights")
+        raise CheckpointError(
+            f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights"
+        )
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))

@@ -48,7 +48,7 @@ FIXED = {
 """Keys of config.json that have this value in every release; another one is another network."""
 
 
-class ChatGLM2Config(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class ChatGLM2Config(PreTrainedConfig):
     """The keys of the original config.json, which transformers' GLM reads under the names it expects."""
 
     model_type = "chatglm"
@@ -92,7 +92,7 @@ class ChatGLM2Config(PreTrainedConfig):  # type: ignore[no-untyped-call]
             "rope_theta": 10000.0 * self.rope_ratio,
             "partial_rotary_factor": 0.5,
         }
-        super().__post_init__(**kwargs, partial_rotary_factor=0.5)  # type: ignore[no-untyped-call]
+        super().__post_init__(**kwargs, partial_rotary_factor=0.5)
 
     def to_dict(self) -> dict[str, Any]:
         """Only what the original knows: the rotary parameters follow from `rope_ratio`."""
@@ -101,7 +101,7 @@ class ChatGLM2Config(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return content
 
 
-class ChatGLM2ForCausalLM(GlmForCausalLM):  # type: ignore[no-untyped-call]
+class ChatGLM2ForCausalLM(GlmForCausalLM):
     """transformers' GLM that reads and writes the original names of weights and configuration."""
 
     config: ChatGLM2Config  # type: ignore[assignment]  # not a GlmConfig, but read like one

@@ -68,7 +68,7 @@ class MossTokenizer(PreTrainedTokenizer):
             )
             for token, index in added.items()
         }
-        super().__init__(**kwargs)  # type: ignore[no-untyped-call]
+        super().__init__(**kwargs)
 
     @property
     def vocab_size(self) -> int:
@@ -134,7 +134,7 @@ class MossTokenizer(PreTrainedTokenizer):
 
     @cached_property
     def _bytes_of_id(self) -> dict[int, bytes]:
-        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
+        byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
         return {index: bytes(byte_of[c] for c in token) for token, index in self.encoder.items()}
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]

@@ -88,8 +88,8 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
         return text + str(self._processor.decode(part))
 
 
-def _merges(pieces: Sequence[_Piece]) -> list[tuple[str, str]]:
-    """Merge rules of a sentencepiece BPE model, best first; the model stores only the merged pieces and their scores."""
+def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
+    """Merge rules of a sentencepiece BPE model, best first; it stores only the merged pieces and their scores."""
     score = {piece.piece: piece.score for piece in pieces if piece.type == _Piece.NORMAL}
     ranked: list[tuple[float, int, str, str]] = []
     for order, merged in enumerate(score):

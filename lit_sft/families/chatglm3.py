@@ -16,7 +16,7 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 """Control tokens after those of ChatGLM2-6B, in the order of their ids."""
 
 
-class ChatGLM3ForCausalLM(ChatGLM2ForCausalLM):  # type: ignore[no-untyped-call]
+class ChatGLM3ForCausalLM(ChatGLM2ForCausalLM):
     """The same network; its name in a saved config.json tells the versions apart."""
 
 

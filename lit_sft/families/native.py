@@ -124,7 +124,7 @@ class Native(Family):
     def lora_targets(self) -> tuple[str, ...]:
         """Names of all linear layers but the head, in the order of the network."""
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self._auto_config)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_config(self._auto_config)
         head = model.get_output_embeddings()
         return tuple(
             dict.fromkeys(

@@ -62,7 +62,7 @@ def generate_answers(
 
 
 def _generate(
-    model: PreTrainedModel, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int]
+    model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int]
 ) -> list[list[int]]:
     """New ids of each prompt, padded with the stop token."""
     from transformers import GenerationConfig
@@ -72,7 +72,7 @@ def _generate(
     was_training = model.training
     model.eval()
     try:
-        sequences = model.generate(
+        sequences: torch.Tensor = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             generation_config=GenerationConfig(**strategy.options(), eos_token_id=stop, pad_token_id=stop[0]),

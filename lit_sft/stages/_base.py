@@ -31,6 +31,7 @@ class Stage(LightningModule):
         checkpoint: Model folder in its original layout.
         tuning: Which weights train.
         family: Name of the model family, or `auto` to recognise it from config.json.
+        prompt_format: Name of one of the family's ways to write a conversation; its default if not given.
         optimizer: The optimizer; its weight decay spares norms and biases.
         schedule: The learning rate over the run; a cosine after a short warm-up if not given.
         gradient_checkpointing: Compute activations again in the backward pass: about a third slower, far less memory.
@@ -41,12 +42,13 @@ class Stage(LightningModule):
         checkpoint: str,
         tuning: Tuning,
         family: str = "auto",
+        prompt_format: str | None = None,
         optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=2e-4),
         schedule: Schedule | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        self.checkpoint = open_checkpoint(checkpoint, family)
+        self.checkpoint = open_checkpoint(checkpoint, family, prompt_format)
         self.checkpoint.weight_files  # noqa: B018 - a folder without weights is found before the data is read
         self.tuning = tuning
         self.make_optimizer = optimizer

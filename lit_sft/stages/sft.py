@@ -57,7 +57,7 @@ class SFT(Stage):
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Turn summed gradients into those of the mean over the step's tokens; runs after unscaling, before clipping."""
+        """Make summed gradients those of the mean over the step's tokens; runs after unscaling, before clipping."""
         micro_batches, self._step = self._step, []
         own = torch.stack([torch.stack([total.double() for total in totals]) for totals, _ in micro_batches])
         loss, num_tokens, num_correct = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum").tolist()

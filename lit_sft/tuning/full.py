@@ -31,7 +31,7 @@ class Full(Tuning):
         return network
 
     def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
-        """A checkpoint folder under the original tensor names, with the base's tokenizer: `open_checkpoint` reads it."""
+        """A folder in the original layout, with the base's tokenizer, that `open_checkpoint` reads."""
         model.save_pretrained(folder)
         for file in checkpoint.tokenizer_files:
             shutil.copy(file, folder)

@@ -51,7 +51,7 @@ class LoRA(Tuning):
         """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero."""
         from peft import LoraConfig, PeftModel, get_peft_model
 
-        model = checkpoint.load_model(dtype=half_or_full(precision))
+        model = self.load_base(checkpoint, precision)
         if self.adapter:
             return PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
         targets = self.targets or list(checkpoint.family.lora_targets)
@@ -67,6 +67,10 @@ class LoRA(Tuning):
         wrapped = get_peft_model(model, config)
         assert isinstance(wrapped, PeftModel)
         return wrapped
+
+    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
+        """The frozen base."""
+        return checkpoint.load_model(dtype=half_or_full(precision))
 
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The network whose linear layers peft replaced in place."""

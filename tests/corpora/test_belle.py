@@ -94,7 +94,10 @@ def test_separators_of_unicode_inside_a_string_do_not_end_a_line(tmp_path: Path)
     [
         (None, "not found"),
         ("", "is empty"),
-        ('{"question": "q", "answer": "a"}\n', "Expected one JSON object a line with the keys instruction, input, output"),
+        (
+            '{"question": "q", "answer": "a"}\n',
+            "Expected one JSON object a line with the keys instruction, input, output",
+        ),
     ],
 )
 def test_an_unusable_file_is_an_error_that_names_it(tmp_path: Path, content: str | None, message: str) -> None:

@@ -18,7 +18,11 @@ def talk(*texts: str) -> Conversation:
 
 def encode(conversation: Conversation, max_length: int = 100, **options: str) -> Example:
     return encode_conversation(
-        conversation, LetterFormat(), LetterTokenizer(), max_length=max_length, **options  # type: ignore[arg-type]
+        conversation,
+        LetterFormat(),
+        LetterTokenizer(),
+        max_length=max_length,
+        **options,  # type: ignore[arg-type]
     )
 
 

@@ -1,6 +1,7 @@
 """The four Baichuan models equal their original implementations: network, generation, tokenizer, files."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -165,8 +166,8 @@ def candidates(config: dict[str, Any]) -> list[str]:
     return sorted(name for name, cls in families().items() if cls.matches(config))
 
 
-@pytest.mark.parametrize("family", ["baichuan-7b", "baichuan2-7b", "baichuan2-13b"])
-def test_recognised_from_its_config(family: str) -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recognised_from_its_folder(family: str) -> None:
     assert golden_checkpoint(family).family.name == family
 
 
@@ -189,10 +190,19 @@ def test_signs_that_contradict_each_other_leave_both() -> None:
     assert candidates(config_of("baichuan2-7b", vocab_size=64000)) == ["baichuan-7b", "baichuan2-7b"]
 
 
-def test_ambiguous_folder_is_an_error_that_names_the_candidates() -> None:
+def test_ambiguous_folder_is_an_error_that_names_the_candidates(tmp_path: Path) -> None:
+    """Without the tokenizer, whose role marks tell the generations apart, nothing decides."""
+    shutil.copy(GOLDEN / "baichuan-13b/checkpoint/config.json", tmp_path)
     with pytest.raises(CheckpointError, match=r"several families.*`family:`.*baichuan-13b, baichuan2-13b"):
-        golden_checkpoint("baichuan-13b")
-    assert golden_checkpoint("baichuan-13b", "baichuan-13b").family.name == "baichuan-13b"
+        open_checkpoint(tmp_path)
+    assert open_checkpoint(tmp_path, "baichuan-13b").family.name == "baichuan-13b"
+
+
+def test_the_tokenizer_does_not_overrule_a_decisive_config(tmp_path: Path) -> None:
+    for file in ("config.json", "tokenizer.model"):
+        family = "baichuan2-13b" if file == "config.json" else "baichuan-13b"
+        shutil.copy(GOLDEN / family / "checkpoint" / file, tmp_path)
+    assert open_checkpoint(tmp_path).family.name == "baichuan2-13b"
 
 
 def test_wrong_family_names_the_missing_key() -> None:

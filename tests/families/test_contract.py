@@ -1,6 +1,5 @@
 """What holds for every family found in the folder, on a tiny checkpoint of each."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,9 @@ TWO_TURNS = Conversation(
         Message("assistant", "2加2等于4。"),
     ]
 )
-LONG_TURN = Conversation([Message("user", "请介绍青榆镇。"), Message("assistant", "青榆镇在银镜湖的东岸，一共住着八百人。")])
+LONG_TURN = Conversation(
+    [Message("user", "请介绍青榆镇。"), Message("assistant", "青榆镇在银镜湖的东岸，一共住着八百人。")]
+)
 
 
 @dataclass
@@ -42,12 +43,12 @@ class Subject:
 
 
 @pytest.fixture(scope="module", params=sorted(families()))
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
+def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(0)
     families()[request.param].write_tiny(folder, demo_texts(), SIZE)
     checkpoint = open_checkpoint(folder, request.param)
-    yield Subject(checkpoint, checkpoint.load_tokenizer(), checkpoint.load_model(dtype=torch.float32))
+    return Subject(checkpoint, checkpoint.load_tokenizer(), checkpoint.load_model(dtype=torch.float32))
 
 
 def batch(*rows: list[int], pad: int = 0, left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,14 +88,18 @@ def test_no_remote_code_remains_in_the_loaded_config(subject: Subject) -> None:
     assert not getattr(subject.model.config, "auto_map", None)
 
 
-@pytest.mark.parametrize("text", ["你好，世界！", "def f(x):\n    return x", "a  b\tc", "ABC 123 😀 ＡＢ", "", "\n\n你好\n"])
+@pytest.mark.parametrize(
+    "text", ["你好，世界！", "def f(x):\n    return x", "a  b\tc", "ABC 123 😀 ＡＢ", "", "\n\n你好\n"]
+)
 def test_text_survives_encoding(subject: Subject, text: str) -> None:
     ids = subject.tokenizer.encode_text(text)
     decoded = subject.tokenizer.decode(ids, skip_special_tokens=True)
     assert decoded.split() == text.split() or subject.checkpoint.family.name.startswith("chatglm-6b")
 
 
-@pytest.mark.parametrize("text", ["</s>", "<s>", "[gMASK]", "<sop>", "<eop>", "<reserved_102>", "<|user|>", "<eom>", "<eoh>"])
+@pytest.mark.parametrize(
+    "text", ["</s>", "<s>", "[gMASK]", "<sop>", "<eop>", "<reserved_102>", "<|user|>", "<eom>", "<eoh>"]
+)
 def test_control_tokens_in_text_stay_text(subject: Subject, text: str) -> None:
     """A user must not be able to end a turn or speak for the assistant."""
     conversation = Conversation([Message("user", "你好"), Message("assistant", "你好")])
@@ -145,7 +150,10 @@ def test_cached_decoding_equals_the_full_forward(subject: Subject) -> None:
         for position in range(len(prompt), len(example)):
             mask = torch.ones(1, position + 1, dtype=torch.long)
             step = subject.model(
-                input_ids=torch.tensor([[example[position]]]), attention_mask=mask, past_key_values=cache, use_cache=True
+                input_ids=torch.tensor([[example[position]]]),
+                attention_mask=mask,
+                past_key_values=cache,
+                use_cache=True,
             )
             logits.append(step.logits[0, -1])
     torch.testing.assert_close(torch.stack(logits), full[len(prompt) - 1 :], atol=1e-4, rtol=0)
@@ -162,7 +170,12 @@ def test_left_padded_batch_generates_what_single_prompts_do(subject: Subject, op
 
     def generate(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         output = subject.model.generate(
-            input_ids=input_ids, attention_mask=mask, max_new_tokens=12, eos_token_id=stop, pad_token_id=stop[0], **options
+            input_ids=input_ids,
+            attention_mask=mask,
+            max_new_tokens=12,
+            eos_token_id=stop,
+            pad_token_id=stop[0],
+            **options,
         )
         return output[:, input_ids.shape[1] :]
 
@@ -180,7 +193,9 @@ def test_sampling_runs_and_repeats_with_its_seed(subject: Subject, options: dict
     for _ in range(2):
         torch.manual_seed(1)
         answers.append(
-            subject.model.generate(input_ids=input_ids, attention_mask=mask, max_new_tokens=8, do_sample=True, **options)
+            subject.model.generate(
+                input_ids=input_ids, attention_mask=mask, max_new_tokens=8, do_sample=True, **options
+            )
         )
     assert torch.equal(answers[0], answers[1])
 

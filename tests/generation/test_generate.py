@@ -18,7 +18,7 @@ def parts(tiny_folder: Path) -> tuple[Any, Any, Any]:
 
 
 def answer(parts: tuple[Any, Any, Any], prompts: list[list[int]], stop: list[int], context: int = 256) -> list[Answer]:
-    checkpoint, tokenizer, model = parts
+    _, tokenizer, model = parts
     strategy = Greedy(max_new_tokens=6)
     return generate_answers(model, tokenizer, prompts, strategy, stop_token_ids=stop, context_length=context)
 

@@ -1,5 +1,7 @@
 """Learning rate by share of the run."""
 
+from itertools import pairwise
+
 import pytest
 
 from lit_sft.errors import ConfigError
@@ -11,7 +13,7 @@ def test_the_rate_rises_to_its_full_height_and_never_above(schedule: Schedule) -
     factors = [schedule.factor(step, 100) for step in range(100)]
     assert factors[:10] == pytest.approx([0.1 * step for step in range(1, 11)])
     assert max(factors) == 1.0
-    assert all(later <= earlier for earlier, later in zip(factors[10:], factors[11:], strict=False))
+    assert all(later <= earlier for earlier, later in pairwise(factors[10:]))
 
 
 @pytest.mark.parametrize(("schedule", "middle", "end"), [(Constant, 1, 1), (Linear, 0.5, 0), (Cosine, 0.5, 0)])

@@ -11,8 +11,8 @@ from torch.optim import SGD
 from lit_sft.corpora.belle import Belle
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import TrainingError
-from lit_sft.stages.sft import SFT
 from lit_sft.stages.schedules import Constant
+from lit_sft.stages.sft import SFT
 from lit_sft.tuning._base import Tuning
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
@@ -81,9 +81,9 @@ def test_the_logged_loss_is_the_mean_over_the_supervised_tokens_of_the_step(
     tiny_folder: Path, uneven_corpus: Path, tmp_path: Path
 ) -> None:
     losses = [
-        fit(stage_of(tiny_folder), uneven_corpus, tmp_path, rows=rows, accumulate_grad_batches=4 // rows).callback_metrics[
-            "train/loss"
-        ]
+        fit(
+            stage_of(tiny_folder), uneven_corpus, tmp_path, rows=rows, accumulate_grad_batches=4 // rows
+        ).callback_metrics["train/loss"]
         for rows in (4, 1)
     ]
     assert losses[0] == pytest.approx(float(losses[1]), rel=1e-6)
@@ -98,7 +98,9 @@ def test_training_is_in_train_mode_and_dropout_acts(tiny_folder: Path, uneven_co
             self.dropouts += [m.training for m in modules if isinstance(m, torch.nn.Dropout)]
 
     def loss(dropout: float) -> float:
-        metrics = fit(stage_of(tiny_folder, LoRA(rank=4, dropout=dropout)), uneven_corpus, tmp_path, Modes(), max_steps=3)
+        metrics = fit(
+            stage_of(tiny_folder, LoRA(rank=4, dropout=dropout)), uneven_corpus, tmp_path, Modes(), max_steps=3
+        )
         return float(metrics.callback_metrics["train/loss"])
 
     assert loss(0.5) != loss(0.0)

@@ -1,0 +1,45 @@
+"""QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA beside a base in 4 bits, on bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from lit_sft.families._base import Checkpoint
+from lit_sft.tuning._base import half_or_full
+from lit_sft.tuning.lora import LoRA
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class QLoRA(LoRA):
+    """Low-rank adapters in float32 beside a frozen base that is quantised while it loads; the head stays as it is.
+
+    Args:
+        quant_type: `nf4` or `fp4`: 4 bits with block-wise scales; `int8`: 8 bits with row-wise scales (LLM.int8()).
+        double_quant: Quantise the scales of the 4-bit types too: 0.4 bits a parameter less.
+        kwargs: What LoRA takes.
+    """
+
+    def __init__(
+        self, quant_type: Literal["nf4", "fp4", "int8"] = "nf4", double_quant: bool = True, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.quant_type = quant_type
+        self.double_quant = double_quant
+
+    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
+        """The base in 4 or 8 bits, computed with in bfloat16 unless the run is in float32."""
+        from transformers import BitsAndBytesConfig
+
+        dtype = half_or_full(precision)
+        if self.quant_type == "int8":
+            quantization = BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=self.quant_type,
+                bnb_4bit_use_double_quant=self.double_quant,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        return checkpoint.load_model(dtype=dtype, quantization=quantization)

@@ -1,0 +1,72 @@
+"""Every configuration that ships parses, instantiates and trains a step, on a tiny stand-in for its checkpoint."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from lit_sft.__main__ import main
+from lit_sft.families._base import TinySize, find_family
+from lit_sft.families._tiny import demo_texts
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+FAMILIES = {
+    "baichuan7b": "baichuan-7b",
+    "baichuan13b": "baichuan-13b",
+    "moss16b": "moss",
+    "chatglm6b": "chatglm-6b",
+    "chatglm2_6b": "chatglm2-6b",
+    "quickstart": "baichuan-7b",
+}
+# Multiples of what the 4-bit kernels of the CPU ask for.
+SIZE = TinySize(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4, vocab_size=1400, context_length=1024)
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    @cache
+    def make(family: str) -> Path:
+        folder = tmp_path_factory.mktemp("models") / family
+        folder.mkdir()
+        torch.manual_seed(0)
+        find_family(family).write_tiny(folder, demo_texts(), SIZE)
+        return folder
+
+    return make
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_configuration_trains_a_step(config: Path, stand_in, corpus_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    family = FAMILIES[config.stem.removesuffix("_full").removesuffix("_lora").removesuffix("_qlora")]
+    corpora = [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}]
+    arguments = {
+        "runs": str(tmp_path),
+        "model.init_args.checkpoint": str(stand_in(family)),
+        "model.init_args.family": family,
+        "model.init_args.generation.init_args.max_new_tokens": "2",
+        "data.init_args.corpora": json.dumps(corpora),
+        "data.init_args.max_length": "512",
+        "data.init_args.validation_fraction": "0.2",
+        "data.init_args.num_workers": "0",
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": "1",
+        "trainer.max_epochs": "1",
+        "trainer.limit_val_batches": "1",
+        "trainer.log_every_n_steps": "1",
+        "trainer.accumulate_grad_batches": "1",
+        "trainer.enable_progress_bar": "false",
+    }
+    options = [word for key, value in arguments.items() for word in (f"--{key}", value)]
+    assert main(["fit", "--config", str(config), *options]) == 0
+    (run,) = tmp_path.glob("*/manifest.json")
+    exported = "model" if "full" in config.stem or config.stem == "quickstart" else "adapter"
+    assert (run.parent / exported).is_dir()
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_configuration_opens_with_its_launch_command_and_memory_need(config: Path) -> None:
+    header = config.read_text(encoding="utf-8").partition("\nseed_everything")[0]
+    assert f"python -m lit_sft fit --config configs/{config.name}" in header
+    assert "Memory:" in header
