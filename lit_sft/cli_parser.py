@@ -23,6 +23,10 @@ REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
 EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
 GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 
+EPILOG = """\
+What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
+--model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW"""
+
 
 class ShortErrorParser(LightningArgumentParser):
     """Raises `ConfigError` with one line instead of printing usage and nested alternatives.
@@ -36,7 +40,7 @@ class ShortErrorParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
-        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+        super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the short form.

@@ -48,8 +48,8 @@ def render(folder: Path, content: dict[str, Any]) -> str:
 
 def one_line(folder: Path, content: dict[str, Any]) -> str:
     """What came of the run, and how to see more of it."""
-    losses = [_number(content[when].get("val/loss")) for when in ("before", "after")]
-    held_out = f", held-out loss {losses[0]} -> {losses[1]}" if content["after"] else ""
+    losses = [_number(content[when]["val/loss"]) for when in ("before", "after") if "val/loss" in content[when]]
+    held_out = f", held-out loss {' -> '.join(losses)}" if losses else ""
     return f"{content['optimizer_steps']} steps{held_out}. See python -m lit_sft summary --run {folder}"
 
 

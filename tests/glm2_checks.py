@@ -1,18 +1,15 @@
 """What the tests of ChatGLM2-6B and ChatGLM3-6B share: both have the same golden tensors and real tokenizer."""
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from goldens import assert_equal_where, golden_checkpoint, golden_json, golden_model, golden_tensors
+from goldens import SHARED, assert_equal_where, golden_checkpoint, golden_json, golden_model, golden_tensors
 
 from lit_sft.families._glm2 import RENAMED
 
-SHARED = Path(os.environ.get("LIT_SFT_SHARED", Path(__file__).parents[2] / "shared"))
 TOKENIZERS = SHARED / "reference" / "tokenizers"
 REAL_MODEL = TOKENIZERS / "chatglm2.tokenizer.model"
 

@@ -1,6 +1,7 @@
 """Recorded outputs of the original implementations, and the tiny checkpoints they were recorded from."""
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ from lit_sft import open_checkpoint
 from lit_sft.families._base import Checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
+
+SHARED = Path(os.environ.get("LIT_SFT_SHARED", Path(__file__).parents[2] / "shared"))
+"""Released sentencepiece models and samples of the corpora, which are not ours to ship; tests skip without."""
 
 
 @cache

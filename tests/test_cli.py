@@ -9,11 +9,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from peft import PeftModel
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
+from lit_sft.callbacks.prediction_writer import PredictionWriter
+from lit_sft.callbacks.samples import Samples
+from lit_sft.cli import KINDS
+from lit_sft.data.datamodule import SFTData
+from lit_sft.plugins import members
 
 WriteConfig = Callable[..., str]
 
@@ -269,19 +275,38 @@ class TestMistakes:
         assert "none.yaml" in capsys.readouterr().err
 
 
-def test_every_option_of_fit_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as done:
         main(["fit", "--help"])
     assert done.value.code == 0
     text = capsys.readouterr().out
-    assert "--samples.count" in text
-    for verb_class in ("SFT", "SFTData"):
-        kind = "model" if verb_class == "SFT" else "data"
-        with pytest.raises(SystemExit):
-            main(["fit", f"--{kind}.help={verb_class}"])
-        undocumented = [
-            line
-            for line in capsys.readouterr().out.splitlines()
-            if line.strip().startswith(f"--{kind}.init_args.") and "help" not in line and line.rstrip().endswith("]")
-        ]
-        assert not undocumented
+    assert text.startswith("usage: python -m lit_sft")
+    for option in (
+        "--samples.count",
+        "--predictions.path",
+        "--name",
+        "--runs",
+        "--trainer.max_epochs",
+        "--model.help=SFT",
+    ):
+        assert option in text
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help=SFT"])
+    assert "Model folder in its original layout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        *(SFTData, Samples, PredictionWriter),
+        *(cls for base, package in KINDS.items() for cls in members(package, base).values()),
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_every_parameter_that_a_configuration_can_set_is_documented(cls: type) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip={"text"} if cls is SFTData else None)
+    undocumented = [action.dest for action in parser._actions if not action.help]
+    assert undocumented == []

@@ -61,9 +61,7 @@ def generate_answers(
     return [answer for answer in answers if answer is not None]
 
 
-def _generate(
-    model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int]
-) -> list[list[int]]:
+def _generate(model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int]) -> list[list[int]]:
     """New ids of each prompt, padded with the stop token."""
     from transformers import GenerationConfig
 

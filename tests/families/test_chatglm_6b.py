@@ -1,14 +1,13 @@
 """ChatGLM-6B equals the original implementation, in both vocabulary revisions."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, assert_equal_where, golden_checkpoint, golden_json, golden_model, golden_tensors
+from goldens import GOLDEN, SHARED, assert_equal_where, golden_checkpoint, golden_json, golden_model, golden_tensors
 from transformers import DynamicCache
 
 from lit_sft import Conversation, Message, open_checkpoint
@@ -19,7 +18,6 @@ from lit_sft.families._chatglm_weights import fuse_heads, split_heads
 from lit_sft.families.chatglm import ChatGLM6B, polish_answer
 from lit_sft.generation.generate import _answer
 
-SHARED = Path(os.environ.get("LIT_SFT_SHARED", Path(__file__).parents[3] / "shared"))
 REVISIONS = ["chatglm-6b", "chatglm-6b-v0"]
 MODEL_FILES = {"chatglm-6b": "ice_text.v11.model", "chatglm-6b-v0": "ice_text.v0.model"}
 
