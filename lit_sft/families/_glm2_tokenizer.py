@@ -10,9 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenizers.processors import TemplateProcessing
-from transformers import BatchEncoding
-from transformers.tokenization_utils_base import TruncationStrategy
-from transformers.utils.generic import PaddingStrategy
 
 from lit_sft.families._sentencepiece import SentencePieceTokenizer
 
@@ -21,17 +18,6 @@ PREFIX = ("[gMASK]", "sop")
 
 CONTROLS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
 """Control tokens that the original code appends to the pieces of the model, in the order of their ids."""
-
-UNKNOWN_TO_SENTENCEPIECE = (
-    "is_split_into_words",
-    "sanitize_control_tokens",
-    "return_token_type_ids",
-    "return_overflowing_tokens",
-    "return_special_tokens_mask",
-    "return_offsets_mapping",
-    "return_length",
-)
-PADDING_OPTIONS = ("pad_to_multiple_of", "padding_side", "return_tensors", "verbose")
 
 
 class Glm2Tokenizer(SentencePieceTokenizer):
@@ -93,48 +79,8 @@ class Glm2Tokenizer(SentencePieceTokenizer):
         assert isinstance(ids, list)
         return ids
 
-    def _encode_plus(  # type: ignore[override]  # most options are only passed through
-        self,
-        text: Any,
-        text_pair: Any = None,
-        add_special_tokens: bool = True,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
-        max_length: int | None = None,
-        split_special_tokens: bool | None = None,
-        **options: Any,
-    ) -> BatchEncoding:
-        """Ids of texts by sentencepiece on all cores; what it lacks (offsets, pairs, parsed roles) by `tokenizers`."""
-        texts = [text] if isinstance(text, str) else text
-        is_split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        is_plain = (
-            is_split
-            and text_pair is None
-            and truncation_strategy == TruncationStrategy.DO_NOT_TRUNCATE
-            and options.get("return_attention_mask") is not False
-            and not any(options.get(name) for name in UNKNOWN_TO_SENTENCEPIECE)
-            and all(isinstance(item, str) and item for item in texts)
-        )
-        if not is_plain or not texts:
-            return super()._encode_plus(
-                text,
-                text_pair,
-                add_special_tokens=add_special_tokens,
-                padding_strategy=padding_strategy,
-                truncation_strategy=truncation_strategy,
-                max_length=max_length,
-                split_special_tokens=split_special_tokens,
-                **options,
-            )
-        prefix = self.prefix_ids if add_special_tokens else []
-        rows = [prefix + ids for ids in self._processor.encode(list(texts))]
-        batch = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
-        if isinstance(text, str) and options.get("return_tensors") is None:
-            batch = {name: values[0] for name, values in batch.items()}
-        if padding_strategy == PaddingStrategy.DO_NOT_PAD:
-            return BatchEncoding(batch, tensor_type=options.get("return_tensors"))
-        padding = {name: options[name] for name in PADDING_OPTIONS if name in options}
-        return self.pad(batch, padding=padding_strategy, max_length=max_length, **padding)
+    def _may_spell_control(self, texts: Sequence[str], is_split: bool) -> bool:
+        return not is_split
 
     def _decode(
         self,
