@@ -117,6 +117,13 @@ class CLI(LightningCLI):
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
 
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            # A checkpoint is data: loading one must never run code.
+            kwargs["weights_only"] = True
+        return kwargs
+
     def _run_folder(self) -> Path:
         run = self._get(self.config, "run")
         if run and self.subcommand != "fit":

@@ -1,6 +1,7 @@
 """From a configuration to a run folder and answers, as a user does it."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -201,6 +202,17 @@ def test_a_run_can_be_taken_up_from_its_checkpoint(write_config: WriteConfig, tm
     assert main(["fit", "--config", config, "--name", "resumed", "--ckpt_path", str(last)]) == 0
     resumed = next(run for run in (tmp_path / "runs").iterdir() if run.name.startswith("resumed"))
     assert len(loss_curve(resumed)) == len(loss_curve(runs["whole"])) - len(loss_curve(runs["half"]))
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
+        main(["validate", "--config", write_config(), "--ckpt_path", str(tmp_path / "evil.ckpt")])
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.fixture
