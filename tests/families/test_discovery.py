@@ -36,7 +36,8 @@ def test_a_file_dropped_into_the_folder_is_a_family(tmp_path: Path, monkeypatch:
 
 def test_an_unknown_folder_is_answered_with_the_families(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of", "architectures": ["X"]}')
-    with pytest.raises(CheckpointError, match=r"no known family \(model_type 'unheard-of'.*`family:`, one of: baichuan-13b"):
+    message = r"no known family \(model_type 'unheard-of'.*`family:`, one of: baichuan-13b"
+    with pytest.raises(CheckpointError, match=message):
         open_checkpoint(tmp_path)
 
 
