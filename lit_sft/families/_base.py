@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.conversation import PromptFormat, TextInterface
 from lit_sft.errors import CheckpointError, ConfigError, accepted
+from lit_sft.families._files import refuse_pointer, weight_files
 from lit_sft.plugins import members
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
 
 
 @dataclass(frozen=True)
@@ -120,17 +119,12 @@ class Checkpoint(TextInterface):
 
     @property
     def weight_files(self) -> list[Path]:
-        """Files that hold the weights.
+        """Files that hold the weights; safetensors where there are both.
 
         Raises:
-            CheckpointError: If there are none.
+            CheckpointError: If there are none, or one that the index lists is missing.
         """
-        for pattern in WEIGHT_PATTERNS:
-            if found := sorted(self.path.glob(pattern)):
-                return found
-        raise CheckpointError(
-            f"{self.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}); is the download complete?"
-        )
+        return weight_files(self.path)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer, a transformers one.
@@ -149,11 +143,15 @@ class Checkpoint(TextInterface):
         Args:
             dtype: Type the weights are converted to while they load; float32 if not given.
             quantization: A transformers quantization config, or None.
+
+        Raises:
+            CheckpointError: If weights are missing, damaged, of another model, or would run code.
         """
         import torch
 
-        self.weight_files  # noqa: B018 - raises the short error before transformers raises a long one
-        return self.family.load_model(dtype or torch.float32, quantization)
+        from lit_sft.families._weights import load_network
+
+        return load_network(self.path, lambda: self.family.load_model(dtype or torch.float32, quantization))
 
 
 def families() -> dict[str, type[Family]]:
