@@ -7,7 +7,9 @@ file stay in memory beside the converted weights. Here every tensor is read when
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import mmap
 import pickle
 import re
 import threading
@@ -22,6 +24,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.modeling_utils import logger as transformers_logger
+from transformers.modeling_utils import str_to_torch_dtype
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families._files import read_index, weight_files, weights_source
@@ -32,26 +35,54 @@ _LOADING = threading.RLock()
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor on disk; indexing reads it, as it does with the slices of safetensors.
+    """A tensor on disk. transformers indexes it with `...` when its turn comes; only then it is read.
 
     Args:
         file: Where it stands.
-        shape: Its sizes.
-        is_float: Whether it holds floating-point numbers.
-        read: Reads it into memory of its own.
+        start: Position of its first byte in the file; None if the whole file must be read to find it.
+        layout: A tensor on "meta" of the same type, shape and strides.
+        name: Its name in the file.
     """
 
     file: Path
-    shape: tuple[int, ...]
-    is_float: bool
-    read: Callable[[], torch.Tensor]
+    start: int | None
+    layout: torch.Tensor
+    name: str
 
-    def __getitem__(self, index: Any) -> torch.Tensor:
-        return self.read()[index]
+    @property
+    def shape(self) -> torch.Size:
+        """Its sizes."""
+        return self.layout.shape
 
     def is_floating_point(self) -> bool:
         """Whether it holds floating-point numbers: quantizers leave others alone."""
-        return self.is_float
+        return self.layout.is_floating_point()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes from its first to its last element."""
+        pairs = zip(self.layout.shape, self.layout.stride(), strict=True)
+        last = sum((size - 1) * stride for size, stride in pairs)
+        return (last + 1) * self.layout.element_size() if self.layout.numel() else 0
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        if not self.num_bytes:
+            return torch.empty(self.layout.shape, dtype=self.layout.dtype)[index]
+        if self.start is None:
+            return _read_whole(self.file)[self.name][index]
+        # A mapping of its own goes back to the system the moment the converted copy exists; memory from the heap does not.
+        buffer = mmap.mmap(-1, self.num_bytes)
+        with self.file.open("rb") as stream:
+            stream.seek(self.start)
+            if stream.readinto(buffer) != self.num_bytes:
+                raise CheckpointError(f"{self.file} ended while it was read; was it changed meanwhile?")
+        flat = torch.frombuffer(buffer, dtype=self.layout.dtype)
+        return flat.as_strided(self.layout.shape, self.layout.stride())[index]
+
+
+@functools.lru_cache(maxsize=1)
+def _read_whole(file: Path) -> dict[str, torch.Tensor]:
+    return torch.load(file, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def open_weights(folder: Path) -> dict[str, StoredTensor]:
@@ -73,17 +104,18 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
 
 def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     try:
-        # "pread" reads into memory of its own; the default maps the file, whose pages then count beside the weights.
-        content = safe_open(file, framework="pt", backend="pread")
+        with safe_open(file, framework="pt"):  # the header is sound and describes the file to its last byte
+            pass
     except SafetensorError as error:
         raise _broken(file, error) from None
+    with file.open("rb") as stream:
+        num_header_bytes = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(num_header_bytes))
+    header.pop("__metadata__", None)
     tensors = {}
-    for name in content.keys():  # noqa: SIM118 - it is no dict
-        stored = content.get_slice(name)
-        is_float = stored.get_dtype().startswith(("F", "BF"))
-        tensors[name] = StoredTensor(
-            file, tuple(stored.get_shape()), is_float, functools.partial(stored.__getitem__, ...)
-        )
+    for name, entry in header.items():
+        layout = torch.empty(entry["shape"], dtype=str_to_torch_dtype[entry["dtype"]], device="meta")
+        tensors[name] = StoredTensor(file, 8 + num_header_bytes + entry["data_offsets"][0], layout, name)
     return tensors
 
 
@@ -91,8 +123,8 @@ def _open_bin(file: Path) -> dict[str, StoredTensor]:
     try:
         # On "meta" only the pickle is read, and each storage knows where its bytes stand in the file.
         content = torch.load(file, map_location="meta", weights_only=True)
-        is_compressed = zipfile.is_zipfile(file) and any(
-            item.compress_type != zipfile.ZIP_STORED for item in zipfile.ZipFile(file).infolist()
+        is_plain = zipfile.is_zipfile(file) and all(
+            item.compress_type == zipfile.ZIP_STORED for item in zipfile.ZipFile(file).infolist()
         )
     except pickle.UnpicklingError as error:
         raise _refused(file, error) from None
@@ -100,32 +132,16 @@ def _open_bin(file: Path) -> dict[str, StoredTensor]:
         raise _broken(file, error) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name; it is no weights file")
-    for name, value in content.items():
-        if not isinstance(value, torch.Tensor):
-            raise CheckpointError(f"{file} holds {name!r}, which is no tensor; expected the weights and nothing else")
-    whole_file = functools.lru_cache(maxsize=1)(
-        functools.partial(torch.load, file, map_location="cpu", weights_only=True)
-    )
     tensors = {}
-    for name, value in content.items():
-        offset = getattr(value.untyped_storage(), "_checkpoint_offset", None)
-        if offset is None or is_compressed:  # the format of torch before 1.6, or a file packed anew
-            read = functools.partial(lambda name: whole_file()[name], name)
-        else:
-            read = functools.partial(_read_strided, file, offset, value)
-        tensors[name] = StoredTensor(file, tuple(value.shape), value.is_floating_point(), read)
+    for name, layout in content.items():
+        if not isinstance(layout, torch.Tensor):
+            raise CheckpointError(f"{file} holds {name!r}, which is no tensor; expected the weights and nothing else")
+        # Files of torch before 1.6, and archives packed anew with compression, have no such position.
+        start = getattr(layout.untyped_storage(), "_checkpoint_offset", None) if is_plain else None
+        if start is not None:
+            start += layout.storage_offset() * layout.element_size()
+        tensors[name] = StoredTensor(file, start, layout, name)
     return tensors
-
-
-def _read_strided(file: Path, storage_start: int, meta: torch.Tensor) -> torch.Tensor:
-    """The tensor whose sizes and strides `meta` has and whose storage starts at this byte of the file."""
-    last = sum((size - 1) * stride for size, stride in zip(meta.shape, meta.stride(), strict=True))
-    buffer = torch.empty(last + 1 if meta.numel() else 0, dtype=meta.dtype)
-    with file.open("rb") as stream:
-        stream.seek(storage_start + meta.storage_offset() * meta.element_size())
-        if stream.readinto(buffer.view(torch.uint8).numpy()) != buffer.nbytes:
-            raise CheckpointError(f"{file} ended while it was read; was it changed meanwhile?")
-    return buffer.as_strided(meta.shape, meta.stride())
 
 
 def _broken(file: Path, error: Exception) -> CheckpointError:
@@ -161,6 +177,8 @@ def load_network(folder: Path, build: Callable[[], PreTrainedModel]) -> PreTrain
             # transformers points to the table it logged; the same facts fit into one line.
             loading.raise_problem()
             raise
+        finally:
+            _read_whole.cache_clear()
     loading.raise_problem()
     loading.check_quantized_shapes(model)
     _settle(model)

@@ -119,6 +119,16 @@ class Baichuan7B(Family):
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
 
+    def native_config(self, config: Any) -> LlamaConfig:
+        """Once W_pack is split it is Llama."""
+        return LlamaConfig(**{k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")})
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The same Rust tokenizer, its decoder included."""
+        tokenizer = self.load_tokenizer()
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        return tokenizer.plain()
+
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """Half-precision pytorch_model.bin with the tensor names, configs and tokenizer files of the original."""
