@@ -1,16 +1,16 @@
 """Peak memory of loading a checkpoint, as a multiple of the weights' bytes in the type they are loaded in.
 
-    python experiments/loading_memory/run.py              # writes 1.3 GB checkpoints into a temporary folder, prints a table
+    python experiments/loading_memory/run.py              # writes three 1.3 GB checkpoints into a temporary folder
     python experiments/loading_memory/run.py --layers 4   # smaller
 
-Each number comes from a process of its own: (peak resident memory - memory before loading) / bytes of the loaded weights.
+Each number comes from a process of its own: (peak resident memory - peak before loading) / bytes of the loaded weights.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -60,7 +60,9 @@ def write_checkpoints(root: Path, num_layers: int) -> list[Path]:
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage: a child process inherits the maximum of its parent there.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) * 1024
 
 
 def measure(folder: Path, case: str, reader: str) -> dict[str, float]:

@@ -154,7 +154,9 @@ class Checkpoint(TextInterface):
         """
         names = self.family.tokenizer_file_names
         if not self.tokenizer_files:
-            raise CheckpointError(f"{self.path} holds no tokenizer (expected {', '.join(names)}); is the download complete?")
+            raise CheckpointError(
+                f"{self.path} holds no tokenizer (expected {', '.join(names)}); is the download complete?"
+            )
         for file in self.tokenizer_files:
             refuse_pointer(file)
         try:
@@ -172,8 +174,8 @@ class Checkpoint(TextInterface):
         rows = self.family.num_embeddings
         if rows is not None and len(tokenizer) > rows:
             raise CheckpointError(
-                f"{self.tokenizer_files[0]} has {len(tokenizer)} tokens, but config.json gives the embedding {rows} rows: "
-                "it belongs to another model"
+                f"{self.tokenizer_files[0]} has {len(tokenizer)} tokens, but config.json gives the embedding "
+                f"{rows} rows: it belongs to another model"
             )
         return tokenizer
 
@@ -245,7 +247,9 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights")
+        raise CheckpointError(
+            f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights"
+        )
     config_file = folder / "config.json"
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))

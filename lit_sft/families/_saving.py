@@ -65,7 +65,7 @@ def save_native(checkpoint: Checkpoint, model: Any, folder: Path) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} exists; give a folder that does not")
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+        plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)  # type: ignore[no-untyped-call]
     weights = model.state_dict()
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in weights.items()}
     plain.generation_config = model.generation_config
@@ -79,7 +79,9 @@ def save_native(checkpoint: Checkpoint, model: Any, folder: Path) -> None:
 
 def _refuse_adapters(model: Any) -> None:
     if not isinstance(model, PreTrainedModel) or any(name.endswith(".base_layer") for name, _ in model.named_modules()):
-        raise ConfigError("adapters are attached to the network; merge them first (merge_and_unload) or save the adapter")
+        raise ConfigError(
+            "adapters are attached to the network; merge them first (merge_and_unload) or save those"
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:

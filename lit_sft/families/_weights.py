@@ -1,4 +1,4 @@
-"""Weights from disk into a network: one tensor at a time, every tensor in its place, or one line that says what is wrong.
+"""Weights from disk into a network: one tensor at a time and every tensor in its place, or one line that says why not.
 
 transformers logs a table and goes on with random numbers where a tensor is missing; and the pages of a mapped .bin
 file stay in memory beside the converted weights. Here every tensor is read when its turn comes and must fit.
@@ -70,7 +70,7 @@ class StoredTensor:
             return torch.empty(self.layout.shape, dtype=self.layout.dtype)[index]
         if self.start is None:
             return _read_whole(self.file)[self.name][index]
-        # A mapping of its own goes back to the system the moment the converted copy exists; memory from the heap does not.
+        # A mapping goes back to the system the moment the converted copy exists; memory from the heap may not.
         buffer = mmap.mmap(-1, self.num_bytes)
         with self.file.open("rb") as stream:
             stream.seek(self.start)
@@ -98,7 +98,9 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     if source.suffix == ".json":
         for name, shard in read_index(source).items():
             if name not in tensors or tensors[name].file.name != shard:
-                raise CheckpointError(f"{folder / shard} lacks tensor {name}, listed in {source.name}; download both again")
+                raise CheckpointError(
+                    f"{folder / shard} lacks tensor {name}, listed in {source.name}; download both again"
+                )
     return tensors
 
 
@@ -199,6 +201,7 @@ class _Loading:
     def installed(self) -> Iterator[None]:
         """`from_pretrained` offers no way to read a .bin tensor by tensor nor to fail on a missing one."""
         load = PreTrainedModel._load_pretrained_model
+        no_report = _NoLoadReport()
 
         def load_streaming(model: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
             self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -208,12 +211,12 @@ class _Loading:
 
         with _LOADING:
             PreTrainedModel._load_pretrained_model = staticmethod(load_streaming)  # type: ignore[method-assign]
-            transformers_logger.addFilter(_is_no_load_report)
+            transformers_logger.addFilter(no_report)
             try:
                 yield
             finally:
                 PreTrainedModel._load_pretrained_model = staticmethod(load)  # type: ignore[method-assign]
-                transformers_logger.removeFilter(_is_no_load_report)
+                transformers_logger.removeFilter(no_report)
 
     def raise_problem(self) -> None:
         """Raise the most telling problem of the report, if there is one."""
@@ -240,7 +243,7 @@ class _Loading:
             )
 
     def check_quantized_shapes(self, model: PreTrainedModel) -> None:
-        """transformers compares no shapes of the weights it quantizes."""
+        """Shapes of the weights that were quantized, which transformers does not compare."""
         for name, parameter in model.named_parameters():
             packed = getattr(parameter, "quant_state", None)
             shape = parameter.shape if packed is None else packed.shape
@@ -272,8 +275,11 @@ class _Loading:
         return name
 
 
-def _is_no_load_report(record: logging.LogRecord) -> bool:
-    return "LOAD REPORT" not in record.getMessage()
+class _NoLoadReport(logging.Filter):
+    """Drops the table in which transformers lists what did not fit: the error says it in a line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
 
 
 def _first_of(names: list[str]) -> str:
@@ -291,7 +297,7 @@ def _settle(model: PreTrainedModel) -> None:
     if getattr(model, "hf_quantizer", None) is not None:
         # Parts that were packed after the split cannot be joined again, so a copy keeps the network's own names.
         model._weight_conversions = []  # type: ignore[assignment]
-    generation = model.generation_config
+    generation = getattr(model, "generation_config", None)
     if generation is None:
         return
     # Old releases ignored these in silence; transformers 5 refuses to save them together.
