@@ -1,7 +1,7 @@
 """Peak memory of loading a checkpoint, as a multiple of the weights' bytes in the type they are loaded in.
 
     python experiments/loading_memory/run.py              # writes three 1.3 GB checkpoints into a temporary folder
-    python experiments/loading_memory/run.py --layers 4   # smaller
+    python experiments/loading_memory/run.py --layers 8   # smaller
 
 Each number comes from a process of its own: (peak resident memory - peak before loading) / bytes of the loaded weights.
 """
@@ -29,11 +29,12 @@ def write_checkpoints(root: Path, num_layers: int) -> list[Path]:
     from lit_sft.families._tiny import demo_texts
 
     size = TinySize(
-        hidden_size=2048,
-        intermediate_size=5504,
+        # Baichuan-7B at 1/3.2 of its width: with all its layers, one matrix has its real share of the whole.
+        hidden_size=1280,
+        intermediate_size=3456,
         num_layers=num_layers,
-        num_heads=16,
-        vocab_size=16000,
+        num_heads=10,
+        vocab_size=20000,
         context_length=2048,
     )
     (root / "tiny").mkdir()
@@ -96,7 +97,7 @@ def measure(folder: Path, case: str, reader: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--measure", nargs=3, metavar=("FOLDER", "CASE", "READER"))
     arguments = parser.parse_args()
     if arguments.measure:

@@ -6,12 +6,14 @@ file stay in memory beside the converted weights. Here every tensor is read when
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import json
 import logging
 import mmap
 import pickle
 import re
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
@@ -70,6 +72,7 @@ class StoredTensor:
             return torch.empty(self.layout.shape, dtype=self.layout.dtype)[index]
         if self.start is None:
             return _read_whole(self.file)[self.name][index]
+        _trim_heap()
         # A mapping goes back to the system the moment the converted copy exists; memory from the heap may not.
         buffer = mmap.mmap(-1, self.num_bytes)
         with self.file.open("rb") as stream:
@@ -78,6 +81,12 @@ class StoredTensor:
                 raise CheckpointError(f"{self.file} ended while it was read; was it changed meanwhile?")
         flat = torch.frombuffer(buffer, dtype=self.layout.dtype)
         return flat.as_strided(self.layout.shape, self.layout.stride())[index]
+
+
+def _trim_heap() -> None:
+    """Hand freed memory back to the system: packing a matrix on a CPU leaves several times its size on the heap."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
 
 
 @functools.lru_cache(maxsize=1)
