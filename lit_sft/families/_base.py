@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.conversation import PromptFormat, TextInterface
 from lit_sft.errors import CheckpointError, ConfigError, accepted
+from lit_sft.families._files import refuse_pointer, weight_files
 from lit_sft.plugins import members
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-WEIGHT_PATTERNS = ("*.safetensors", "pytorch_model*.bin")
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,26 @@ class Family(ABC):
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """The network with its weights, converted while they stream in."""
 
+    @property
+    def num_embeddings(self) -> int | None:
+        """Rows of the embedding, as config.json gives them."""
+        return self.config.get("padded_vocab_size") or self.config.get("vocab_size")
+
+    def native_config(self, config: Any) -> PreTrainedConfig | None:
+        """The configuration of a plain transformers class that computes the same network under the same tensor names.
+
+        Args:
+            config: That of the loaded network.
+
+        Returns:
+            None where there is no such class.
+        """
+        return None
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """A tokenizer of a plain transformers class with the same ids, to stand beside `native_config`."""
+        return None
+
     @classmethod
     @abstractmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
@@ -128,28 +147,45 @@ class Checkpoint(TextInterface):
 
     @property
     def weight_files(self) -> list[Path]:
-        """Files that hold the weights.
+        """Files that hold the weights; safetensors where there are both.
 
         Raises:
-            CheckpointError: If there are none.
+            CheckpointError: If there are none, or one that the index lists is missing.
         """
-        for pattern in WEIGHT_PATTERNS:
-            if found := sorted(self.path.glob(pattern)):
-                return found
-        raise CheckpointError(
-            f"{self.path} holds no weights ({' or '.join(WEIGHT_PATTERNS)}); is the download complete?"
-        )
+        return weight_files(self.path)
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """The checkpoint's tokenizer, a transformers one.
 
         Raises:
-            CheckpointError: If its files are missing.
+            CheckpointError: If its files are missing, unreadable or belong to another model.
         """
+        names = self.family.tokenizer_file_names
         if not self.tokenizer_files:
-            names = ", ".join(self.family.tokenizer_file_names)
-            raise CheckpointError(f"{self.path} holds no tokenizer (expected {names}); is the download complete?")
-        return self.family.load_tokenizer()
+            raise CheckpointError(
+                f"{self.path} holds no tokenizer (expected {', '.join(names)}); is the download complete?"
+            )
+        for file in self.tokenizer_files:
+            refuse_pointer(file)
+        try:
+            tokenizer = self.family.load_tokenizer()
+        except CheckpointError:
+            raise
+        except Exception as error:  # every library has its own: OSError, RuntimeError, DecodeError, KeyError ...
+            absent = [name for name in names if not (self.path / name).is_file()]
+            hint = f"{', '.join(absent)} not in the folder" if absent else "download its files again"
+            present = ", ".join(file.name for file in self.tokenizer_files)
+            said = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise CheckpointError(
+                f"{self.path}: {present} cannot be read as a {self.family.name} tokenizer ({said}); {hint}"
+            ) from error
+        rows = self.family.num_embeddings
+        if rows is not None and len(tokenizer) > rows:
+            raise CheckpointError(
+                f"{self.tokenizer_files[0]} has {len(tokenizer)} tokens, but config.json gives the embedding "
+                f"{rows} rows: it belongs to another model"
+            )
+        return tokenizer
 
     def load_model(self, dtype: torch.dtype | None = None, quantization: Any = None) -> PreTrainedModel:
         """The network with `generate()`, in evaluation mode.
@@ -157,11 +193,35 @@ class Checkpoint(TextInterface):
         Args:
             dtype: Type the weights are converted to while they load; float32 if not given.
             quantization: A transformers quantization config, or None.
+
+        Raises:
+            CheckpointError: If weights are missing, damaged, of another model, or would run code.
         """
         import torch
 
-        self.weight_files  # noqa: B018 - raises the short error before transformers raises a long one
-        return self.family.load_model(dtype or torch.float32, quantization)
+        from lit_sft.families._weights import load_network
+
+        return load_network(self.path, lambda: self.family.load_model(dtype or torch.float32, quantization))
+
+    def save_model(self, model: PreTrainedModel, folder: str | Path) -> None:
+        """Write a network loaded from here as a checkpoint of its own, in the original layout with the tokenizer.
+
+        Raises:
+            ConfigError: If adapters are still attached to it.
+        """
+        from lit_sft.families._saving import save_model
+
+        save_model(self, model, Path(folder))
+
+    def save_native(self, model: PreTrainedModel, folder: str | Path) -> None:
+        """Write a network loaded from here so that plain `AutoModelForCausalLM.from_pretrained` loads it without us.
+
+        Raises:
+            ConfigError: If no class of transformers computes it, it is quantized, or `folder` exists.
+        """
+        from lit_sft.families._saving import save_native
+
+        save_native(self, model, Path(folder))
 
 
 def families() -> dict[str, type[Family]]:

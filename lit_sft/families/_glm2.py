@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from transformers import GlmForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GlmConfig, GlmForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
@@ -189,6 +189,20 @@ class Glm2Family(Family):
         return self.network.from_pretrained(
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
+
+    def native_config(self, config: Any) -> GlmConfig:
+        """Transformers' GLM, under the names that it has for the sizes."""
+        same = (
+            "hidden_size",
+            "num_attention_heads",
+            "attention_dropout",
+            "hidden_act",
+            "initializer_range",
+            "use_cache",
+        )
+        special = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "rope_parameters")
+        names = (*ChatGLM2Config.attribute_map, *same, *special)
+        return GlmConfig(**{name: getattr(config, name) for name in names})
 
     @classmethod
     @abstractmethod

@@ -25,8 +25,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from lit_sft.errors import CheckpointError
-
 NUM_BLOCKS = 4
 """The original was trained on four TPU cores, and its fused projection holds the share of each core in turn."""
 
@@ -64,11 +62,6 @@ class FuseQkv(ConversionOps):
         """Rows of each part, dealt out to the blocks."""
         found = [input_dict[name] for name in source_patterns]
         parts = [part[0] if isinstance(part, list) else part for part in found]
-        if not all(part.is_floating_point() for part in parts):
-            raise CheckpointError(
-                "a quantised MOSS cannot be written in its original layout: save the adapter alone, "
-                "or load the model without quantisation and save that"
-            )
         blocks = torch.stack([part.unflatten(0, (NUM_BLOCKS, -1)) for part in parts], dim=1)
         return {target_patterns[0]: blocks.flatten(0, 2)}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
@@ -64,6 +64,7 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
         self._processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
         proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
         merges = _merges(proto.pieces)
+        self.has_dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix)
         proto.pieces.extend(_Piece(piece=piece, type=_Piece.CONTROL) for piece in appended)
         self._controls = re.compile(control_pattern) if control_pattern else None
         self._text_tokenizer = _rust_tokenizer(proto, merges, without=self._controls) if self._controls else None
@@ -128,6 +129,24 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
 
     def _may_spell_control(self, texts: Sequence[str], is_split: bool) -> bool:
         return any(token in text for token in self.all_special_tokens for text in texts)
+
+    def plain(self) -> PreTrainedTokenizerFast:
+        """A tokenizer with the same ids that plain transformers saves and loads.
+
+        It decodes normal text alike, but sets none of the blanks of the slow tokenizers around control tokens.
+        """
+        rust = Tokenizer.from_str(self.backend_tokenizer.to_str())
+        steps = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        if self.has_dummy_prefix:
+            steps.append(decoders.Strip(content=" ", left=1))
+        rust.decoder = decoders.Sequence(steps)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=rust,
+            **self.special_tokens_map,
+            padding_side=self.padding_side,
+            model_max_length=self.model_max_length,
+            clean_up_tokenization_spaces=False,
+        )
 
     def _decode(
         self,

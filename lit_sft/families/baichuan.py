@@ -11,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.conversation import PromptFormat
 from lit_sft.families._baichuan import BaichuanFamily, OriginalConfig
 from lit_sft.families._baichuan_formats import BaichuanChatFormat, HumanAssistantFormat
 from lit_sft.families._norm_head import NormHead, ZLoss, resized_norm_head
+from lit_sft.families._sentencepiece import SentencePieceTokenizer
 
 
 class BaiChuanConfig(OriginalConfig, LlamaConfig):
@@ -83,6 +84,16 @@ class Baichuan7B(BaichuanFamily):
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """The base model brings none of its own."""
         return {"human-assistant": HumanAssistantFormat()}
+
+    def native_config(self, config: Any) -> LlamaConfig:
+        """Once W_pack is split it is Llama."""
+        return LlamaConfig(**{k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")})
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The same Rust tokenizer, its decoder included."""
+        tokenizer = self.load_tokenizer()
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        return tokenizer.plain()
 
 
 class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another number

@@ -167,6 +167,14 @@ class Native(Family):
         )
         return model
 
+    def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """It is one of transformers already."""
+        return config
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As AutoTokenizer has it."""
+        return self.load_tokenizer()
+
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """A Llama with byte-level BPE and ChatML."""

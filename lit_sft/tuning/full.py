@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,4 @@ class Full(Tuning):
 
     def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
         """A folder in the original layout, with the base's tokenizer, that `open_checkpoint` reads."""
-        model.save_pretrained(folder)
-        for file in checkpoint.tokenizer_files:
-            shutil.copy(file, folder)
+        checkpoint.save_model(model, folder)
