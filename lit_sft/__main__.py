@@ -50,12 +50,15 @@ def _run(words: list[str]) -> int:
     elif verb in FUNCTION_VERBS:
         from jsonargparse import auto_cli
 
+        from lit_sft.cli_parser import ShortErrorParser
+
         module, _, function = FUNCTION_VERBS[verb][0].partition(":")
         auto_cli(
             getattr(import_module(module), function),
             args=[_underscored(word) for word in words[1:]],
             prog=f"python -m lit_sft {verb}",
             as_positional=False,
+            parser_class=ShortErrorParser,
         )
     else:
         raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*TRAINER_VERBS, *FUNCTION_VERBS])}")

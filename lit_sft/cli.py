@@ -63,6 +63,20 @@ KINDS = {
 }
 
 
+EPILOG = """\
+What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
+--model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW"""
+
+
+class Parser(ShortErrorParser, LightningArgumentParser):
+    """LightningCLI's parser with short errors."""
+
+    plugins = tuple(KINDS.items())
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs})
+
+
 class CLI(LightningCLI):
     """LightningCLI with a run folder, its own callbacks and short errors."""
 
@@ -144,14 +158,13 @@ def main(arguments: Sequence[str]) -> None:
     _quieten()
     for base, package in KINDS.items():
         members(package, base)  # makes their short class names known
-    ShortErrorParser.plugins = tuple(KINDS.items())
     CLI(
         Stage,
         SFTData,
         save_config_callback=RunRecord,
         seed_everything_default=42,
         trainer_defaults={"enable_model_summary": False},
-        parser_class=ShortErrorParser,
+        parser_class=Parser,
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,

@@ -1,4 +1,4 @@
-"""Errors of one line: which key, what is wrong, which names are accepted."""
+"""Errors of one line: which key, what is wrong, which names are accepted. Loads no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import members
@@ -23,24 +22,16 @@ REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
 EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
 GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 
-EPILOG = """\
-What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
---model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW"""
 
-
-class ShortErrorParser(LightningArgumentParser):
-    """Raises `ConfigError` with one line instead of printing usage and nested alternatives.
-
-    Args:
-        kwargs: What LightningCLI gives.
-    """
+class ShortErrorParser(ArgumentParser):
+    """Raises `ConfigError` with one line instead of printing usage and nested alternatives."""
 
     plugins: tuple[tuple[type, str], ...] = ()
     """Base class and package of every kind of plug-in that a configuration can name."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
-        super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs, "allow_abbrev": False})
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the short form.
@@ -72,7 +63,8 @@ class ShortErrorParser(LightningArgumentParser):
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := REQUIRED.search(message):
             missing = ", ".join(".".join(filter(None, [place, name.strip()])) for name in found[1].split(","))
-            return f"required and not given: {missing}. A configuration gives them: --config configs/...yaml"
+            hint = ". A configuration gives them: --config configs/...yaml" if self.plugins else ""
+            return f"required and not given: {missing}{hint}"
         if place and (kinds := EXPECTED.findall(message)):
             given = GIVEN.search(message)
             value = f", not {(given[1] or given[2]).strip()[:80]}" if given else ""

@@ -2,6 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
+
+from lit_sft import open_checkpoint
+from lit_sft.__main__ import main
 
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets")
 
@@ -39,3 +45,48 @@ def test_the_public_names_are_complete() -> None:
 
     for name in lit_sft.__all__:
         assert getattr(lit_sft, name).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--famly", "moss"], "option 'famly' is not accepted. did you mean 'family'? Accepted: "),
+        ([], "required and not given: output"),
+        (["--output", "x", "--hidden-size", "wide"], "hidden_size expects int, not wide"),
+        (["--output", "x", "--num-heads", "7"], "hidden_size 256 must be a multiple of twice num_heads 7"),
+        (["--output", "x", "--family", "mos"], "unknown family 'mos'. did you mean 'moss'? Accepted: "),
+        (["--output", "x", "--text", "none.txt"], "text to train the tokenizer on not found: none.txt"),
+    ],
+)
+def test_mistakes_of_tiny_give_one_line(
+    options: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["tiny", *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+
+
+def test_tiny_writes_a_checkpoint_that_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "tiny"
+    options = [
+        "--family",
+        "chatglm2-6b",
+        "--output",
+        str(folder),
+        "--hidden-size",
+        "32",
+        "--num-layers",
+        "1",
+        "--num-heads=2",
+    ]
+    assert main(["tiny", *options]) == 0
+    assert "chatglm2-6b" in capsys.readouterr().out
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.family.name == "chatglm2-6b"
+    assert checkpoint.load_model().config.hidden_size == 32
