@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
+import shutil
+import traceback
 import warnings
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
@@ -30,10 +33,10 @@ from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli_parser import ShortErrorParser, user_error_in
 from lit_sft.corpora._base import Corpus
 from lit_sft.data.datamodule import SFTData
-from lit_sft.errors import ConfigError
+from lit_sft.errors import ConfigError, UserError
 from lit_sft.generation.strategies import Strategy
 from lit_sft.plugins import members
-from lit_sft.runs import CONFIG, LAST_CHECKPOINT, new_run, newest_run
+from lit_sft.runs import BASE_PREDICTIONS, CONFIG, LAST_CHECKPOINT, is_run, new_run, newest_run, process_rank
 from lit_sft.stages._base import Stage
 from lit_sft.stages.schedules import Schedule
 from lit_sft.tuning._base import Tuning
@@ -49,19 +52,19 @@ HARMLESS_WARNINGS = (
     r"`ModelCheckpoint\(monitor='val/loss'\)` could not find",  # the run ended before its first validation
 )
 
-STARTED = "LIT_SFT_STARTED"
-"""Environment variable that carries the start of the run to processes that Lightning spawns."""
+RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
+"""Environment variable that carries the run folder to the processes that Lightning launches."""
 
-# Kinds of plug-in that a configuration names by class.
-KINDS = {
-    Stage: "lit_sft.stages",
-    Tuning: "lit_sft.tuning",
-    Corpus: "lit_sft.corpora",
-    Strategy: "lit_sft.generation",
-    Schedule: "lit_sft.stages",
-    SFTData: "lit_sft.data",
+# Key of a configuration -> what its classes derive from, and the package that holds them.
+KINDS: dict[str, tuple[type, str]] = {
+    "model": (Stage, "lit_sft.stages"),
+    "data": (SFTData, "lit_sft.data"),
+    "tuning": (Tuning, "lit_sft.tuning"),
+    "corpora": (Corpus, "lit_sft.corpora"),
+    "test_corpora": (Corpus, "lit_sft.corpora"),
+    "generation": (Strategy, "lit_sft.generation"),
+    "schedule": (Schedule, "lit_sft.stages"),
 }
-
 
 EPILOG = """\
 What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
@@ -71,7 +74,7 @@ What the classes that a configuration names take: --model.help=SFT, --data.help=
 class Parser(ShortErrorParser, LightningArgumentParser):
     """LightningCLI's parser with short errors."""
 
-    plugins = tuple(KINDS.items())
+    plugins = KINDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs})
@@ -102,12 +105,20 @@ class CLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
-    def instantiate_classes(self) -> None:
-        """Build model, data and trainer; the mistake behind a failure comes out as it was raised."""
-        try:
-            super().instantiate_classes()
-        except Exception as error:
-            raise user_error_in(error) or error from None
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work before anything heavy is built.
+
+        Raises:
+            ConfigError: For a checkpoint that is no file, or options of another verb.
+        """
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint and not Path(checkpoint).is_file():
+            raise ConfigError(f"--ckpt_path {checkpoint} is no file; give one such as runs/NAME/{LAST_CHECKPOINT}")
+        if self.subcommand == "fit" and (self._get(self.config, "run") or self._get(self.config, "base")):
+            raise ConfigError(
+                f"--run and --base are for validate, test and predict. To go on with a run: "
+                f"fit --config RUN/{CONFIG} --ckpt_path RUN/{LAST_CHECKPOINT}"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
@@ -128,6 +139,9 @@ class CLI(LightningCLI):
             callbacks += [Throughput(), Summary(samples), Export()]
             if config.get("enable_checkpointing") in (None, True):
                 callbacks += keep_last_and_best(has_validation=getattr(self.datamodule, "validation_fraction", 0) > 0)
+        for callback in callbacks:
+            if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
+                callback.default_name = BASE_PREDICTIONS
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         return trainer
 
@@ -136,46 +150,81 @@ class CLI(LightningCLI):
         if kwargs.get("weights_only") is None:
             # A checkpoint is data: loading one must never run code.
             kwargs["weights_only"] = True
+        run = self._get(self.config, "run")
+        if run and not kwargs.get("ckpt_path") and not self._get(self.config, "base"):
+            checkpoint = Path(run) / LAST_CHECKPOINT
+            if not checkpoint.is_file():
+                raise ConfigError(f"{run} holds no {LAST_CHECKPOINT}. Use --base true for the model before tuning")
+            kwargs["ckpt_path"] = str(checkpoint)
         return kwargs
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        try:
+            super()._run_subcommand(subcommand)
+        except SystemExit:
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if subcommand == "fit" and process_rank() == 0 and not is_run(folder):
+                # It failed before it began: nothing of it is worth keeping.
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _run_folder(self) -> Path:
-        run = self._get(self.config, "run")
-        if run and self.subcommand != "fit":
-            return Path(run)
-        runs = Path(self._get(self.config, "runs"))
         if self.subcommand != "fit":
-            return runs
-        configs = self._get(self.config, "config") or []
-        name = self._get(self.config, "name") or (
-            Path(str(configs[0])).stem if configs else type(self.model).__name__.lower()
-        )
-        started = os.environ.setdefault(STARTED, datetime.now().isoformat(timespec="seconds"))
-        return new_run(runs, name, datetime.fromisoformat(started))
+            return Path(self._get(self.config, "run") or self._get(self.config, "runs"))
+        config = self.config[self.subcommand]
+        configs = config.get("config") or []
+        stem = Path(str(configs[0])).stem if configs else type(self.model).__name__.lower()
+        config["name"] = config["name"] or stem  # what config.yaml then says, so that repeating it keeps the name
+        if launched := os.environ.get(RUN_FOLDER):
+            return Path(launched)
+        if process_rank():  # launched by torchrun or SLURM; only the first process writes
+            return Path(config["runs"])
+        folder = new_run(Path(config["runs"]), config["name"])
+        os.environ[RUN_FOLDER] = str(folder)
+        return folder
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a verb: `main(["fit", "--config", "configs/quickstart.yaml"])`."""
+    """Run a verb: `main(["fit", "--config", "configs/quickstart.yaml"])`.
+
+    Raises:
+        UserError: For everything that the user can put right.
+    """
     _quieten()
-    for base, package in KINDS.items():
+    for base, package in KINDS.values():
         members(package, base)  # makes their short class names known
-    CLI(
-        Stage,
-        SFTData,
-        save_config_callback=RunRecord,
-        seed_everything_default=42,
-        trainer_defaults={"enable_model_summary": False},
-        parser_class=Parser,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        auto_configure_optimizers=False,
-        # Hyper-parameters stored in a checkpoint must never win over the configuration.
-        load_from_checkpoint_support=False,
-        args=expand_run(list(arguments)),
-    )
+    is_launcher = RUN_FOLDER not in os.environ
+    try:
+        CLI(
+            Stage,
+            SFTData,
+            save_config_callback=RunRecord,
+            seed_everything_default=42,
+            # The data module shares its examples out by itself: exactly once, and resumable.
+            trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            # Hyper-parameters stored in a checkpoint must never win over the configuration.
+            load_from_checkpoint_support=False,
+            args=expand_run(list(arguments)),
+        )
+    except Exception as error:
+        mistake = _mistake_behind(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+    finally:
+        if is_launcher:
+            os.environ.pop(RUN_FOLDER, None)
 
 
 def expand_run(arguments: list[str]) -> list[str]:
-    """Put the configuration and checkpoint that `--run DIR` stands for in front of the other options.
+    """Put the configuration that `--run DIR` stands for in front of the other options.
 
     Without a configuration and without `--run`, validate, test and predict take the newest run and say so.
 
@@ -183,11 +232,8 @@ def expand_run(arguments: list[str]) -> list[str]:
         ConfigError: If there is no such run.
     """
     verb, options = arguments[0], arguments[1:]
-    if (
-        verb == "fit"
-        or {"-h", "--help", "--print_config"} & set(options)
-        or any(".help" in option for option in options)
-    ):
+    is_asking = {"-h", "--help"} & set(options) or any(".help" in option for option in options)
+    if verb == "fit" or is_asking:
         return arguments
     run = _value_of("--run", options)
     if run is None:
@@ -196,17 +242,23 @@ def expand_run(arguments: list[str]) -> list[str]:
         run = str(newest_run(Path(_value_of("--runs", options) or "runs")))
         logging.getLogger(__name__).warning("taking the newest run, %s", run)
         options = ["--run", run, *options]
-    config, checkpoint = Path(run) / CONFIG, Path(run) / LAST_CHECKPOINT
-    if not config.is_file():
+    if not is_run(Path(run)):
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
-    expanded = [verb, "--config", str(config)]
-    if (_value_of("--base", options) or "false").lower() != "true" and _value_of("--ckpt_path", options) is None:
-        if not checkpoint.is_file():
-            raise ConfigError(
-                f"{run} holds no {LAST_CHECKPOINT}: it was not trained. Use --base true for the base model"
-            )
-        expanded += ["--ckpt_path", str(checkpoint)]
-    return [*expanded, *options]
+    return [verb, "--config", str(Path(run) / CONFIG), *options]
+
+
+def _mistake_behind(error: Exception) -> UserError | None:
+    """What the user can put right, in one line; None if the error is ours."""
+    if mistake := user_error_in(error):
+        return mistake
+    said = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"a configuration is not UTF-8: {said}")
+    innermost = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
+    is_lightnings = isinstance(error, ValueError) and innermost.startswith("lightning.")
+    return ConfigError(said[:400]) if is_lightnings or isinstance(error, MisconfigurationException) else None
 
 
 def _value_of(option: str, options: list[str]) -> str | None:
@@ -221,7 +273,7 @@ def _value_of(option: str, options: list[str]) -> str | None:
 def _quieten() -> None:
     """Our own messages, none of the libraries' chatter about things that are as they should be."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("lit_sft").setLevel(logging.INFO)
+    logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -26,8 +26,8 @@ GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 class ShortErrorParser(ArgumentParser):
     """Raises `ConfigError` with one line instead of printing usage and nested alternatives."""
 
-    plugins: tuple[tuple[type, str], ...] = ()
-    """Base class and package of every kind of plug-in that a configuration can name."""
+    plugins: Mapping[str, tuple[type, str]] = {}
+    """Key of a configuration -> base class and package of what it names by class."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
@@ -59,16 +59,19 @@ class ShortErrorParser(ArgumentParser):
             wrong = name if any("." in option for option in names) else name.partition(".")[0]
             return f"option {name!r} is not accepted. {accepted(wrong, names)}"
         if found := UNKNOWN_CLASS.search(message):
-            names = [name for base, package in self.plugins for name in members(package, base)]
+            kinds = [self.plugins.get(key) for key in reversed(place.split("."))]
+            chosen = next(filter(None, kinds), None)
+            names = list(members(chosen[1], chosen[0])) if chosen else []
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := REQUIRED.search(message):
-            missing = ", ".join(".".join(filter(None, [place, name.strip()])) for name in found[1].split(","))
+            keys = [key.strip().removeprefix("fit.") for key in found[1].split(",")]
+            missing = ", ".join(f"{place}.{key}" if place else key for key in keys)
             hint = ". A configuration gives them: --config configs/...yaml" if self.plugins else ""
             return f"required and not given: {missing}{hint}"
-        if place and (kinds := EXPECTED.findall(message)):
+        if place and (wanted := EXPECTED.findall(message)):
             given = GIVEN.search(message)
             value = f", not {(given[1] or given[2]).strip()[:80]}" if given else ""
-            types = " or ".join(re.sub(r"<class '([\w.]+)'>", r"\1", kind.strip()) for kind in kinds)
+            types = " or ".join(re.sub(r"<class '([\w.]+)'>", r"\1", kind.strip()) for kind in wanted)
             return f"{place} expects {types}{value}"
         return " ".join(message.split())[:400]
 

@@ -5,14 +5,16 @@ manifest.json     versions, git commit, seed, fingerprints of tokenizer and data
 summary.json      held-out metrics and sample answers, before and after
 quarantine.jsonl  records that were skipped or repaired, with file:line and reason
 tensorboard/      curves and sample answers
-checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, schedule
+checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, schedule, position in the data
 adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
-predictions.jsonl answers of the last `predict`
+predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of the model before tuning
 """
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,19 +24,33 @@ from lit_sft.errors import ConfigError
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-QUARANTINE = "quarantine.jsonl"
 PREDICTIONS = "predictions.jsonl"
+BASE_PREDICTIONS = "predictions-base.jsonl"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 
 
-def new_run(runs: Path, name: str, started: datetime) -> Path:
-    """A folder name that no run has yet: `<name>-<date>-<time>`, counted on if two start in one second."""
-    base = runs / f"{name}-{started:%Y%m%d-%H%M%S}"
-    candidate, number = base, 1
-    while candidate.exists():
-        number += 1
-        candidate = base.with_name(f"{base.name}-{number}")
-    return candidate
+def new_run(runs: Path, name: str) -> Path:
+    """Make the folder `<name>-<date>-<time>`, counted on if two start in one second: no two runs share one.
+
+    Raises:
+        ConfigError: If the name is a path, or the folder cannot be made.
+    """
+    if Path(name).name != name:
+        raise ConfigError(f"--name {name!r} is no name of a folder; it must not hold a path")
+    base = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    number = 1
+    while True:
+        folder = runs / (base if number == 1 else f"{base}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError as error:
+            if not folder.is_dir():
+                raise _unwritable(runs, error) from None
+            number += 1
+        except OSError as error:
+            raise _unwritable(runs, error) from None
+        else:
+            return folder
 
 
 def newest_run(runs: Path) -> Path:
@@ -43,9 +59,7 @@ def newest_run(runs: Path) -> Path:
     Raises:
         ConfigError: If there is none, saying what to give instead.
     """
-    finished = [
-        folder for folder in runs.glob("*") if (folder / CONFIG).is_file() and (folder / LAST_CHECKPOINT).is_file()
-    ]
+    finished = [folder for folder in runs.glob("*") if is_run(folder) and (folder / LAST_CHECKPOINT).is_file()]
     if not finished:
         raise ConfigError(
             f"no run with a checkpoint in {runs}/. Train one with `fit --config configs/...yaml`, "
@@ -54,9 +68,31 @@ def newest_run(runs: Path) -> Path:
     return max(finished, key=lambda folder: (folder / CONFIG).stat().st_mtime)
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a fit got as far as to record its configuration there."""
+    return (folder / CONFIG).is_file()
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write under a temporary name and rename: a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def process_rank() -> int:
+    """Rank of this process in a run of several, before any of them is connected to the others."""
+    ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
+    return int(next((rank for rank in ranks if rank), 0))
+
+
+def command(name: str) -> str:
+    """A program of the environment that runs this, as one can type it here."""
+    path = Path(sys.executable).with_name(name)
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _unwritable(runs: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"no run folder can be made in {runs}: {error.strerror or error}. Give another with --runs")

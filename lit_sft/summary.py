@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.errors import ConfigError
-from lit_sft.runs import SUMMARY, newest_run
+from lit_sft.runs import SUMMARY, command, newest_run
 
 METRICS = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}
 MAX_SHOWN = 300
@@ -30,10 +30,11 @@ def summary(run: str | None = None, runs: str = "runs") -> None:
 def render(folder: Path, content: dict[str, Any]) -> str:
     """The summary as lines of text."""
     before, after = content["before"], content["after"]
-    after_step = f"step {content['after_step']}"
+    steps = [content["before_step"], content["after_step"]]
+    before_step, after_step = [f"step {step}" if step else "before" for step in steps]
     lines = ["", f"What was learned in {content['optimizer_steps']} optimizer steps", ""]
     if after:
-        lines.append(f"  {'held out':<16}{'before':>12}{after_step:>12}")
+        lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
         for key, name in METRICS.items():
             lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
     for sample in content["samples"]:
@@ -42,7 +43,7 @@ def render(folder: Path, content: dict[str, Any]) -> str:
         lines.append(f"  after      {_one_line(sample['after'])}")
         if sample["reference"] is not None:
             lines.append(f"  reference  {_one_line(sample['reference'])}")
-    lines += ["", f"  run folder   {folder}", f"  curves       tensorboard --logdir {folder.parent}", ""]
+    lines += ["", f"  run folder   {folder}", f"  curves       {command('tensorboard')} --logdir {folder.parent}", ""]
     return "\n".join(lines)
 
 
@@ -50,7 +51,7 @@ def one_line(folder: Path, content: dict[str, Any]) -> str:
     """What came of the run, and how to see more of it."""
     losses = [_number(content[when]["val/loss"]) for when in ("before", "after") if "val/loss" in content[when]]
     held_out = f", held-out loss {' -> '.join(losses)}" if losses else ""
-    return f"{content['optimizer_steps']} steps{held_out}. See python -m lit_sft summary --run {folder}"
+    return f"{content['optimizer_steps']} steps{held_out}. See {command('python')} -m lit_sft summary --run {folder}"
 
 
 def _number(value: float | None) -> str:

@@ -1,7 +1,6 @@
 """From a configuration to a run folder and answers, as a user does it."""
 
 import json
-import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -204,14 +203,16 @@ def test_a_run_can_be_taken_up_from_its_checkpoint(write_config: WriteConfig, tm
     assert len(loss_curve(resumed)) == len(loss_curve(runs["whole"])) - len(loss_curve(runs["half"]))
 
 
-def test_a_checkpoint_that_would_run_code_is_refused(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_that_would_run_code_is_refused(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"state_dict": {}, "x": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(pickle.UnpicklingError, match="weights_only|Weights only"):
-        main(["validate", "--config", write_config(), "--ckpt_path", str(tmp_path / "evil.ckpt")])
+    assert main(["validate", "--config", write_config(), "--ckpt_path", str(tmp_path / "evil.ckpt")]) == 2
+    assert "would run code" in capsys.readouterr().err
     assert not (tmp_path / "ran").exists()
 
 
@@ -313,7 +314,7 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     "cls",
     [
         *(SFTData, Samples, PredictionWriter),
-        *(cls for base, package in KINDS.items() for cls in members(package, base).values()),
+        *(cls for base, package in set(KINDS.values()) - {KINDS["data"]} for cls in members(package, base).values()),
     ],
     ids=lambda cls: cls.__name__,
 )

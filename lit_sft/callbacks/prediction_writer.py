@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,16 +12,19 @@ from lightning import Callback, LightningModule, Trainer
 from lit_sft.errors import ConfigError
 from lit_sft.runs import PREDICTIONS
 
+log = logging.getLogger(__name__)
+
 
 class PredictionWriter(Callback):
     """Writes a row for each prompt, in order.
 
     Args:
-        path: File to write; `predictions.jsonl` in the run folder if not given.
+        path: File to write; if not given `predictions.jsonl` in the run folder, with --base `predictions-base.jsonl`.
     """
 
     def __init__(self, path: str | None = None) -> None:
         self.path = Path(path) if path else None
+        self.default_name = PREDICTIONS
         self.num_rows = 0
         self._file: TextIO | None = None
 
@@ -34,8 +38,13 @@ class PredictionWriter(Callback):
             return
         if trainer.world_size > 1:
             raise ConfigError("predict writes one ordered file and runs on one device: set trainer.devices to 1")
-        self.path = self.path or Path(trainer.default_root_dir) / PREDICTIONS
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = self.path or Path(trainer.default_root_dir) / self.default_name
+        if self.path.is_dir():
+            raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"predictions.path {self.path} cannot be written: {error.strerror}") from None
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open under a temporary name, so that a file of the final name is always whole."""
@@ -63,6 +72,7 @@ class PredictionWriter(Callback):
         assert self.path is not None
         self._file.close()
         self._partial().replace(self.path)
+        log.info("%d answers in %s", self.num_rows, self.path)
 
     def _partial(self) -> Path:
         assert self.path is not None

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
@@ -20,7 +21,7 @@ from lit_sft.runs import CONFIG, MANIFEST, write_json
 from lit_sft.stages._base import Stage
 
 PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
-            "sentencepiece", "torchmetrics", "jsonargparse")  # fmt: skip
+            "sentencepiece", "torchmetrics", "jsonargparse", "tensorboard", "numpy")  # fmt: skip
 
 
 class RunRecord(SaveConfigCallback):
@@ -57,6 +58,8 @@ class RunRecord(SaveConfigCallback):
                 "devices": trainer.num_devices,
                 "nodes": trainer.num_nodes,
                 "device": str(trainer.strategy.root_device),
+                "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+                "cuda": torch.version.cuda,
                 "precision": str(trainer.precision),
             },
         }

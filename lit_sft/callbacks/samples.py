@@ -7,6 +7,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.conversation import Prompt
 from lit_sft.data.datamodule import SFTData
+from lit_sft.errors import ConfigError
 from lit_sft.generation.generate import Answer
 from lit_sft.stages.sft import SFT
 
@@ -21,6 +22,8 @@ class Samples(Callback):
     """
 
     def __init__(self, count: int = 4) -> None:
+        if count < 0:
+            raise ConfigError(f"samples.count is {count}; it must be at least 0")
         self.count = count
         self.prompts: list[Prompt] = []
         self.before: list[Answer] = []
@@ -63,4 +66,5 @@ def _table(prompts: list[Prompt], answers: list[Answer]) -> str:
 
 def _cell(text: str) -> str:
     """Markdown and HTML marks as character references, a line break as one."""
-    return "".join(f"&#{ord(char)};" if char in MARKS else char for char in text).replace("\n", "<br>")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(f"&#{ord(char)};" if char in MARKS else char for char in lines).replace("\n", "<br>")

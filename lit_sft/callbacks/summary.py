@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class Summary(Callback):
     """Writes `summary.json` into the run folder; `python -m lit_sft summary` prints it.
 
-    The validation that Lightning runs before the first step is the state before: it is logged at step 0 if it
+    The validation that Lightning runs before the first step is the state before: it is logged if it
     covers the whole split (`trainer.num_sanity_val_steps: -1`).
     """
 
@@ -26,7 +26,7 @@ class Summary(Callback):
         self._samples = samples
         self._before: dict[str, float] = {}
         self._after: dict[str, float] = {}
-        self._after_step = 0
+        self._before_step = self._after_step = 0
 
     def on_validation_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
         """Keep the first and the latest metrics."""
@@ -36,8 +36,9 @@ class Summary(Callback):
             self._after_step = trainer.global_step
         elif trainer.num_sanity_val_steps == float("inf"):
             self._before = metrics
+            self._before_step = trainer.global_step
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=0)
+                logger.log_metrics(metrics, step=trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
         """Write it, and say in one line what came of the run."""
@@ -47,6 +48,7 @@ class Summary(Callback):
         summary = {
             "optimizer_steps": trainer.global_step,
             "before": self._before,
+            "before_step": self._before_step,
             "after": self._after,
             "after_step": self._after_step,
             "samples": [

@@ -17,26 +17,33 @@ GIB = 1 << 30
 class Throughput(Callback):
     """Logs tokens and supervised tokens a second, share of padding, and memory, over the steps since the last log.
 
-    Tokens are counted without padding, over all devices. Validation between two steps is not counted as training time.
+    Tokens are counted without padding; every device is taken to have as many as the first. Waiting for data counts as
+    training time, validation between two steps does not.
     """
 
     def __init__(self) -> None:
         self._step = 0
-        self._seconds = 0.0
         self._started = 0.0
         self._num_tokens = 0
         self._num_supervised = 0
         self._num_positions = 0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock where none runs."""
+        self._started = self._started or time.perf_counter()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock: from here on `_started` holds minus the time that ran."""
+        self._started -= time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it go on."""
+        self._started = 0.0 if trainer.sanity_checking else self._started + time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Stop the clock, and log with the other metrics of the step."""
-        self._seconds += time.perf_counter() - self._started
+        """Count, and log with the other metrics of the step."""
         self._num_tokens += batch.num_tokens
         self._num_supervised += batch.num_supervised
         self._num_positions += batch.input_ids.numel()
@@ -44,17 +51,18 @@ class Throughput(Callback):
         self._step = trainer.global_step
         if not is_step_done or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        world_size = trainer.world_size
+        now = time.perf_counter()
+        rate = trainer.world_size / (now - self._started)
         pl_module.log_dict(
             {
-                "speed/tokens_per_second": world_size * self._num_tokens / self._seconds,
-                "speed/supervised_tokens_per_second": world_size * self._num_supervised / self._seconds,
+                "speed/tokens_per_second": rate * self._num_tokens,
+                "speed/supervised_tokens_per_second": rate * self._num_supervised,
                 "speed/padding_share": 1 - self._num_tokens / self._num_positions,
                 "speed/memory_gib": _memory_bytes(pl_module.device) / GIB,
             },
             prog_bar=True,
         )
-        self._seconds = 0.0
+        self._started = now
         self._num_tokens = self._num_supervised = self._num_positions = 0
 
 

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_sft.conversation import Batch, Conversation, Example, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus, Finding
 from lit_sft.data.collate import collate
 from lit_sft.data.encode import LossOn, encode_conversation
+from lit_sft.data.order import EpochOrder, Position
 from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.split import fingerprint, split_off
 from lit_sft.errors import BadRecord, ConfigError
 
 log = logging.getLogger(__name__)
-
-Examples = Dataset[Example]
-"""A list of examples is one, as torch sees it."""
 
 
 class SFTData(LightningDataModule):
@@ -66,8 +64,14 @@ class SFTData(LightningDataModule):
             )
         if not 0 <= validation_fraction < 1:
             raise ConfigError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
-        if micro_batch_size < 1:
-            raise ConfigError(f"data.micro_batch_size is {micro_batch_size}; it must be at least 1")
+        for name, value, least in (
+            ("max_length", max_length, 2),
+            ("micro_batch_size", micro_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"data.{name} is {value}; it must be at least {least}")
         self.text = text
         self.corpora = corpora
         self.test_corpora = test_corpora or []
@@ -84,6 +88,7 @@ class SFTData(LightningDataModule):
         self._validation: list[Example] = []
         self._test: list[Example] = []
         self._prompts: list[Prompt] = []
+        self._start = Position()
 
     @property
     def files(self) -> list[Path]:
@@ -109,20 +114,48 @@ class SFTData(LightningDataModule):
             self.quarantine.write(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled anew each epoch: the order is a function of (seed, epoch)."""
-        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        sampler: DistributedSampler[Example] = DistributedSampler(
-            cast(Examples, self._train), world_size, rank, shuffle=True, seed=self.seed
+        """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
+        world_size, rank = self._world()
+        order = EpochOrder(
+            self._train,
+            start=self._start,
+            micro_batch_size=self.micro_batch_size,
+            num_replicas=world_size,
+            rank=rank,
+            seed=self.seed,
         )
-        return self._loader(self._train, sampler=sampler)
+        return self._loader(self._train, order)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Similar lengths together, so that little is padded; no loader if nothing is held out."""
-        return self._loader(sorted(self._validation, key=len)) if self._validation else []
+        return self._held_out_loader(self._validation) if self._validation else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test corpora, or the validation split."""
-        return self._loader(sorted(self._test, key=len))
+        return self._held_out_loader(self._test)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position in the data, for the checkpoint."""
+        if self.trainer is None:
+            return {}
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        epoch, num_batches = self.trainer.current_epoch, progress.ready
+        if num_batches >= self.trainer.num_training_batches:
+            epoch, num_batches = epoch + 1, 0
+        return {"epoch": epoch, "num_batches": num_batches, "micro_batch_size": self.micro_batch_size}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
+
+        Raises:
+            ConfigError: In the middle of an epoch that was cut into batches of another size.
+        """
+        if state["num_batches"] and state["micro_batch_size"] != self.micro_batch_size:
+            raise ConfigError(
+                f"the checkpoint stands in the middle of an epoch with data.micro_batch_size "
+                f"{state['micro_batch_size']}; go on with that, not {self.micro_batch_size}"
+            )
+        self._start = Position(state["epoch"], state["num_batches"])
 
     def predict_dataloader(self) -> DataLoader[list[Prompt]]:
         """Prompts in order; the network's side pads them."""
@@ -190,7 +223,15 @@ class SFTData(LightningDataModule):
             self.quarantine.report(Finding(conversation.source, example.truncation, excerpt, is_kept=True))
         return Example(array("i", example.input_ids), array("i", example.labels), example.source, example.truncation)
 
-    def _loader(self, examples: list[Example], sampler: DistributedSampler[Example] | None = None) -> DataLoader[Batch]:
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _held_out_loader(self, examples: list[Example]) -> DataLoader[Batch]:
+        """A rank's share, in which no example stands twice."""
+        world_size, rank = self._world()
+        return self._loader(sorted(examples, key=len)[rank::world_size])
+
+    def _loader(self, examples: list[Example], order: Sampler[Any] | None = None) -> DataLoader[Batch]:
         pad_token_id = self.tokenizer.pad_token_id
         collate_fn: Callable[[list[Example]], Batch] = partial(
             collate, pad_token_id=self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
@@ -198,7 +239,7 @@ class SFTData(LightningDataModule):
         return DataLoader(
             cast(Dataset[Batch], examples),
             batch_size=self.micro_batch_size,
-            sampler=sampler,
+            sampler=order,
             num_workers=self.num_workers,
             collate_fn=collate_fn,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from lit_sft.conversation import Batch, Prompt
 from lit_sft.errors import TrainingError
@@ -24,6 +23,9 @@ from lit_sft.stages._base import Stage
 
 LOSS_SCALE = 1 / 1024
 """Keeps the summed loss in the range of half precision; divided out again before the optimizer step."""
+
+MAX_NAMED = 8
+"""Records that an error names."""
 
 Split = Literal["val", "test"]
 
@@ -40,8 +42,7 @@ class SFT(Stage):
         super().__init__(**kwargs)
         self.generation = generation or Greedy()
         self._step: list[tuple[TokenTotals, list[str]]] = []
-        self.held_out_loss = MeanMetric()
-        self.held_out_accuracy = MeanMetric()
+        self._held_out: list[torch.Tensor] = []
 
     def forward(self, batch: Batch) -> TokenTotals:
         """Loss, tokens and correct tokens of a micro-batch, summed."""
@@ -123,27 +124,29 @@ class SFT(Stage):
         )
 
     def _measure(self, batch: Batch) -> None:
-        totals = self(batch)
-        self.held_out_loss.update(totals.loss / totals.num_tokens, totals.num_tokens)
-        self.held_out_accuracy.update(totals.num_correct / totals.num_tokens, totals.num_tokens)
+        self._held_out.append(torch.stack([total.double() for total in self(batch)]))
 
     def _harmful(self, what: str, value: float, losses: torch.Tensor, micro_batches: list[Any]) -> TrainingError:
         """The error that stops the run, naming the records of the micro-batches at fault, or of the whole step."""
         suspects = [sources for loss, (_, sources) in zip(losses.tolist(), micro_batches, strict=True)
                     if not math.isfinite(loss) or loss == 0]  # fmt: skip
         records = [source for sources in suspects or [sources for _, sources in micro_batches] for source in sources]
+        named = ", ".join(records[:MAX_NAMED]) + (f" and {len(records) - MAX_NAMED} more" * (len(records) > MAX_NAMED))
         return TrainingError(
             f"{what} is {value} in optimizer step {self.trainer.global_step + 1}; the weights were left as they are. "
-            f"Records of the step: {', '.join(records)}. Lower the learning rate, use bf16 or float32, or look at them"
+            f"Records of the step: {named}. Lower the learning rate, use bf16 or float32, or look at them"
         )
 
     def _log_held_out(self, split: Split) -> None:
-        loss = float(self.held_out_loss.compute())
+        """Means over the supervised tokens of all batches and ranks, summed in float64 whatever the precision."""
+        own, self._held_out = self._held_out, []
+        nothing = torch.zeros(3, dtype=torch.float64, device=self.device)
+        totals = self.trainer.strategy.reduce(sum(own, nothing), reduce_op="sum")
+        loss, num_tokens, num_correct = totals.tolist()
         values = {
-            f"{split}/loss": loss,
-            f"{split}/perplexity": math.exp(min(loss, 700)),
-            f"{split}/token_accuracy": float(self.held_out_accuracy.compute()),
+            f"{split}/loss": loss / num_tokens,
+            f"{split}/perplexity": math.exp(min(loss / num_tokens, 700)),
+            f"{split}/token_accuracy": num_correct / num_tokens,
         }
-        self.held_out_loss.reset()
-        self.held_out_accuracy.reset()
-        self.log_dict(values, prog_bar=True)
+        # Every rank has the same values; saying so spares a warning of each.
+        self.log_dict(values, prog_bar=True, sync_dist=True)
