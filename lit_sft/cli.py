@@ -48,6 +48,7 @@ HARMLESS_WARNINGS = (
     "`is_gradient_checkpointing` is deprecated",  # peft 0.21 on transformers 5.23
     "Total length of `list` across ranks is zero",  # nothing is held out
     "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
     "The dirpath has changed from",  # a run taken up goes on in a folder of its own
     r"`ModelCheckpoint\(monitor='val/loss'\)` could not find",  # the run ended before its first validation
 )

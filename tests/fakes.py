@@ -1,7 +1,9 @@
-"""Stand-ins that let the data layer be tested without a model."""
+"""Stand-ins: a model that reads letters for the data layer, a user who interrupts."""
 
 from pathlib import Path
 from typing import Any
+
+from lightning import Callback, Trainer
 
 from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat, TextInterface
 
@@ -45,3 +47,14 @@ class LetterText(TextInterface):
 
     def load_tokenizer(self) -> LetterTokenizer:
         return LetterTokenizer()
+
+
+class Interrupt(Callback):
+    """Somebody presses Ctrl-C after an optimizer step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt

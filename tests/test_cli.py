@@ -1,7 +1,10 @@
 """From a configuration to a run folder and answers, as a user does it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentParser
 from peft import PeftModel
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft import open_checkpoint
@@ -192,15 +196,87 @@ def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteC
     }
 
 
-def test_a_run_can_be_taken_up_from_its_checkpoint(write_config: WriteConfig, tmp_path: Path) -> None:
-    config = write_config()
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("step", [3, 4, 6])
+def test_an_interrupted_run_goes_on_with_the_batch_it_would_have_had(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int, num_workers: int
+) -> None:
+    """Four steps an epoch: saved in the middle of the first, at its end, in the middle of the second."""
+    no_dropout = {"class_path": "LoRA", "init_args": {"rank": 4}}
+    trainer = {"max_epochs": 3, "val_check_interval": step, "check_val_every_n_epoch": None}
+    config = write_config(model={"tuning": no_dropout}, data={"num_workers": num_workers}, trainer=trainer)
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
-    assert main(["fit", "--config", config, "--name", "half", "--trainer.max_epochs", "1"]) == 0
+    interrupt = json.dumps([{"class_path": "fakes.Interrupt", "init_args": {"step": step + 1}}])
+    assert main(["fit", "--config", config, "--name", "half", "--trainer.callbacks", interrupt]) == 130
+    assert capsys.readouterr().err.endswith("interrupted\n")
     runs = {run.name.split("-")[0]: run for run in (tmp_path / "runs").iterdir()}
-    last = runs["half"] / "checkpoints" / "last.ckpt"
-    assert main(["fit", "--config", config, "--name", "resumed", "--ckpt_path", str(last)]) == 0
+    last = str(runs["half"] / "checkpoints" / "last.ckpt")
+    assert main(["fit", "--config", config, "--name", "resumed", "--ckpt_path", last]) == 0
     resumed = next(run for run in (tmp_path / "runs").iterdir() if run.name.startswith("resumed"))
-    assert len(loss_curve(resumed)) == len(loss_curve(runs["whole"])) - len(loss_curve(runs["half"]))
+    assert loss_curve(runs["whole"])[step:] == loss_curve(resumed)
+
+
+def test_the_last_checkpoint_is_the_end_of_the_run_wherever_it_ends(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 3, "val_check_interval": 2})]) == 0
+    run = only_run(tmp_path)
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 3
+    adapter = load_file(run / "adapter" / "adapter_model.safetensors")
+    for name, weight in checkpoint["state_dict"].items():
+        assert torch.equal(weight, adapter[name.removeprefix("model.").replace(".default", "")]), name
+
+
+def test_repeating_a_run_from_its_configuration_keeps_its_name(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 1}), "--name", "first"]) == 0
+    assert main(["fit", "--config", str(only_run(tmp_path) / "config.yaml")]) == 0
+    assert [run.name.split("-")[0] for run in (tmp_path / "runs").iterdir()] == ["first", "first"]
+
+
+def test_a_fit_that_fails_before_it_began_leaves_nothing(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(data={"max_length": 3})]) == 2
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_adapters_stay_in_float32_under_bf16_true_and_the_held_out_loss_is_exact(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"precision": "bf16-true"})]) == 0
+    run = only_run(tmp_path)
+    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert {weight.dtype for weight in stored.values()} == {torch.float32}
+    loss = json.loads((run / "summary.json").read_text())["after"]["val/loss"]
+    assert loss != torch.tensor(loss).bfloat16().item()
+
+
+@pytest.mark.parametrize("word", ["true", "yes", "True"])
+def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConfig, tmp_path: Path, word: str) -> None:
+    assert main(["fit", "--config", write_config(model={"tuning": {"class_path": "Full"}})]) == 0
+    run = only_run(tmp_path)
+    assert main(["predict", "--run", str(run)]) == 0
+    tuned = (run / "predictions.jsonl").read_text()
+    assert main(["predict", "--run", str(run), "--base", word]) == 0
+    assert (run / "predictions.jsonl").read_text() == tuned
+    assert (run / "predictions-base.jsonl").read_text() != tuned
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_measure_as_one(write_config: WriteConfig, tmp_path: Path) -> None:
+    """The same records in a step: two processes with two rows each, or one with four."""
+    no_dropout = {"class_path": "LoRA", "init_args": {"rank": 4}}
+    measured = {}
+    for name, devices, rows in (("one", 1, 4), ("two", 2, 2)):
+        config = write_config(
+            model={"tuning": no_dropout},
+            data={"micro_batch_size": rows, "validation_fraction": 0.15},
+            trainer={"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "max_steps": 1},
+        )
+        command = [sys.executable, "-m", "lit_sft", "fit", "--config", config, "--name", name]
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        (run,) = (tmp_path / "runs").glob(f"{name}-*")
+        summary = json.loads((run / "summary.json").read_text())
+        measured[name] = [*summary["before"].values(), *loss_curve(run)]
+    assert measured["two"] == pytest.approx(measured["one"], rel=1e-6)
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(
@@ -282,6 +358,39 @@ class TestMistakes:
 
     def test_rows_longer_than_the_context(self, mistake: Any) -> None:
         assert "data.max_length is 4096, but the model reads 256 tokens" in mistake(data={"max_length": 4096})
+
+    def test_fp16_training(self, mistake: Any) -> None:
+        assert "trainer.precision 16-true cannot train" in mistake(trainer={"precision": "16-true"})
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is no file"),
+            (["--run", "x"], "--run and --base are for validate, test and predict"),
+            (["--name", "../x"], "--name '../x' is no name of a folder"),
+            (["--runs", "/proc/none"], "no run folder can be made in /proc/none"),
+            (["--trainer.accelerator", "gpuu"], "gpuu"),
+            (["--trainer.val_check_interval", "100"], "val_check_interval"),
+            (["--data.init_args.num_workers", "-1"], "data.num_workers is -1"),
+            (["--data.init_args.max_length", "0"], "data.max_length is 0"),
+            (["--samples.count", "-1"], "samples.count is -1"),
+            (["--data.init_args.corpora", "[]"], "data.corpora is empty"),
+        ],
+        ids=lambda value: value[0] if isinstance(value, list) else "",
+    )
+    def test_options_that_cannot_work(self, mistake: Any, options: list[str], message: str) -> None:
+        assert message in mistake(*options)
+
+    def test_checkpoint_that_is_none(self, mistake: Any, corpus_file: Path) -> None:
+        assert "the checkpoint is damaged" in mistake("--ckpt_path", str(corpus_file))
+
+    def test_prompts_that_are_not_utf8(
+        self, write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "gbk.txt").write_bytes("hello\n你好\n".encode("gbk"))
+        words = ["--config", write_config(), "--data.init_args.prompts", str(tmp_path / "gbk.txt")]
+        assert main(["predict", *words]) == 2
+        assert "gbk.txt:2: not UTF-8" in capsys.readouterr().err
 
     def test_missing_configuration(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["fit", "--config", "none.yaml"]) == 2

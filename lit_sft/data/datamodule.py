@@ -57,6 +57,10 @@ class SFTData(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
+        if not corpora:
+            raise ConfigError(
+                "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
+            )
         if max_length > text.context_length:
             raise ConfigError(
                 f"data.max_length is {max_length}, but the model reads {text.context_length} tokens at most. "
@@ -138,11 +142,11 @@ class SFTData(LightningDataModule):
         """The position in the data, for the checkpoint."""
         if self.trainer is None:
             return {}
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        epoch, num_batches = self.trainer.current_epoch, progress.ready
-        if num_batches >= self.trainer.num_training_batches:
-            epoch, num_batches = epoch + 1, 0
-        return {"epoch": epoch, "num_batches": num_batches, "micro_batch_size": self.micro_batch_size}
+        fit = self.trainer.fit_loop
+        epochs = fit.epoch_progress.current
+        # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
+        num_batches = 0 if epochs.ready == epochs.processed else fit.epoch_loop.batch_progress.current.ready
+        return {"epoch": epochs.processed, "num_batches": num_batches, "micro_batch_size": self.micro_batch_size}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on at the position of a checkpoint; Lightning calls it before the loader is made.

@@ -44,7 +44,11 @@ def read_prompts(path: str | Path) -> list[Conversation]:
         return list(PromptRecords(str(path)).conversations(_refuse))
     if not path.is_file():
         raise DataError(f"prompt file not found: {path}")
-    text = path.read_text(encoding="utf-8-sig").split("\n")
+    try:
+        text = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8; convert the file, for example with iconv") from None
     lines = [(number, line.strip()) for number, line in enumerate(text, start=1)]
     found = [Conversation([Message("user", line)], f"{path}:{number}") for number, line in lines if line]
     if not found:

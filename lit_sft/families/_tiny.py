@@ -55,10 +55,17 @@ def tiny(
     chosen = find_family(family)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     torch.manual_seed(seed)
-    chosen.write_tiny(partial, texts, size)
-    partial.rename(folder)
+    try:
+        partial.mkdir(parents=True)
+        chosen.write_tiny(partial, texts, size)
+        partial.rename(folder)
+    except OSError as error:
+        raise ConfigError(f"--output {folder} cannot be written: {error.strerror}") from None
+    except RuntimeError as error:  # sentencepiece says in its own words that the vocabulary is too small
+        raise ConfigError(f"no tokenizer of {vocab_size} pieces can be trained: {error}. Raise vocab_size") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     num_bytes = sum(file.stat().st_size for file in folder.iterdir())
     print(f"{folder}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
 
@@ -72,8 +79,12 @@ def demo_texts() -> list[str]:
 def _texts(file: Path) -> list[str]:
     if not file.is_file():
         raise DataError(f"text to train the tokenizer on not found: {file}")
+    try:
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{file} is not UTF-8; convert it, for example with iconv") from None
     texts: list[str] = []
-    for line in file.read_text(encoding="utf-8-sig").split("\n"):
+    for line in lines:
         try:
             record = json.loads(line)
         except ValueError:

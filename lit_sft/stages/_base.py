@@ -13,7 +13,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sft.errors import TrainingError
+from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import open_checkpoint
 from lit_sft.stages.schedules import Cosine, Schedule
 from lit_sft.tuning._base import Tuning
@@ -71,6 +71,18 @@ class Stage(LightningModule):
             self._loaded_tokenizer = self.checkpoint.load_tokenizer()
         return self._loaded_tokenizer
 
+    def setup(self, stage: str) -> None:
+        """Refuse a precision that cannot train.
+
+        Raises:
+            ConfigError: For `16-true`.
+        """
+        if stage == "fit" and str(self.trainer.precision) == "16-true":
+            raise ConfigError(
+                "trainer.precision 16-true cannot train: gradients and updates below 6e-8 become zero and sums above "
+                "65,504 infinite. Use bf16-mixed, bf16-true or 16-mixed"
+            )
+
     def configure_model(self) -> None:
         """Load the weights; Lightning may call it more than once."""
         if self.model is not None:
@@ -97,6 +109,7 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over what trains, and the schedule by optimizer step."""
+        self.tuning.settle_precision(self.model)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [parameter for parameter in trained if parameter.ndim >= 2]},

@@ -29,6 +29,9 @@ class Tuning(ABC):
             precision: Lightning's `trainer.precision`, for example `bf16-mixed`.
         """
 
+    def settle_precision(self, model: Any) -> None:  # noqa: B027 - most tunings have nothing to settle
+        """Called once Lightning has converted the network to the precision of the trainer."""
+
     @abstractmethod
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The transformers network inside what `load` returned, adapters in place."""

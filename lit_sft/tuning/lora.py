@@ -72,6 +72,12 @@ class LoRA(Tuning):
         """The frozen base."""
         return checkpoint.load_model(dtype=half_or_full(precision))
 
+    def settle_precision(self, model: Any) -> None:
+        """Adapters stay in float32 under `bf16-true` too: their updates are smaller than a step of bfloat16."""
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The network whose linear layers peft replaced in place."""
         network: PreTrainedModel = model.get_base_model()

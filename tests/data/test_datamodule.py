@@ -65,7 +65,7 @@ def test_no_example_that_fits_is_an_error_that_names_the_remedy(tmp_path: Path) 
 
 def test_rows_longer_than_the_context_of_the_model_are_refused() -> None:
     with pytest.raises(ConfigError, match="max_length is 65, but the model reads 64"):
-        SFTData(LetterText(), [], max_length=65)
+        SFTData(LetterText(), [Belle("x")], max_length=65)
 
 
 def test_held_out_prompts_come_with_their_reference(tmp_path: Path) -> None:
