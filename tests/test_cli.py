@@ -189,7 +189,7 @@ def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteC
         f"{file}:3": "broken-json",
         f"{file}:4": "no-answer",
         f"{file}:5": "empty-line",
-        f"{file}:6": "line-too-long",
+        f"{file}:6": "record-too-long",
     }
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from lit_sft.conversation import Conversation
-from lit_sft.corpora._base import MAX_LINE_BYTES, Finding
+from lit_sft.corpora._base import Finding
+from lit_sft.corpora._reading import MAX_RECORD_BYTES
 from lit_sft.corpora.belle import Belle
 from lit_sft.errors import BadRecord, DataError
 
@@ -51,7 +52,7 @@ def test_an_unusable_record_is_refused_with_its_reason(record: dict[str, Any], r
 
 def test_every_kind_of_dirt_is_named_with_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "belle.json"
-    long = json.dumps({"instruction": "长" * MAX_LINE_BYTES, "input": "", "output": "a"}, ensure_ascii=False)
+    long = json.dumps({"instruction": "长" * MAX_RECORD_BYTES, "input": "", "output": "a"}, ensure_ascii=False)
     lines = [
         b"\xef\xbb\xbf" + GOOD.encode(),
         GOOD.encode() + b"\r",
@@ -75,7 +76,7 @@ def test_every_kind_of_dirt_is_named_with_file_and_line(tmp_path: Path) -> None:
         (f"{file}:5", "no-answer", False),
         (f"{file}:6", "not-an-object", False),
         (f"{file}:7", "not-utf-8", False),
-        (f"{file}:8", "line-too-long", False),
+        (f"{file}:8", "record-too-long", False),
         (f"{file}:10", "broken-json", False),
     ]
     assert all(len(finding.excerpt) <= 200 for finding in findings)
