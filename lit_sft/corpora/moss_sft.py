@@ -10,8 +10,8 @@ fnlp published it as `moss-003-sft-no-tools.jsonl` and `moss-003-sft-with-tools-
                          "MOSS": "<|MOSS|>: 八点。<eom>\n"}}}
 
 becomes system: 你是小向导。, user: 渡船几点开？, assistant with thoughts, commands and no content, tool:
-Search(...) => 八点, assistant: 八点。; without a tool (all three are ` None`) user and assistant. YeungNLP published it as
-`moss-003-sft-data.jsonl`, without tools and marks:
+Search(...) => 八点, assistant: 八点。; without a tool (all three are ` None`) user and assistant. YeungNLP published it
+as `moss-003-sft-data.jsonl`, without tools and marks:
 
     {"conversation_id": 1, "category": "Others", "conversation": [{"human": "渡船几点开？", "assistant": "八点。"}]}
 
@@ -35,8 +35,10 @@ MARKS = {
     "Tool Responses": ("<|Results|>:", "<eor>"),
     "MOSS": ("<|MOSS|>:", "<eom>"),
 }
+CALL = ("Inner Thoughts", "Commands", "Tool Responses")
+NO_RESULTS = "<|Results|>: None<eor>"
 
-_TURN = re.compile(r"turn_(\d+)")
+_TURN = re.compile(r"turn_([0-9]{1,4})")
 
 
 class MossSft(Corpus):
@@ -81,20 +83,13 @@ class MossSft(Corpus):
 
     def _messages(self, turn: dict[str, Any]) -> list[Message]:
         user = Message("user", _field(turn, "Human", role="prompt"))
-        answer = _field(turn, "MOSS", role="answer")
-        # A tool that was asked and found nothing says "None" on a line of its own: that is a result.
-        if self.tools == "drop" or turn.get("Tool Responses") in (None, "<|Results|>: None<eor>\n"):
-            return [user, Message("assistant", answer)]
-        thoughts, commands = (_field(turn, name, role="call") for name in ("Inner Thoughts", "Commands"))
-        call = Message(
-            "assistant", "", "" if thoughts == "None" else thoughts, commands="" if commands == "None" else commands
-        )
-        return [
-            user,
-            call,
-            Message("tool", _field(turn, "Tool Responses", role="result")),
-            Message("assistant", answer),
-        ]
+        answer = Message("assistant", _field(turn, "MOSS", role="answer"))
+        if self.tools == "drop" or optional_text(turn, "Tool Responses", role="result") in {"", NO_RESULTS}:
+            return [user, answer]
+        thoughts, commands, results = (_field(turn, name, role="call") for name in CALL)
+        # An asked tool may have found "None", on a line of its own: that is a result. Thoughts and commands are not.
+        call = Message("assistant", "", *("" if text == "None" else text for text in (thoughts, commands)))
+        return [user, call, Message("tool", results), answer]
 
 
 def _turns(chat: Any) -> list[dict[str, Any]]:
@@ -103,13 +98,17 @@ def _turns(chat: Any) -> list[dict[str, Any]]:
         raise BadRecord("turns-not-an-object")
     if not chat:
         raise BadRecord("no-turns")
-    matches = [_TURN.fullmatch(name) for name in chat]
-    if not all(isinstance(turn, dict) for turn in chat.values()):
-        raise BadRecord("turn-not-an-object")
-    numbers = [int(match[1]) for match in matches if match]
-    if sorted(numbers) != list(range(1, len(chat) + 1)):
+    turns: dict[int, dict[str, Any]] = {}
+    for name, turn in chat.items():
+        if not isinstance(turn, dict):
+            raise BadRecord("turn-not-an-object")
+        match = _TURN.fullmatch(name)
+        if not match:
+            raise BadRecord("turns-misnumbered")
+        turns[int(match[1])] = turn
+    if sorted(turns) != list(range(1, len(chat) + 1)):
         raise BadRecord("turns-misnumbered")
-    return [turn for _, turn in sorted(zip(numbers, chat.values(), strict=True), key=lambda pair: pair[0])]
+    return [turns[number] for number in sorted(turns)]
 
 
 def _field(turn: dict[str, Any], name: str, *, role: str) -> str:
