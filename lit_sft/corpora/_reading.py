@@ -28,6 +28,7 @@ MAX_RECORD_BYTES = 1 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 CHUNK_BYTES = 1 << 16
+HEAD_BYTES = 1 << 12  # enough to tell the container
 
 _ARRAY = re.compile(rb"\[\s*(?:[{\]]|$)")
 _OBJECT_OF_ARRAYS = re.compile(rb'\{\s*(?:"[^"\n]*"\s*:\s*\[|\}|$)')
@@ -80,7 +81,7 @@ def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]
     head = b""
     for chunk in chunks:
         head += chunk
-        if len(head) >= CHUNK_BYTES:
+        if len(head) >= HEAD_BYTES:
             break
     if not head:
         raise DataError(f"data file is empty: {file}")
@@ -152,10 +153,11 @@ class _Splitter:
     """Cuts the elements out of brackets without parsing them.
 
     Goes on behind a broken element where it can: a JSON text cannot hold a raw line break, so that a lost quotation
-    mark ends with its line; brackets are matched by kind; and where a key must follow a comma, `{` opens a new record.
+    mark ends with its line; brackets are matched by kind; and in an object `{` can only follow a colon, so that any
+    other opens a new record.
     """
 
-    _tokens = re.compile(rb'"(?:[^"\\\n]++|\\[^\n])*+(?:"|(?=\\?\n)|(?P<unfinished>\\?\Z))|[{}\[\],]')
+    _tokens = re.compile(rb'"(?:[^"\\\n]++|\\[^\n])*+(?:"|(?=\\?\n)|(?P<unfinished>\\?\Z))|[{}\[\],:]')
 
     def __init__(self, record_level: int) -> None:
         self._record_level = record_level
@@ -175,13 +177,13 @@ class _Splitter:
             if not number and self._data.startswith(BYTE_ORDER_MARK):
                 # It stands before the first record then, where it is noticed and reported.
                 self._record, self._position = BYTE_ORDER_MARK, len(BYTE_ORDER_MARK)
-            end = len(self._data)
             for token in self._tokens.finditer(self._data):
-                if token["unfinished"] is None:
-                    yield from self._read(token[0], token.start(), token.end())
-                elif end - token.start() <= MAX_RECORD_BYTES:
-                    end = token.start()  # the next chunk has the rest of this text
-            self._pass(end)
+                if token["unfinished"] is not None:
+                    self._wait(token[0], token.start(), token["unfinished"])
+                    break
+                yield from self._read(token[0], token.start(), token.end())
+            else:
+                self._pass(len(self._data))
         self._pass(len(self._data))
         if self._level and not self._record:
             self._record, self._first_line = b"<end of file>", self._line
@@ -198,7 +200,7 @@ class _Splitter:
                 self._level = max(self._level - 1, 0)
             self._skip(end)
         elif mark in b"{[":
-            if mark == b"{" and self._previous == b"," and self._open.endswith(b"{"):
+            if mark == b"{" and self._previous != b":" and self._open.endswith(b"{"):
                 self._take(start)
                 yield from self._end()
             self._open += mark
@@ -215,6 +217,13 @@ class _Splitter:
             self._skip(end)
             self._level -= mark == b"]"
         self._previous = mark
+
+    def _wait(self, text: bytes, start: int, escape: bytes) -> None:
+        """Leave a text that is not at its end for the next chunk, unless it is too long to be any."""
+        self._pass(start)
+        if len(text) > MAX_RECORD_BYTES:
+            self._pass(len(self._data))
+            self._data, self._position = b'"' + escape, 0
 
     def _pass(self, end: int) -> None:
         if self._level == self._record_level:

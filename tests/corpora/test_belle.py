@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import said
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Finding
@@ -30,6 +31,52 @@ def test_edges_are_stripped_and_the_inside_is_kept() -> None:
 def test_an_input_follows_the_instruction_on_a_new_line() -> None:
     record = {"instruction": "翻译：\n", "input": "渡船 ", "output": "ferry"}
     assert Belle("x").parse(record).messages[0].content == "翻译：\n渡船"
+
+
+def test_a_history_of_human_and_assistant_becomes_turns() -> None:
+    history = "Human:你好\nAssistant:你好！\n有一句 Human: 在行中\nHuman: 几点开？ \nAssistant:"
+    assert said(Belle("x").parse({"instruction": history, "input": "", "output": "\n八点。"})) == [
+        ("user", "你好"),
+        ("assistant", "你好！\n有一句 Human: 在行中"),
+        ("user", "几点开？"),
+        ("assistant", "八点。"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "instruction", ["Human:是什么意思？", "请续写：\nHuman:你好\nAssistant:", "人：问\n机器：答", "渡船…\\n\\n"]
+)
+def test_a_task_that_only_mentions_speakers_is_one_question(instruction: str) -> None:
+    assert said(Belle("x").parse({"instruction": instruction, "output": "a"})) == [
+        ("user", instruction),
+        ("assistant", "a"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        ("Human:a\nHuman:b\nAssistant:", "roles-out-of-order"),
+        ("Human:a\nAssistant:b\nAssistant:", "roles-out-of-order"),
+        ("Human:a\nAssistant:\nHuman:c\nAssistant:", "no-answer"),
+        ("Human: \nAssistant:", "no-prompt"),
+    ],
+)
+def test_a_history_out_of_order_is_refused(history: str, reason: str) -> None:
+    with pytest.raises(BadRecord, match=f"^{reason}$"):
+        Belle("x").parse({"instruction": history, "output": "a"})
+
+
+def test_the_first_upload_has_input_and_target() -> None:
+    assert said(Belle("x").parse({"input": "q\n", "target": " a"})) == [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize("user", ["human", "user"])
+def test_conversations_name_their_speakers(user: str) -> None:
+    turns = [{"from": user, "value": "q"}, {"from": "assistant", "value": "a"}]
+    assert said(Belle("x").parse({"id": "1", "conversations": turns})) == [("user", "q"), ("assistant", "a")]
+    with pytest.raises(BadRecord, match="^roles-out-of-order$"):
+        Belle("x").parse({"conversations": turns[::-1]})
 
 
 @pytest.mark.parametrize(
