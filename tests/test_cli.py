@@ -184,7 +184,7 @@ def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteC
     long = b'{"instruction": "' + b"x" * (2 << 20) + b'", "input": "", "output": "a"}\n'
     dirt = [b'{"instruction": \n', b'{"instruction": "q", "input": "", "output": ""}\n', b"\n", long]
     file.write_bytes(b"\xef\xbb\xbf" + good[0] + good[1].replace(b"\n", b"\r\n") + b"".join(dirt) + b"".join(good[2:]))
-    assert main(["fit", "--config", write_config(trainer={"max_steps": 2})]) == 0
+    assert main(["fit", "--config", write_config(data={"max_bad_fraction": 0.2}, trainer={"max_steps": 2})]) == 0
     lines = [json.loads(line) for line in (only_run(tmp_path) / "quarantine.jsonl").read_text().splitlines()]
     assert {line["source"]: line["reason"] for line in lines[:-1]} == {
         f"{file}:1": "byte-order-mark",
@@ -192,7 +192,7 @@ def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteC
         f"{file}:3": "broken-json",
         f"{file}:4": "no-answer",
         f"{file}:5": "empty-line",
-        f"{file}:6": "line-too-long",
+        f"{file}:6": "record-too-long",
     }
 
 
@@ -334,7 +334,7 @@ class TestMistakes:
     def test_file_in_which_no_record_parses(self, mistake: Any, corpus_file: Path) -> None:
         corpus_file.write_text('{"a": 1}\n')
         line = mistake()
-        assert f"no record of {corpus_file} could be read as Belle (no-prompt)" in line
+        assert f"no record of {corpus_file} could be read as Belle (unknown-layout)" in line
         assert "keys instruction, input, output" in line
 
     def test_misspelt_keys_are_answered_with_the_accepted_ones(self, mistake: Any) -> None:

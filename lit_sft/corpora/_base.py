@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, ClassVar
 
-from lit_sft.conversation import Conversation, Message
-from lit_sft.errors import BadRecord, DataError
+from lit_sft.conversation import Conversation
+from lit_sft.corpora._cleaning import decode_record
+from lit_sft.corpora._reading import RawRecord, find_files, read_records
+from lit_sft.errors import BadRecord, ConfigError, DataError
 
-MAX_LINE_BYTES = 1 << 20
-"""A longer line is no record of these corpora (their longest is 15,000 characters) but a broken file."""
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+MAX_NAMES = 30
+"""Names listed in an error message; the real corpora have 24 kinds at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong with one line: skipped, or kept after a repair.
+    """Something wrong with one record: skipped, or kept after a repair.
 
-    `reason` is a short stable name; `excerpt` the beginning of the line.
+    `reason` is a short stable name; `excerpt` the beginning of the record.
     """
 
     source: str
@@ -35,22 +34,55 @@ Report = Callable[[Finding], None]
 
 
 class Corpus(ABC):
-    """Records in a file, one JSON object a line (JSON Lines, whatever the suffix).
+    """Records in files: JSON Lines, a JSON array or an object over several lines, plain, as gzip or as zstd.
 
     Args:
-        path: The file.
+        path: A file, a glob, or a list of them.
+        groups: Only records whose `group_key` has one of these values; all if not given.
+        min_characters: Leave out conversations with fewer characters, all messages together.
+        max_characters: Leave out conversations with more.
     """
 
-    layout: str
+    layout: ClassVar[str]
     """The keys of a record, for error messages."""
 
-    def __init__(self, path: str) -> None:
-        self.path = Path(path)
+    layouts: ClassVar[tuple[frozenset[str], ...]]
+    """For each layout of a record, keys that only its records have."""
+
+    group_key: ClassVar[str] = ""
+    """The key that says of which kind a record is."""
+
+    has_groups: ClassVar[bool] = False
+    """Whether a file may be one object with an array of records for each kind."""
+
+    def __init__(
+        self,
+        path: str | list[str],
+        *,
+        groups: list[str] | None = None,
+        min_characters: int = 0,
+        max_characters: int | None = None,
+    ) -> None:
+        if max_characters is not None and max_characters < min_characters:
+            raise ConfigError(f"max_characters is {max_characters}, below min_characters = {min_characters}")
+        self.path = path
+        self.groups = groups
+        self.min_characters = min_characters
+        self.max_characters = max_characters
+        self.num_left_out = 0
+        """Records that the filters left out of the last reading."""
+
+        self._repairs: list[str] = []
 
     @property
     def name(self) -> str:
         """The corpus in tables and curves."""
         return type(self).__name__.lower()
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of the corpus, in the order in which they are read."""
+        return find_files(self.path)
 
     @abstractmethod
     def parse(self, record: dict[str, Any]) -> Conversation:
@@ -60,99 +92,78 @@ class Corpus(ABC):
             BadRecord: If there is none in it, with the reason.
         """
 
+    def repaired(self, reason: str) -> None:
+        """For `parse`: the record is kept, but something in it was put right."""
+        self._repairs.append(reason)
+
     def conversations(self, report: Report) -> Iterator[Conversation]:
-        """Every conversation of the file, in order; whatever is wrong goes to `report`.
+        """Every conversation of the files that the filters want, in order; whatever is wrong goes to `report`.
 
         Raises:
-            DataError: If the file is missing or empty, or no record in it can be read.
+            DataError: If a file is missing or empty, no record in it can be read, or a filter matches nothing.
         """
-        if not self.path.is_file():
-            raise DataError(f"data file not found: {self.path}")
-        if self.path.stat().st_size == 0:
-            raise DataError(f"data file is empty: {self.path}")
+        self.num_left_out = 0
         num_read = 0
-        reasons: set[str] = set()
-        with self.path.open("rb") as file:
-            for number, line in _lines(file):
-                source = f"{self.path}:{number}"
-                excerpt = line[:200].decode("utf-8", errors="replace").strip()
-                try:
-                    text, repairs = _clean(line, is_first=number == 1)
-                    conversation = self.parse(_json_object(text))
-                except BadRecord as bad:
-                    reasons.add(bad.reason)
-                    report(Finding(source, bad.reason, excerpt, is_kept=False))
-                    continue
-                for reason in repairs:
-                    report(Finding(source, reason, excerpt, is_kept=True))
+        names: set[str] = set()
+        for file in self.files:
+            for conversation in self._read(file, report, names):
                 num_read += 1
-                yield Conversation(conversation.messages, source)
+                yield conversation
+        missing = sorted(set(self.groups or ()) - names)
+        if missing:
+            found = ", ".join(sorted(names)[:MAX_NAMES]) or "none"
+            raise DataError(f"no record of {self.path} has {self.group_key} {', '.join(missing)}. Found: {found}")
         if not num_read:
+            raise DataError(f"the filters leave no record of {self.path}: {self.num_left_out} left out")
+
+    def _read(self, file: Path, report: Report, names: set[str]) -> Iterator[Conversation]:
+        num_usable = 0
+        layout: frozenset[str] | None = None
+        reasons: set[str] = set()
+        for raw in read_records(file, has_groups=self.has_groups):
+            excerpt = raw.data[:200].decode("utf-8", errors="replace").strip()
+            try:
+                record, repairs = decode_record(raw.data)
+                layout = self._layout_of(record, layout)
+                conversation = self._selected(record, raw, names)
+            except BadRecord as bad:
+                reasons.add(bad.reason)
+                report(Finding(raw.source, bad.reason, excerpt, is_kept=False))
+                continue
+            num_usable += 1
+            if conversation is None:
+                self.num_left_out += 1
+                continue
+            for reason in [*repairs, *self._repairs]:
+                report(Finding(raw.source, reason, excerpt, is_kept=True))
+            yield replace(conversation, source=raw.source)
+        if not num_usable:
             raise DataError(
-                f"no record of {self.path} could be read as {type(self).__name__} ({', '.join(sorted(reasons))}). "
-                f"Expected one JSON object a line with the keys {self.layout}"
+                f"no record of {file} could be read as {type(self).__name__} ({', '.join(sorted(reasons))}). "
+                f"Expected {self.layout}"
             )
 
+    def _layout_of(self, record: dict[str, Any], expected: frozenset[str] | None) -> frozenset[str]:
+        """The layout of a record, which must be that of the file: its first recognisable record decides."""
+        found = next((keys for keys in self.layouts if keys & record.keys()), None)
+        if found is None or (expected and found != expected):
+            raise BadRecord("unknown-layout")
+        return found
 
-def text_of(record: dict[str, Any], key: str, *, role: str) -> str:
-    """The text under `key` without blanks around it.
-
-    Raises:
-        BadRecord: `no-<role>` if it is missing, null, blank; `<role>-not-text` if it is no string.
-    """
-    value = record.get(key)
-    if value is None:
-        raise BadRecord(f"no-{role}")
-    if not isinstance(value, str):
-        raise BadRecord(f"{role}-not-text")
-    if not value.strip():
-        raise BadRecord(f"no-{role}")
-    return value.strip()
-
-
-def single_turn(prompt: str, answer: str) -> Conversation:
-    """A question and its answer."""
-    return Conversation([Message("user", prompt), Message("assistant", answer)])
-
-
-def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Lines by number, split at LF only: U+2028 and its like occur inside JSON strings.
-
-    No more than MAX_LINE_BYTES + 1 bytes of a line are held.
-    """
-    number = 0
-    while line := file.readline(MAX_LINE_BYTES + 1):
-        number += 1
-        rest = line
-        while rest and not rest.endswith(b"\n"):
-            rest = file.readline(MAX_LINE_BYTES)
-        yield number, line
-
-
-def _clean(line: bytes, *, is_first: bool) -> tuple[str, list[str]]:
-    """The text of a line, and the harmless things that were taken off it."""
-    if len(line) > MAX_LINE_BYTES:
-        raise BadRecord("line-too-long")
-    repairs = []
-    if is_first and line.startswith(BYTE_ORDER_MARK):
-        line = line.removeprefix(BYTE_ORDER_MARK)
-        repairs.append("byte-order-mark")
-    if line.endswith(b"\r\n"):
-        repairs.append("crlf")
-    line = line.strip()
-    if not line:
-        raise BadRecord("empty-line")
-    try:
-        return line.decode("utf-8"), repairs
-    except UnicodeDecodeError:
-        raise BadRecord("not-utf-8") from None
-
-
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRecord("broken-json") from None
-    if not isinstance(record, dict):
-        raise BadRecord("not-an-object")
-    return record
+    def _selected(self, record: dict[str, Any], raw: RawRecord, names: set[str]) -> Conversation | None:
+        """The conversation of a record, or None if a filter leaves it out."""
+        if raw.group:
+            record[self.group_key] = raw.group
+        if self.groups is not None:
+            name = record.get(self.group_key)
+            if isinstance(name, str):
+                names.add(name)
+            if name not in self.groups:
+                return None
+        self._repairs.clear()
+        conversation = self.parse(record)
+        if self.min_characters or self.max_characters is not None:
+            length = sum(len(message.content) for message in conversation.messages)
+            if length < self.min_characters or length > (self.max_characters or length):
+                return None
+        return conversation

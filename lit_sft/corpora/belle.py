@@ -4,32 +4,67 @@ r"""BELLE 0.5M (`Belle_open_source_0.5M.json`, BelleGroup/train_0.5M_CN): JSON L
 
 becomes user: 把下面的词翻译成英文：\n渡船, assistant: ferry. Sixty percent of the real prompts end in blanks, and many
 answers begin with them: they are stripped at both ends and kept inside. `input` is empty in the released file;
-where it is not, it follows the instruction on a new line.
+where it is not, it follows the instruction on a new line. The other BELLE files:
+
+    {"instruction": "Human:你好\nAssistant:你好！\nHuman:渡船几点开？\nAssistant:", "input": "", "output": "八点。"}
+    {"input": "渡船几点开？", "target": "八点。"}
+    {"id": "1", "conversations": [{"from": "human", "value": "渡船几点开？"}, {"from": "assistant", "value": "八点。"}]}
+
+multi-turn chat (multiturn_chat_0.8M), the first upload of 0.5M, and train_3.5M_CN with `user` in place of `human` in
+some derived files. generated_chat_0.4M stays what it is: a task, and a whole dialogue as its answer.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from lit_sft.conversation import Conversation
-from lit_sft.corpora._base import Corpus, single_turn, text_of
+from lit_sft.conversation import Conversation, Message, Role
+from lit_sft.corpora._base import Corpus
+from lit_sft.corpora._turns import entries_of, in_order, messages_of, optional_text, single_turn, text_of
 from lit_sft.errors import BadRecord
+
+ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
+
+_SPEAKER = re.compile(r"(?:\A|\n)[ \t]*(Human|Assistant)[:：]")
+"""Only at the beginning of a line: `Human:` inside a sentence is text."""
 
 
 class Belle(Corpus):
-    """Instructions and answers in the layout of BELLE.
+    """Instructions and answers in the layouts of BELLE.
 
     Args:
-        path: JSON Lines file with the keys instruction, input, output.
+        path: Records with the keys instruction, input, output; input, target; or conversations.
+        min_characters: Leave out conversations with fewer characters, all messages together.
+        max_characters: Leave out conversations with more.
     """
 
-    layout = "instruction, input, output"
+    layout = "one JSON object a line with the keys instruction, input, output (or input, target; or conversations)"
+    layouts = (frozenset({"instruction", "output"}), frozenset({"target"}), frozenset({"conversations"}))
+
+    def __init__(self, path: str | list[str], min_characters: int = 0, max_characters: int | None = None) -> None:
+        super().__init__(path, min_characters=min_characters, max_characters=max_characters)
 
     def parse(self, record: dict[str, Any]) -> Conversation:
-        """One question, one answer."""
+        """One question and one answer, or a talk."""
+        if "conversations" in record:
+            return messages_of(entries_of(record, "conversations"), "from", "value", ROLES)
+        if "target" in record:
+            return single_turn(text_of(record, "input", role="prompt"), text_of(record, "target", role="answer"))
         prompt = text_of(record, "instruction", role="prompt")
         answer = text_of(record, "output", role="answer")
-        extra = record.get("input") or ""
-        if not isinstance(extra, str):
-            raise BadRecord("input-not-text")
-        return single_turn(f"{prompt}\n{extra.strip()}" if extra.strip() else prompt, answer)
+        extra = optional_text(record, "input", role="input")
+        if prompt.startswith("Human:") and prompt.endswith("Assistant:"):
+            return _talk(prompt, answer)
+        return single_turn(f"{prompt}\n{extra}" if extra else prompt, answer)
+
+
+def _talk(history: str, answer: str) -> Conversation:
+    """The turns of `Human:...Assistant:...Human:...Assistant:` and the answer to the last."""
+    _, *parts = _SPEAKER.split(history)
+    messages: list[Message] = []
+    for speaker, said in zip(parts[::2], [*parts[1:-1:2], answer], strict=True):
+        if not said.strip():
+            raise BadRecord("no-prompt" if speaker == "Human" else "no-answer")
+        messages.append(Message("user" if speaker == "Human" else "assistant", said.strip()))
+    return in_order(messages)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -20,7 +21,7 @@ from lit_sft.data.order import EpochOrder, Position
 from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.split import fingerprint, split_off
-from lit_sft.errors import BadRecord, ConfigError
+from lit_sft.errors import BadRecord, ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ class SFTData(LightningDataModule):
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
         prompts: What `predict` answers instead: a text file with a prompt on each line, or JSON Lines.
         on_bad_record: `skip`: count it and go on; `error`: stop at the first.
+        max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
+        deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
         num_workers: Processes that assemble batches.
         seed: Seed of order and split; linked to `seed_everything`.
     """
@@ -53,6 +56,8 @@ class SFTData(LightningDataModule):
         test_corpora: list[Corpus] | None = None,
         prompts: str | None = None,
         on_bad_record: Literal["skip", "error"] = "skip",
+        max_bad_fraction: float = 0.05,
+        deduplicate: bool = False,
         num_workers: int = 0,
         seed: int = 42,
     ) -> None:
@@ -76,6 +81,8 @@ class SFTData(LightningDataModule):
         ):
             if value < least:
                 raise ConfigError(f"data.{name} is {value}; it must be at least {least}")
+        if not 0 <= max_bad_fraction <= 1:
+            raise ConfigError(f"data.max_bad_fraction is {max_bad_fraction}; it must be from 0 to 1")
         self.text = text
         self.corpora = corpora
         self.test_corpora = test_corpora or []
@@ -84,9 +91,12 @@ class SFTData(LightningDataModule):
         self.loss_on: LossOn = loss_on
         self.validation_fraction = validation_fraction
         self.prompts = prompts
+        self.max_bad_fraction = max_bad_fraction
+        self.deduplicate = deduplicate
         self.num_workers = num_workers
         self.seed = seed
         self.quarantine = Quarantine(stop_at_first=on_bad_record == "error")
+        self.num_duplicates = 0
         self.tokenizer: Any = None
         self._train: list[Example] = []
         self._validation: list[Example] = []
@@ -97,7 +107,7 @@ class SFTData(LightningDataModule):
     @property
     def files(self) -> list[Path]:
         """Data files, for fingerprints."""
-        return [corpus.path for corpus in [*self.corpora, *self.test_corpora]]
+        return [file for corpus in [*self.corpora, *self.test_corpora] for file in corpus.files]
 
     def setup(self, stage: str) -> None:
         """Read, tokenize and split; Lightning calls it on every process before the weights are loaded."""
@@ -106,8 +116,9 @@ class SFTData(LightningDataModule):
         if stage in {"fit", "validate"} and not self._train:
             self._train, self._validation = self._read_and_split()
             log.info(
-                "%d conversations to train on, %d to validate on; %s",
-                len(self._train), len(self._validation), self.quarantine,
+                "%d conversations to train on, %d to validate on; %d left out by filters, %d duplicates; %s",
+                len(self._train), len(self._validation),
+                sum(corpus.num_left_out for corpus in self.corpora), self.num_duplicates, self.quarantine,
             )  # fmt: skip
         if stage == "test" and not self._test:
             self._test = self._read(self.test_corpora)[0] if self.test_corpora else self._read_and_split()[1]
@@ -143,7 +154,7 @@ class SFTData(LightningDataModule):
         if self.trainer is None:
             return {}
         fit = self.trainer.fit_loop
-        epochs = fit.epoch_progress.current
+        epochs: Any = fit.epoch_progress.current
         # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
         num_batches = 0 if epochs.ready == epochs.processed else fit.epoch_loop.batch_progress.current.ready
         return {"epoch": epochs.processed, "num_batches": num_batches, "micro_batch_size": self.micro_batch_size}
@@ -196,12 +207,18 @@ class SFTData(LightningDataModule):
     def _read(self, corpora: Sequence[Corpus]) -> tuple[list[Example], list[bytes]]:
         examples: list[Example] = []
         fingerprints: list[bytes] = []
+        seen: set[bytes] = set()
         for corpus in corpora:
-            for conversation in corpus.conversations(self.quarantine.report):
+            for conversation in self._conversations(corpus):
+                mark = fingerprint(conversation, self.seed)
+                if self.deduplicate and mark in seen:
+                    self.num_duplicates += 1
+                    continue
+                seen.add(mark)
                 example = self._encode(conversation)
                 if example is not None:
                     examples.append(example)
-                    fingerprints.append(fingerprint(conversation, self.seed))
+                    fingerprints.append(mark)
         if not examples:
             raise ConfigError(
                 f"no conversation of {', '.join(str(corpus.path) for corpus in corpora)} fits into "
@@ -209,6 +226,28 @@ class SFTData(LightningDataModule):
                 "Raise data.max_length"
             )
         return examples, fingerprints
+
+    def _conversations(self, corpus: Corpus) -> Iterator[Conversation]:
+        num_good = 0
+        bad: Counter[str] = Counter()
+        first: dict[str, str] = {}
+
+        def report(finding: Finding) -> None:
+            self.quarantine.report(finding)
+            if not finding.is_kept and finding.reason != "empty-line":
+                bad[finding.reason] += 1
+                first.setdefault(finding.reason, finding.source)
+
+        for conversation in corpus.conversations(report):
+            num_good += 1
+            yield conversation
+        num_records = num_good + corpus.num_left_out + bad.total()
+        if bad.total() > self.max_bad_fraction * num_records:
+            table = ", ".join(f"{count} {reason} (first {first[reason]})" for reason, count in bad.most_common())
+            raise DataError(
+                f"{bad.total()} of {num_records} records of {corpus.path} are bad: {table}. Check the file and the "
+                f"class that reads it, or raise data.max_bad_fraction = {self.max_bad_fraction:g}"
+            )
 
     def _encode(self, conversation: Conversation) -> Example | None:
         excerpt = conversation.messages[0].content[:200]

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
-from lit_sft.corpora._base import Corpus, Finding, text_of
+from lit_sft.corpora._base import Corpus, Finding
+from lit_sft.corpora._turns import text_of
 from lit_sft.errors import BadRecord, DataError
 
 
@@ -18,7 +19,8 @@ class PromptRecords(Corpus):
         path: Records with the keys prompt and (optional) reference, or instruction, input, output as in BELLE.
     """
 
-    layout = "prompt, reference (or instruction, input, output)"
+    layout = "one JSON object a line with the keys prompt, reference (or instruction, input, output)"
+    layouts = (frozenset({"prompt", "reference", "instruction", "output"}),)
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """A question, and the reference answer if there is one."""

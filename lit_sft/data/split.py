@@ -12,7 +12,8 @@ def fingerprint(conversation: Conversation, seed: int) -> bytes:
     """Eight bytes that depend on what is said and on the seed, not on the place in the file."""
     digest = hashlib.blake2b(digest_size=8, key=seed.to_bytes(8, "little", signed=True))
     for message in conversation.messages:
-        digest.update(f"{message.role}\0{message.content}\0".encode("utf-8", "surrogatepass"))
+        said = (message.role, message.content, *filter(None, (message.thoughts, message.commands)))
+        digest.update("".join(f"{text}\0" for text in said).encode("utf-8", "surrogatepass"))
     return digest.digest()
 
 

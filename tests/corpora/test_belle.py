@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reading import said
 
 from lit_sft.conversation import Conversation
-from lit_sft.corpora._base import MAX_LINE_BYTES, Finding
+from lit_sft.corpora._base import Finding
+from lit_sft.corpora._reading import MAX_RECORD_BYTES
 from lit_sft.corpora.belle import Belle
 from lit_sft.errors import BadRecord, DataError
 
@@ -31,6 +33,52 @@ def test_an_input_follows_the_instruction_on_a_new_line() -> None:
     assert Belle("x").parse(record).messages[0].content == "翻译：\n渡船"
 
 
+def test_a_history_of_human_and_assistant_becomes_turns() -> None:
+    history = "Human:你好\nAssistant:你好！\n有一句 Human: 在行中\nHuman: 几点开？ \nAssistant:"
+    assert said(Belle("x").parse({"instruction": history, "input": "", "output": "\n八点。"})) == [
+        ("user", "你好"),
+        ("assistant", "你好！\n有一句 Human: 在行中"),
+        ("user", "几点开？"),
+        ("assistant", "八点。"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "instruction", ["Human:是什么意思？", "请续写：\nHuman:你好\nAssistant:", "人：问\n机器：答", "渡船…\\n\\n"]
+)
+def test_a_task_that_only_mentions_speakers_is_one_question(instruction: str) -> None:
+    assert said(Belle("x").parse({"instruction": instruction, "output": "a"})) == [
+        ("user", instruction),
+        ("assistant", "a"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("history", "reason"),
+    [
+        ("Human:a\nHuman:b\nAssistant:", "roles-out-of-order"),
+        ("Human:a\nAssistant:b\nAssistant:", "roles-out-of-order"),
+        ("Human:a\nAssistant:\nHuman:c\nAssistant:", "no-answer"),
+        ("Human: \nAssistant:", "no-prompt"),
+    ],
+)
+def test_a_history_out_of_order_is_refused(history: str, reason: str) -> None:
+    with pytest.raises(BadRecord, match=f"^{reason}$"):
+        Belle("x").parse({"instruction": history, "output": "a"})
+
+
+def test_the_first_upload_has_input_and_target() -> None:
+    assert said(Belle("x").parse({"input": "q\n", "target": " a"})) == [("user", "q"), ("assistant", "a")]
+
+
+@pytest.mark.parametrize("user", ["human", "user"])
+def test_conversations_name_their_speakers(user: str) -> None:
+    turns = [{"from": user, "value": "q"}, {"from": "assistant", "value": "a"}]
+    assert said(Belle("x").parse({"id": "1", "conversations": turns})) == [("user", "q"), ("assistant", "a")]
+    with pytest.raises(BadRecord, match="^roles-out-of-order$"):
+        Belle("x").parse({"conversations": turns[::-1]})
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -51,7 +99,7 @@ def test_an_unusable_record_is_refused_with_its_reason(record: dict[str, Any], r
 
 def test_every_kind_of_dirt_is_named_with_file_and_line(tmp_path: Path) -> None:
     file = tmp_path / "belle.json"
-    long = json.dumps({"instruction": "长" * MAX_LINE_BYTES, "input": "", "output": "a"}, ensure_ascii=False)
+    long = json.dumps({"instruction": "长" * MAX_RECORD_BYTES, "input": "", "output": "a"}, ensure_ascii=False)
     lines = [
         b"\xef\xbb\xbf" + GOOD.encode(),
         GOOD.encode() + b"\r",
@@ -75,7 +123,7 @@ def test_every_kind_of_dirt_is_named_with_file_and_line(tmp_path: Path) -> None:
         (f"{file}:5", "no-answer", False),
         (f"{file}:6", "not-an-object", False),
         (f"{file}:7", "not-utf-8", False),
-        (f"{file}:8", "line-too-long", False),
+        (f"{file}:8", "record-too-long", False),
         (f"{file}:10", "broken-json", False),
     ]
     assert all(len(finding.excerpt) <= 200 for finding in findings)

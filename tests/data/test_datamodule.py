@@ -8,8 +8,9 @@ import pytest
 from fakes import LetterText
 
 from lit_sft.corpora.belle import Belle
+from lit_sft.corpora.firefly import Firefly
 from lit_sft.data.datamodule import SFTData
-from lit_sft.errors import ConfigError
+from lit_sft.errors import ConfigError, DataError
 
 
 def data_of(tmp_path: Path, outputs: list[str], **options: Any) -> SFTData:
@@ -61,6 +62,41 @@ def test_an_example_that_does_not_fit_is_counted_not_lost(tmp_path: Path) -> Non
 def test_no_example_that_fits_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="prompt-too-long.*Raise data.max_length"):
         data_of(tmp_path, ["a", "b"], max_length=4)
+
+
+def test_a_corpus_with_too_many_bad_records_stops_with_a_table_of_reasons(tmp_path: Path) -> None:
+    outputs = ["a"] * 17 + ["", "", ""]
+    with pytest.raises(DataError, match=r"3 of 20 records of .* are bad: 3 no-answer \(first .*belle.json:18\)"):
+        data_of(tmp_path, outputs)
+    assert data_of(tmp_path, outputs, max_bad_fraction=0.15).quarantine.skipped == {"no-answer": 3}
+
+
+def test_what_does_not_fit_is_not_bad(tmp_path: Path) -> None:
+    file = tmp_path / "long.json"
+    records = [{"instruction": "q" * length, "output": "a"} for length in (1, 1, 40)]
+    file.write_text("".join(json.dumps(record) + "\n\n" for record in records))
+    data = SFTData(LetterText(), [Belle(str(file))], max_length=8, validation_fraction=0.0, max_bad_fraction=0.0)
+    data.setup("fit")
+    assert data.quarantine.skipped == {"empty-line": 3, "prompt-too-long": 1}
+
+
+def test_exact_duplicates_can_be_dropped_over_all_corpora(tmp_path: Path) -> None:
+    belle, firefly = tmp_path / "belle.json", tmp_path / "firefly.jsonl"
+    belle.write_text('{"instruction": "q\\n", "output": "a"}\n{"instruction": "q", "output": "b"}\n')
+    firefly.write_text(
+        '{"kind": "BELLE", "input": "q", "target": "a"}\n{"kind": "BELLE", "input": "p", "target": "a"}\n'
+    )
+
+    def read(**options: Any) -> SFTData:
+        corpora = [Belle(str(belle)), Firefly(str(firefly))]
+        data = SFTData(LetterText(), corpora, max_length=32, validation_fraction=0.0, **options)
+        data.setup("fit")
+        return data
+
+    assert len(sources(read().train_dataloader())) == 4
+    deduplicated = read(deduplicate=True)
+    assert sorted(sources(deduplicated.train_dataloader())) == [f"{belle}:1", f"{belle}:2", f"{firefly}:2"]
+    assert deduplicated.num_duplicates == 1
 
 
 def test_rows_longer_than_the_context_of_the_model_are_refused() -> None:

@@ -1,0 +1,73 @@
+"""The bytes of a record become an object of clean texts, or are refused; what was repaired is named."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from lit_sft.corpora._reading import BYTE_ORDER_MARK, MAX_RECORD_BYTES
+from lit_sft.errors import BadRecord
+
+_SUSPICIOUS = re.compile(r"[\x00-\x1f\x7f]|\\u00[01]|\\u007|\\u[dD][89a-fA-F]")
+"""Texts without any of these need no closer look; it costs a microsecond, the look many."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+
+_DECODER = json.JSONDecoder(strict=False)  # a raw tab in a text is no reason to lose the record
+
+
+def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
+    """The object in these bytes, and the harmless things that were repaired.
+
+    Repairs: `byte-order-mark`; `crlf`; `control-characters`: NUL and its like removed; `lone-surrogates`: halves of
+    a character, which no tokenizer can encode, became U+FFFD.
+
+    Raises:
+        BadRecord: `record-too-long`, `empty-line`, `not-utf-8`, `broken-json` or `not-an-object`.
+    """
+    if len(data) > MAX_RECORD_BYTES:
+        raise BadRecord("record-too-long")
+    repairs = []
+    if data.startswith(BYTE_ORDER_MARK):
+        data = data.removeprefix(BYTE_ORDER_MARK)
+        repairs.append("byte-order-mark")
+    if data.endswith(b"\r"):
+        repairs.append("crlf")
+    data = data.strip()
+    if not data:
+        raise BadRecord("empty-line")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRecord("not-utf-8") from None
+    try:
+        record = _DECODER.decode(text)
+        if _SUSPICIOUS.search(text):
+            record, found = _cleaned(record)
+            repairs += sorted(found)
+    except (ValueError, RecursionError):
+        raise BadRecord("broken-json") from None
+    if not isinstance(record, dict):
+        raise BadRecord("not-an-object")
+    return record, repairs
+
+
+def _cleaned(value: Any) -> tuple[Any, set[str]]:
+    found: set[str] = set()
+    if isinstance(value, str):
+        without_control = _CONTROL.sub("", value)
+        clean = _SURROGATE.sub("\ufffd", without_control)
+        if without_control != value:
+            found.add("control-characters")
+        if clean != without_control:
+            found.add("lone-surrogates")
+        return clean, found
+    if isinstance(value, list):
+        pairs = [_cleaned(item) for item in value]
+        return [item for item, _ in pairs], found.union(*(more for _, more in pairs))
+    if isinstance(value, dict):
+        entries = {key: _cleaned(item) for key, item in value.items()}
+        return {key: item for key, (item, _) in entries.items()}, found.union(*(more for _, more in entries.values()))
+    return value, found

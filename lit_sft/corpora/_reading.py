@@ -1,0 +1,260 @@
+"""Files of records, cut into the bytes of single records: lazily, in constant memory, whatever the container.
+
+The container is seen from the content, never from the suffix: plain, gzip or zstd; JSON Lines, a JSON array,
+an object of arrays, or one object over several lines. Bytes are cut before they are decoded, so that a broken
+record costs that record and not those after it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from glob import glob
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from lit_sft.errors import DataError
+
+MAX_RECORD_BYTES = 1 << 20
+"""A longer record is none of these corpora (their longest is 15,000 characters) but a broken file."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+CHUNK_BYTES = 1 << 16
+HEAD_BYTES = 1 << 12  # enough to tell the container
+
+_ARRAY = re.compile(rb"\[\s*(?:[{\]]|$)")
+_OBJECT_OF_ARRAYS = re.compile(rb'\{\s*(?:"[^"\n]*"\s*:\s*\[|\}|$)')
+_OBJECT_OVER_LINES = re.compile(rb"\{[ \t]*\r?\n")
+
+
+@dataclass(frozen=True, slots=True)
+class RawRecord:
+    """Bytes of one record; where it is longer than MAX_RECORD_BYTES, not all of them.
+
+    `source` is `file:line` of its first byte, followed by `#n` for the n-th record that begins on that line;
+    `group` the key of the array it stands in, if the file is an object of arrays.
+    """
+
+    source: str
+    data: bytes
+    group: str = ""
+
+
+def find_files(path: str | list[str]) -> list[Path]:
+    """The files behind a path, a glob or a list of them, each once, those of a glob by name.
+
+    Raises:
+        DataError: If there is none, or it is a folder.
+    """
+    files: list[Path] = []
+    for pattern in [path] if isinstance(path, str) else path:
+        found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
+        if not found:
+            raise DataError(f"data file not found: {pattern}")
+        files += [Path(name) for name in found]
+    for file in files:
+        if file.is_dir():
+            raise DataError(f"{file} is a folder. Name the files in it, for example {file}/*.jsonl")
+    return list(dict.fromkeys(files))
+
+
+def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]:
+    """Every record of a file, in order.
+
+    Args:
+        file: JSON Lines, an array or an object over several lines; each also as gzip or zstd.
+        has_groups: Whether the file may be an object of arrays. It cannot be seen from the content alone:
+            the only line of `{"conversations": [...]}` is a record.
+
+    Raises:
+        DataError: If the file is empty, an archive of files, or compressed and damaged.
+    """
+    chunks = _chunks(file)
+    head = b""
+    for chunk in chunks:
+        head += chunk
+        if len(head) >= HEAD_BYTES:
+            break
+    if not head:
+        raise DataError(f"data file is empty: {file}")
+    level = _level_of_records(head, has_groups)
+    everything = chain([head], chunks)
+    last_line = count = 0
+    for line, data, group in _lines(everything) if level is None else _Splitter(level).split(everything):
+        count = count + 1 if line == last_line else 1
+        last_line = line
+        yield RawRecord(f"{file}:{line}" + (f"#{count}" if count > 1 else ""), data, group)
+
+
+def _level_of_records(head: bytes, has_groups: bool) -> int | None:
+    """In how many brackets a record stands; None if every line is one."""
+    head = head.removeprefix(BYTE_ORDER_MARK).lstrip()
+    if _ARRAY.match(head):
+        return 1
+    if has_groups and _OBJECT_OF_ARRAYS.match(head):
+        return 2
+    return 0 if _OBJECT_OVER_LINES.match(head) else None
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        first = stream.read(CHUNK_BYTES)
+        chunks = chain([first] if first else [], iter(partial(stream.read, CHUNK_BYTES), b""))
+        if first.startswith(b"\x1f\x8b"):
+            yield from _decompressed(file, chunks, partial(zlib.decompressobj, wbits=31))
+        elif first.startswith(b"\x28\xb5\x2f\xfd"):
+            yield from _decompressed(file, chunks, lambda: zstandard.ZstdDecompressor().decompressobj())
+        elif first.startswith(b"PK\x03\x04"):
+            raise DataError(f"{file} is a zip archive. Unpack it and name the file in it")
+        else:
+            yield from chunks
+
+
+def _decompressed(file: Path, chunks: Iterable[bytes], new_decoder: Callable[[], Any]) -> Iterator[bytes]:
+    """The content of one or more compressed streams; an incomplete one is an error, for it hides how much is lost."""
+    decoder = new_decoder()
+    try:
+        for chunk in chunks:
+            rest = chunk
+            while rest:
+                if decoder.eof:
+                    decoder = new_decoder()
+                yield decoder.decompress(rest)
+                rest = decoder.unused_data
+    except (zlib.error, zstandard.ZstdError) as error:
+        raise DataError(f"{file} is damaged ({error}). Download it again") from None
+    if not decoder.eof:
+        raise DataError(f"{file} is cut off: its compressed stream has no end. Download it again")
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes, str]]:
+    """Lines by number, split at LF only: U+2028 and its like occur inside JSON strings."""
+    number, pending = 1, b""
+    for chunk in chunks:
+        *ended, rest = chunk.split(b"\n")
+        for line in ended:
+            yield number, pending + line, ""
+            number, pending = number + 1, b""
+        if len(pending) <= MAX_RECORD_BYTES:
+            pending += rest
+    if pending:
+        yield number, pending, ""
+
+
+class _Splitter:
+    """Cuts the elements out of brackets without parsing them.
+
+    Goes on behind a broken element where it can: a JSON text cannot hold a raw line break, so that a lost quotation
+    mark ends with its line; brackets are matched by kind; and in an object `{` can only follow a colon, so that any
+    other opens a new record.
+    """
+
+    _tokens = re.compile(rb'"(?:[^"\\\n]++|\\[^\n])*+(?:"|(?=\\?\n)|(?P<unfinished>\\?\Z))|[{}\[\],:]')
+
+    def __init__(self, record_level: int) -> None:
+        self._record_level = record_level
+        self._level = 0  # brackets of the file that are open
+        self._open = bytearray()  # brackets of the record that are open
+        self._previous = b""
+        self._group = b'""'
+        self._record = b""
+        self._line = self._first_line = 1
+        self._data = b""
+        self._position = 0  # up to where the data is taken or passed over
+
+    def split(self, chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes, str]]:
+        """(line, bytes, group) of every element."""
+        for number, chunk in enumerate(chunks):
+            self._data, self._position = self._data[self._position :] + chunk, 0
+            if not number and self._data.startswith(BYTE_ORDER_MARK):
+                # It stands before the first record then, where it is noticed and reported.
+                self._record, self._position = BYTE_ORDER_MARK, len(BYTE_ORDER_MARK)
+            for token in self._tokens.finditer(self._data):
+                if token["unfinished"] is not None:
+                    self._wait(token[0], token.start(), token["unfinished"])
+                    break
+                yield from self._read(token[0], token.start(), token.end())
+            else:
+                self._pass(len(self._data))
+        self._pass(len(self._data))
+        if self._level and not self._record:
+            self._record, self._first_line = b"<end of file>", self._line
+        yield from self._end()
+
+    def _read(self, token: bytes, start: int, end: int) -> Iterator[tuple[int, bytes, str]]:
+        mark = token[:1]
+        if self._level < self._record_level:
+            if mark == b'"':
+                self._group = token
+            elif mark in b"[{":
+                self._level += 1
+            elif mark in b"]}":
+                self._level = max(self._level - 1, 0)
+            self._skip(end)
+        elif mark in b"{[":
+            if mark == b"{" and self._previous != b":" and self._open.endswith(b"{"):
+                self._take(start)
+                yield from self._end()
+            self._open += mark
+        elif mark in b"}]" and self._open:
+            position = self._open.rfind(b"{" if mark == b"}" else b"[")
+            if position >= 0:
+                del self._open[position:]
+            if not self._open:
+                self._take(end)
+                yield from self._end()
+        elif (mark == b"," or (mark == b"]" and self._level)) and not self._open:
+            self._take(start)
+            yield from self._end()
+            self._skip(end)
+            self._level -= mark == b"]"
+        self._previous = mark
+
+    def _wait(self, text: bytes, start: int, escape: bytes) -> None:
+        """Leave a text that is not at its end for the next chunk, unless it is too long to be any."""
+        self._pass(start)
+        if len(text) > MAX_RECORD_BYTES:
+            self._pass(len(self._data))
+            self._data, self._position = b'"' + escape, 0
+
+    def _pass(self, end: int) -> None:
+        if self._level == self._record_level:
+            self._take(end)
+        else:
+            self._skip(end)
+
+    def _take(self, end: int) -> None:
+        piece = self._data[self._position : end]
+        if not self._record or self._record == BYTE_ORDER_MARK:
+            begun = piece.lstrip()
+            self._line += piece[: len(piece) - len(begun)].count(b"\n")
+            self._first_line, piece = self._line, begun
+        if len(self._record) <= MAX_RECORD_BYTES:
+            self._record += piece
+        self._line += piece.count(b"\n")
+        self._position = end
+
+    def _skip(self, end: int) -> None:
+        self._line += self._data.count(b"\n", self._position, end)
+        self._position = end
+
+    def _end(self) -> Iterator[tuple[int, bytes, str]]:
+        record, self._record = self._record.rstrip(), b""
+        self._open.clear()
+        if record and record != BYTE_ORDER_MARK:
+            yield self._first_line, record, _text(self._group)
+
+
+def _text(token: bytes) -> str:
+    try:
+        return str(json.loads(token))
+    except ValueError:
+        return token.decode("utf-8", errors="replace").strip('"')
