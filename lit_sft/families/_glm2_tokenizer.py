@@ -79,9 +79,6 @@ class Glm2Tokenizer(SentencePieceTokenizer):
         assert isinstance(ids, list)
         return ids
 
-    def _may_spell_control(self, texts: Sequence[str], is_split: bool) -> bool:
-        return not is_split
-
     def _decode(
         self,
         token_ids: int | list[int],

@@ -37,7 +37,9 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
     """A sentencepiece BPE model behind the transformers interface.
 
     Plain text is encoded by the sentencepiece library, on all cores, which is several times faster than its Rust copy;
-    what it does not offer (control tokens in a text, offsets, pairs) is done by `tokenizers`, with the same ids.
+    what it does not offer (control tokens in a text, offsets, pairs) is done by `tokenizers`, with the same ids. So the
+    answer to a call knows `tokens()`, `word_ids()` and `char_to_token()` only if `return_offsets_mapping=True` asks
+    for more than ids; `tokenize` always works.
 
     Control tokens split the text, and every part between them gets its own dummy prefix, as the slow tokenizers
     of transformers 4 did. Decoding reproduces their blanks around control tokens as well.
@@ -90,7 +92,6 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
     ) -> BatchEncoding:
         """Ids of plain texts by sentencepiece, of others by `tokenizers`."""
         texts = [text] if isinstance(text, str) else text
-        is_split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         adds_tokens = add_special_tokens and (self.add_bos_token or self.add_eos_token)
         is_plain = (
             text_pair is None
@@ -98,10 +99,9 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
             and truncation_strategy == TruncationStrategy.DO_NOT_TRUNCATE
             and options.get("return_attention_mask") is not False
             and not any(options.get(name) for name in UNKNOWN_TO_SENTENCEPIECE)
-            and all(isinstance(item, str) and item for item in texts)
-            and not self._may_spell_control(texts, is_split)
+            and all(isinstance(item, str) for item in texts)
         )
-        if not is_plain or not texts:
+        if texts and not is_plain:
             return super()._encode_plus(
                 text,
                 text_pair,
@@ -113,7 +113,7 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
                 **options,
             )
         prefix = self.prefix_ids if add_special_tokens else []
-        rows = [prefix + ids for ids in self._processor.encode(list(texts))]
+        rows = [prefix + ids for ids in self._encode_batch(list(texts), split_special_tokens)]
         batch = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
         if isinstance(text, str) and options.get("return_tensors") is None:
             batch = {name: values[0] for name, values in batch.items()}
@@ -122,13 +122,30 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
         padding = {name: options[name] for name in PADDING_OPTIONS if name in options}
         return self.pad(batch, padding=padding_strategy, max_length=max_length, **padding)
 
+    def _encode_batch(self, texts: list[str], split_special_tokens: bool | None) -> list[list[int]]:
+        """Ids without any that are set before or behind a text; only those that spell a control token take longer."""
+        is_split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        controls = [] if is_split else list(self.added_tokens_encoder)
+        others = [index for index, text in enumerate(texts) if any(token in text for token in controls)]
+        rows: list[list[int]] = self._processor.encode(texts)
+        if others:
+            spelt = [texts[index] for index in others]
+            encoded = super()._encode_plus(spelt, add_special_tokens=False, split_special_tokens=False)
+            for index, ids in zip(others, encoded["input_ids"], strict=True):
+                rows[index] = ids
+        return rows
+
+    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+        """The pieces of a text."""
+        ids = self._encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
+        tokens = self.convert_ids_to_tokens(ids)
+        assert isinstance(tokens, list)
+        return tokens
+
     @property
     def prefix_ids(self) -> list[int]:
         """Ids that stand before every text, beside <s>."""
         return []
-
-    def _may_spell_control(self, texts: Sequence[str], is_split: bool) -> bool:
-        return any(token in text for token in self.all_special_tokens for text in texts)
 
     def plain(self) -> PreTrainedTokenizerFast:
         """A tokenizer with the same ids that plain transformers saves and loads.
