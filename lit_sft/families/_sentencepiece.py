@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
+
+from lit_sft.errors import ConfigError
 
 # Options of transformers' call that need the Rust tokenizer, and those that concern padding only.
 UNKNOWN_TO_SENTENCEPIECE = (
@@ -114,7 +117,7 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
             )
         prefix = self.prefix_ids if add_special_tokens else []
         rows = [prefix + ids for ids in self._encode_batch(list(texts), split_special_tokens)]
-        batch = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        batch: dict[str, Any] = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
         if isinstance(text, str) and options.get("return_tensors") is None:
             batch = {name: values[0] for name, values in batch.items()}
         if padding_strategy == PaddingStrategy.DO_NOT_PAD:
@@ -135,12 +138,45 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
                 rows[index] = ids
         return rows
 
-    def tokenize(self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any) -> list[str]:
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
         """The pieces of a text."""
         ids = self._encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
         tokens = self.convert_ids_to_tokens(ids)
         assert isinstance(tokens, list)
         return tokens
+
+    @contextmanager
+    def _padding_token(self) -> Iterator[None]:
+        """Pad with <unk> where no padding token is named, as Baichuan-7B does; afterwards there is none again."""
+        named = self.special_tokens_map.get("pad_token")
+        self.pad_token = named or self.unk_token
+        try:
+            yield
+        finally:
+            self.pad_token = named
+
+    def _get_padding_truncation_strategies(self, *args: Any, **kwargs: Any) -> Any:
+        with self._padding_token():
+            return super()._get_padding_truncation_strategies(*args, **kwargs)
+
+    def set_truncation_and_padding(self, *args: Any, **kwargs: Any) -> None:
+        """Tell the Rust tokenizer what to cut and to fill up."""
+        with self._padding_token():
+            super().set_truncation_and_padding(*args, **kwargs)
+
+    def _pad(self, *args: Any, **kwargs: Any) -> Any:
+        with self._padding_token():
+            return super()._pad(*args, **kwargs)
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        if unknown := [token for token in map(str, new_tokens) if self.backend_tokenizer.token_to_id(token) is None]:
+            raise ConfigError(
+                f"{', '.join(map(repr, unknown))}: no token can be added, the vocabulary is that of {self.model_file}"
+            )
+        super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        return 0
 
     @property
     def prefix_ids(self) -> list[int]:

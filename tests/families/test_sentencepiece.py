@@ -6,6 +6,8 @@ import pytest
 from goldens import golden_checkpoint, golden_json
 from transformers import PreTrainedTokenizerFast
 
+from lit_sft.errors import ConfigError
+
 FAMILIES = ["baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b", "chatglm2-6b", "chatglm3-6b"]
 
 
@@ -55,3 +57,14 @@ def test_one_text_with_a_control_token_slows_no_other(
 def test_no_texts_have_no_ids(tokenizer: Any) -> None:
     for options in ({}, {"padding": True}, {"truncation": True, "max_length": 8}, {"return_offsets_mapping": True}):
         assert dict(tokenizer([], **options)) == {"input_ids": [], "attention_mask": []}
+
+
+def test_tokens_cannot_be_added(tokenizer: Any) -> None:
+    """The sentencepiece library would neither find nor write them."""
+    size = len(tokenizer)
+    with pytest.raises(ConfigError, match="'<new>': no token can be added"):
+        tokenizer.add_tokens(["</s>", "<new>"])
+    with pytest.raises(ConfigError, match="'<pad>'"):
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    assert tokenizer.add_tokens(["</s>"]) == 0
+    assert len(tokenizer) == size
