@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -182,6 +184,28 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
     def prefix_ids(self) -> list[int]:
         """Ids that stand before every text, beside <s>."""
         return []
+
+    @property
+    def saved_settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json keeps beside the settings that transformers writes."""
+        return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Also the sentencepiece model, which our families load; tokenizer.json alone is for plain transformers."""
+        folder, source = Path(save_directory), Path(self.model_file)
+        # The folder may be the one that the tokenizer came from.
+        settings_file = source.with_name("tokenizer_config.json")
+        original = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        # By these two, other loaders and ours recognise the model.
+        names = {key: original[key] for key in ("name_or_path", "tokenizer_class") if key in original}
+        content = json.dumps(written | names | self.saved_settings, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
+        copy = folder / "tokenizer.model"
+        if source.resolve() != copy.resolve():
+            shutil.copyfile(source, copy)
+        return (*files, str(copy))
 
     def plain(self) -> PreTrainedTokenizerFast:
         """A tokenizer with the same ids that plain transformers saves and loads.
