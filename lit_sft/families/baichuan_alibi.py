@@ -33,6 +33,7 @@ from lit_sft.families._alibi import Alibi, extend
 from lit_sft.families._baichuan import BaichuanFamily, OriginalConfig
 from lit_sft.families._baichuan_formats import BaichuanChatFormat, FirstReleaseChatFormat, HumanAssistantFormat
 from lit_sft.families._norm_head import NormHead, ZLoss, resized_norm_head
+from lit_sft.families._packing import separate_packed
 
 
 class BaichuanAlibiConfig(OriginalConfig, PreTrainedConfig):
@@ -248,6 +249,7 @@ class BaichuanAlibiForCausalLM(AlibiPreTrainedModel, GenerationMixin):
     def __init__(self, config: BaichuanAlibiConfig) -> None:
         super().__init__(config)
         self.model = AlibiModel(config)
+        separate_packed(self.model)
         self.lm_head = self.make_head(config)
         self.post_init()
 
