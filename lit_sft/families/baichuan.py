@@ -89,7 +89,7 @@ class Baichuan7B(BaichuanFamily):
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """The base model brings none of its own."""
-        return {"human-assistant": HumanAssistantFormat()}
+        return {"human-assistant": HumanAssistantFormat(self.chat_limits())}
 
     def native_config(self, config: Any) -> LlamaConfig:
         """Once W_pack is split it is Llama."""
@@ -119,5 +119,5 @@ class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another
         """`chat`, `human-assistant`."""
         return {
             "chat": BaichuanChatFormat(self.chat_limits()),
-            "human-assistant": HumanAssistantFormat(reply_prefix=" "),
+            "human-assistant": HumanAssistantFormat(self.chat_limits(), reply_prefix=" "),
         }

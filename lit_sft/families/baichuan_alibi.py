@@ -14,7 +14,7 @@ Shapes: B rows, N heads, S tokens given, T tokens seen so far, D dimensions of a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class BaichuanAlibiConfig(OriginalConfig, PreTrainedConfig):
     model_type = "baichuan"
     keys_to_ignore_at_inference = ("past_key_values",)
     original_architecture = "BaichuanForCausalLM"
+    # For tools that ask for it; config.json must not have the key, by whose absence the family is recognised.
+    attribute_map: ClassVar[dict[str, str]] = {"max_position_embeddings": "model_max_length"}
 
     vocab_size: int = 64000
     hidden_size: int = 5120
@@ -329,7 +331,7 @@ class Baichuan13B(BaichuanFamily):
         return {
             "chat": BaichuanChatFormat(self.chat_limits()),
             "chat-eos": FirstReleaseChatFormat(self.chat_limits()),
-            "human-assistant": HumanAssistantFormat(),
+            "human-assistant": HumanAssistantFormat(self.chat_limits()),
         }
 
 
@@ -351,5 +353,5 @@ class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be anoth
         """`chat`, `human-assistant`."""
         return {
             "chat": BaichuanChatFormat(self.chat_limits()),
-            "human-assistant": HumanAssistantFormat(reply_prefix=" "),
+            "human-assistant": HumanAssistantFormat(self.chat_limits(), reply_prefix=" "),
         }
