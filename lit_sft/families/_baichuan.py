@@ -116,7 +116,7 @@ class BaichuanFamily(Family):
             str(self.folder / "tokenizer.model"),
             RESERVED,
             **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **special},
-            padding_side="right",
+            padding_side=settings.get("padding_side", "right"),
             model_max_length=settings.get("model_max_length", self.context_length),
             clean_up_tokenization_spaces=False,
             add_bos_token=settings.get("add_bos_token", False),

@@ -12,6 +12,7 @@ from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.errors import BadRecord, ConfigError
+from lit_sft.families._history import fitting
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ class BaichuanChatFormat(PromptFormat):
             labels: list[int] = []
             for message in read:
                 ids = self._message_ids(message, tokenizer)
-                is_after_system = message.role == "user" and prompt_ids and read[0].role == "system"
-                is_marked = message.role == "user" and not is_after_system
-                labels += [tokenizer.eos_token_id if is_marked else IGNORE_INDEX] + [IGNORE_INDEX] * (len(ids) - 1)
+                labels += [IGNORE_INDEX] * len(ids)
+                if message.role == "user" and read[0].role != "system":
+                    labels[-len(ids)] = tokenizer.eos_token_id
                 prompt_ids += ids
             prompt_ids.append(self.limits.assistant_token_id)
             labels.append(IGNORE_INDEX)
@@ -159,11 +160,16 @@ class FirstReleaseChatFormat(PromptFormat):
 class HumanAssistantFormat(PromptFormat):
     r"""`Human: ...\n\nAssistant: ...</s>`, the form in which BELLE tuned base models; Baichuan brings none.
 
+    A prompt leaves `max_new_tokens` of the context free: whole rounds are dropped from the oldest on. A system message
+    and the newest round are kept in any case, so one question alone may still be too long.
+
     Args:
+        limits: How long a prompt may be; the marks are those of the other formats.
         reply_prefix: The blank after `Assistant:`, if the tokenizer sets none before a text.
     """
 
-    def __init__(self, reply_prefix: str = "") -> None:
+    def __init__(self, limits: ChatLimits, reply_prefix: str = "") -> None:
+        self.limits = limits
         self.reply_prefix = reply_prefix
 
     def encode_turns(self, conversation: Conversation, tokenizer: Any) -> list[EncodedTurn]:
@@ -178,6 +184,10 @@ class HumanAssistantFormat(PromptFormat):
                 reply_ids = [*tokenizer.encode_text(self.reply_prefix + answer.content), tokenizer.eos_token_id]
             turns.append(EncodedTurn(prompt_ids, reply_ids))
         return turns
+
+    def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
+        """Ids that end with `Assistant:`, of as many of the last rounds as leave room for the answer."""
+        return fitting(conversation, super().encode_prompt, tokenizer, self.limits.max_input() + 1)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only </s>."""

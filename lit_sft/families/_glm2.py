@@ -24,6 +24,7 @@ from transformers.core_model_loading import Split, WeightConverter, WeightRenami
 from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families._glm2_tokenizer import CONTROLS, Glm2Tokenizer
+from lit_sft.families._packing import separate_packed
 from lit_sft.families._sentencepiece import train_model
 
 RENAMED = {
@@ -110,6 +111,7 @@ class ChatGLM2ForCausalLM(GlmForCausalLM):
 
     def __init__(self, config: ChatGLM2Config) -> None:
         super().__init__(config)  # type: ignore[arg-type]
+        separate_packed(self.model)
         # The padding token is also <unk>; the original trains its row like any other.
         self.model.embed_tokens.padding_idx = None
 

@@ -73,14 +73,16 @@ class Glm2Tokenizer(SentencePieceTokenizer):
         self.split_special_tokens = not value
 
     @property
+    def saved_settings(self) -> dict[str, Any]:
+        """With the name that the original has for it."""
+        return {"encode_special_tokens": self.encode_special_tokens}
+
+    @property
     def prefix_ids(self) -> list[int]:
         """Ids that stand before every text."""
         ids = self.convert_tokens_to_ids(list(PREFIX))
         assert isinstance(ids, list)
         return ids
-
-    def _may_spell_control(self, texts: Sequence[str], is_split: bool) -> bool:
-        return not is_split
 
     def _decode(
         self,

@@ -25,6 +25,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from lit_sft.families._packing import separate_packed
+
 NUM_BLOCKS = 4
 """The original was trained on four TPU cores, and its fused projection holds the share of each core in turn."""
 
@@ -269,6 +271,7 @@ class MossForCausalLM(MossPreTrainedModel, GenerationMixin):
     def __init__(self, config: MossConfig) -> None:
         super().__init__(config)
         self.transformer = MossModel(config)
+        separate_packed(self.transformer)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size)
         self.post_init()
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
+
+from lit_sft.errors import ConfigError
 
 # Options of transformers' call that need the Rust tokenizer, and those that concern padding only.
 UNKNOWN_TO_SENTENCEPIECE = (
@@ -37,7 +42,9 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
     """A sentencepiece BPE model behind the transformers interface.
 
     Plain text is encoded by the sentencepiece library, on all cores, which is several times faster than its Rust copy;
-    what it does not offer (control tokens in a text, offsets, pairs) is done by `tokenizers`, with the same ids.
+    what it does not offer (control tokens in a text, offsets, pairs) is done by `tokenizers`, with the same ids. So the
+    answer to a call knows `tokens()`, `word_ids()` and `char_to_token()` only if `return_offsets_mapping=True` asks
+    for more than ids; `tokenize` always works.
 
     Control tokens split the text, and every part between them gets its own dummy prefix, as the slow tokenizers
     of transformers 4 did. Decoding reproduces their blanks around control tokens as well.
@@ -90,7 +97,6 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
     ) -> BatchEncoding:
         """Ids of plain texts by sentencepiece, of others by `tokenizers`."""
         texts = [text] if isinstance(text, str) else text
-        is_split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         adds_tokens = add_special_tokens and (self.add_bos_token or self.add_eos_token)
         is_plain = (
             text_pair is None
@@ -98,10 +104,9 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
             and truncation_strategy == TruncationStrategy.DO_NOT_TRUNCATE
             and options.get("return_attention_mask") is not False
             and not any(options.get(name) for name in UNKNOWN_TO_SENTENCEPIECE)
-            and all(isinstance(item, str) and item for item in texts)
-            and not self._may_spell_control(texts, is_split)
+            and all(isinstance(item, str) for item in texts)
         )
-        if not is_plain or not texts:
+        if texts and not is_plain:
             return super()._encode_plus(
                 text,
                 text_pair,
@@ -113,8 +118,8 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
                 **options,
             )
         prefix = self.prefix_ids if add_special_tokens else []
-        rows = [prefix + ids for ids in self._processor.encode(list(texts))]
-        batch = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
+        rows = [prefix + ids for ids in self._encode_batch(list(texts), split_special_tokens)]
+        batch: dict[str, Any] = {"input_ids": rows, "attention_mask": [[1] * len(row) for row in rows]}
         if isinstance(text, str) and options.get("return_tensors") is None:
             batch = {name: values[0] for name, values in batch.items()}
         if padding_strategy == PaddingStrategy.DO_NOT_PAD:
@@ -122,13 +127,85 @@ class SentencePieceTokenizer(PreTrainedTokenizerFast):
         padding = {name: options[name] for name in PADDING_OPTIONS if name in options}
         return self.pad(batch, padding=padding_strategy, max_length=max_length, **padding)
 
+    def _encode_batch(self, texts: list[str], split_special_tokens: bool | None) -> list[list[int]]:
+        """Ids without any that are set before or behind a text; only those that spell a control token take longer."""
+        is_split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
+        controls = [] if is_split else list(self.added_tokens_encoder)
+        others = [index for index, text in enumerate(texts) if any(token in text for token in controls)]
+        rows: list[list[int]] = self._processor.encode(texts)
+        if others:
+            spelt = [texts[index] for index in others]
+            encoded = super()._encode_plus(spelt, add_special_tokens=False, split_special_tokens=False)
+            for index, ids in zip(others, encoded["input_ids"], strict=True):
+                rows[index] = ids
+        return rows
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """The pieces of a text."""
+        ids = self._encode_plus(text, pair, add_special_tokens=add_special_tokens, **kwargs)["input_ids"]
+        tokens = self.convert_ids_to_tokens(ids)
+        assert isinstance(tokens, list)
+        return tokens
+
+    @contextmanager
+    def _padding_token(self) -> Iterator[None]:
+        """Pad with <unk> where no padding token is named, as Baichuan-7B does; afterwards there is none again."""
+        named = self.special_tokens_map.get("pad_token")
+        self.pad_token = named or self.unk_token
+        try:
+            yield
+        finally:
+            self.pad_token = named
+
+    def _get_padding_truncation_strategies(self, *args: Any, **kwargs: Any) -> Any:
+        with self._padding_token():
+            return super()._get_padding_truncation_strategies(*args, **kwargs)
+
+    def set_truncation_and_padding(self, *args: Any, **kwargs: Any) -> None:
+        """Tell the Rust tokenizer what to cut and to fill up."""
+        with self._padding_token():
+            super().set_truncation_and_padding(*args, **kwargs)
+
+    def _pad(self, *args: Any, **kwargs: Any) -> Any:
+        with self._padding_token():
+            return super()._pad(*args, **kwargs)
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        if unknown := [token for token in map(str, new_tokens) if self.backend_tokenizer.token_to_id(token) is None]:
+            raise ConfigError(
+                f"{', '.join(map(repr, unknown))}: no token can be added, the vocabulary is that of {self.model_file}"
+            )
+        super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        return 0
+
     @property
     def prefix_ids(self) -> list[int]:
         """Ids that stand before every text, beside <s>."""
         return []
 
-    def _may_spell_control(self, texts: Sequence[str], is_split: bool) -> bool:
-        return any(token in text for token in self.all_special_tokens for text in texts)
+    @property
+    def saved_settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json keeps beside the settings that transformers writes."""
+        return {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> tuple[str, ...]:
+        """Also the sentencepiece model, which our families load; tokenizer.json alone is for plain transformers."""
+        folder, source = Path(save_directory), Path(self.model_file)
+        # The folder may be the one that the tokenizer came from.
+        settings_file = source.with_name("tokenizer_config.json")
+        original = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+        files = super().save_pretrained(save_directory, *args, **kwargs)
+        written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        # By these two, other loaders and ours recognise the model.
+        names = {key: original[key] for key in ("name_or_path", "tokenizer_class") if key in original}
+        content = json.dumps(written | names | self.saved_settings, indent=2, ensure_ascii=False)
+        (folder / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")
+        copy = folder / "tokenizer.model"
+        if source.resolve() != copy.resolve():
+            shutil.copyfile(source, copy)
+        return (*files, str(copy))
 
     def plain(self) -> PreTrainedTokenizerFast:
         """A tokenizer with the same ids that plain transformers saves and loads.

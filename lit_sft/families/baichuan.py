@@ -17,6 +17,7 @@ from lit_sft.conversation import PromptFormat
 from lit_sft.families._baichuan import BaichuanFamily, OriginalConfig
 from lit_sft.families._baichuan_formats import BaichuanChatFormat, HumanAssistantFormat
 from lit_sft.families._norm_head import NormHead, ZLoss, resized_norm_head
+from lit_sft.families._packing import separate_packed
 from lit_sft.families._sentencepiece import SentencePieceTokenizer
 
 
@@ -34,6 +35,10 @@ class BaiChuanForCausalLM(LlamaForCausalLM):
     # Stored in half precision by the original, which never reads it.
     _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq$"]  # noqa: RUF012
 
+    def __init__(self, config: BaiChuanConfig) -> None:
+        super().__init__(config)
+        separate_packed(self.model)
+
 
 class Baichuan2RotaryConfig(BaiChuanConfig):
     """Llama's configuration and the weight of the z-loss."""
@@ -50,6 +55,7 @@ class Baichuan2RotaryForCausalLM(LlamaForCausalLM):
 
     def __init__(self, config: Baichuan2RotaryConfig) -> None:
         super().__init__(config)
+        separate_packed(self.model)
         self.lm_head = NormHead(config.hidden_size, config.vocab_size)
         self.loss_function = ZLoss(config.z_loss_weight)
         self.post_init()
@@ -83,7 +89,7 @@ class Baichuan7B(BaichuanFamily):
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """The base model brings none of its own."""
-        return {"human-assistant": HumanAssistantFormat()}
+        return {"human-assistant": HumanAssistantFormat(self.chat_limits())}
 
     def native_config(self, config: Any) -> LlamaConfig:
         """Once W_pack is split it is Llama."""
@@ -113,5 +119,5 @@ class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another
         """`chat`, `human-assistant`."""
         return {
             "chat": BaichuanChatFormat(self.chat_limits()),
-            "human-assistant": HumanAssistantFormat(reply_prefix=" "),
+            "human-assistant": HumanAssistantFormat(self.chat_limits(), reply_prefix=" "),
         }

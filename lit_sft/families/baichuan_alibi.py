@@ -14,7 +14,7 @@ Shapes: B rows, N heads, S tokens given, T tokens seen so far, D dimensions of a
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from lit_sft.families._alibi import Alibi, extend
 from lit_sft.families._baichuan import BaichuanFamily, OriginalConfig
 from lit_sft.families._baichuan_formats import BaichuanChatFormat, FirstReleaseChatFormat, HumanAssistantFormat
 from lit_sft.families._norm_head import NormHead, ZLoss, resized_norm_head
+from lit_sft.families._packing import separate_packed
 
 
 class BaichuanAlibiConfig(OriginalConfig, PreTrainedConfig):
@@ -41,6 +42,8 @@ class BaichuanAlibiConfig(OriginalConfig, PreTrainedConfig):
     model_type = "baichuan"
     keys_to_ignore_at_inference = ("past_key_values",)
     original_architecture = "BaichuanForCausalLM"
+    # For tools that ask for it; config.json must not have the key, by whose absence the family is recognised.
+    attribute_map: ClassVar[dict[str, str]] = {"max_position_embeddings": "model_max_length"}
 
     vocab_size: int = 64000
     hidden_size: int = 5120
@@ -248,6 +251,7 @@ class BaichuanAlibiForCausalLM(AlibiPreTrainedModel, GenerationMixin):
     def __init__(self, config: BaichuanAlibiConfig) -> None:
         super().__init__(config)
         self.model = AlibiModel(config)
+        separate_packed(self.model)
         self.lm_head = self.make_head(config)
         self.post_init()
 
@@ -327,7 +331,7 @@ class Baichuan13B(BaichuanFamily):
         return {
             "chat": BaichuanChatFormat(self.chat_limits()),
             "chat-eos": FirstReleaseChatFormat(self.chat_limits()),
-            "human-assistant": HumanAssistantFormat(),
+            "human-assistant": HumanAssistantFormat(self.chat_limits()),
         }
 
 
@@ -349,5 +353,5 @@ class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be anoth
         """`chat`, `human-assistant`."""
         return {
             "chat": BaichuanChatFormat(self.chat_limits()),
-            "human-assistant": HumanAssistantFormat(reply_prefix=" "),
+            "human-assistant": HumanAssistantFormat(self.chat_limits(), reply_prefix=" "),
         }

@@ -149,12 +149,14 @@ def test_bos_and_eos_can_be_switched_on(family: str, tokenizer: Any) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_batches_are_padded_as_by_the_original(family: str, tokenizer: Any, side: str) -> None:
     expected = golden_json(family, "tokenizer_golden")["extra"][f"batch_{side}"]
-    if tokenizer.pad_token is None:  # Baichuan-7B names none
-        tokenizer.pad_token = tokenizer.unk_token
+    named = tokenizer.pad_token  # Baichuan-7B names none
     tokenizer.padding_side = side
-    batch = tokenizer(expected["texts"], padding=True)
-    assert batch["input_ids"] == expected["input_ids"]
-    assert batch["attention_mask"] == expected["attention_mask"]
+    rows = [{"input_ids": ids} for ids in tokenizer(expected["texts"])["input_ids"]]
+    by_rust = tokenizer(expected["texts"], padding=True, return_length=True)
+    for batch in (tokenizer(expected["texts"], padding=True), tokenizer.pad(rows), by_rust):
+        assert batch["input_ids"] == expected["input_ids"]
+        assert batch["attention_mask"] == expected["attention_mask"]
+    assert tokenizer.pad_token == named
 
 
 def config_of(family: str, **changes: Any) -> dict[str, Any]:

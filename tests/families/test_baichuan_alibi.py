@@ -1,6 +1,8 @@
 """ALiBi without a bias matrix, and the network built on it."""
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -144,3 +146,13 @@ def test_context_longer_than_a_block_of_positions_is_exact() -> None:
         eager = model(input_ids=input_ids).logits
     torch.testing.assert_close(last, full[:, -1:], atol=1e-4, rtol=0)
     torch.testing.assert_close(eager, full, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["baichuan-13b", "baichuan2-13b"])
+def test_tools_find_the_context_length_and_config_json_does_not_name_it(family: str, tmp_path: Path) -> None:
+    config = golden_model(family, family).config
+    assert config.max_position_embeddings == config.model_max_length
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert "max_position_embeddings" not in saved
+    assert saved["model_max_length"] == config.model_max_length

@@ -101,6 +101,15 @@ def test_nothing_ends_an_answer_behind_a_system_message(tokenizer: Any, chat: Ba
     assert example.labels[-1] == EOS
 
 
+def test_empty_system_message_changes_nothing(tokenizer: Any, chat: BaichuanChatFormat) -> None:
+    """No mark behind it carries a label, as behind any system message."""
+    said = [Message("user", "你好"), Message("assistant", "好")]
+    example = chat.encode(Conversation([Message("system", ""), *said]), tokenizer)
+    reply = [*tokenizer.encode_text("好"), EOS]
+    assert list(example.input_ids) == list(chat.encode(Conversation(said), tokenizer).input_ids)
+    assert list(example.labels) == [IGNORE_INDEX] * (len(example) - len(reply)) + reply
+
+
 @pytest.mark.parametrize("family", CHAT)
 def test_role_marks_come_from_the_generation_config(family: str) -> None:
     limits = golden_checkpoint(family, family).family.chat_limits()  # type: ignore[attr-defined]
@@ -128,3 +137,23 @@ def test_plain_format_has_a_blank_before_the_reply(family: str, tokenizer: Any) 
     plain = golden_checkpoint(family, family, "human-assistant").prompt_format
     example = plain.encode(Conversation([Message("user", "你好"), Message("assistant", "好")]), tokenizer)
     assert tokenizer.convert_ids_to_tokens(example.input_ids)[-3:] in (["▁", "好", "</s>"], [":", "▁好", "</s>"])
+
+
+@pytest.mark.parametrize("family", ["baichuan-7b", *CHAT])
+def test_plain_format_drops_the_oldest_rounds(family: str) -> None:
+    checkpoint = golden_checkpoint(family, family, "human-assistant")
+    limits = checkpoint.family.chat_limits()  # type: ignore[attr-defined]
+    tokenizer, plain = checkpoint.load_tokenizer(), checkpoint.prompt_format
+    system, asked = Message("system", "简短"), Message("user", "最后的问题")
+    rounds = [[Message("user", f"问题{n}"), Message("assistant", f"答{n}。" * 5)] for n in range(400)]
+
+    def prompt_of(num_rounds: int) -> list[int]:
+        newest = [message for said in rounds[len(rounds) - num_rounds :] for message in said]
+        return plain.encode_prompt(Conversation([system, *newest, asked]), tokenizer)
+
+    cut = prompt_of(len(rounds))
+    fitting = [ids for ids in map(prompt_of, range(20)) if len(ids) <= limits.max_input()]
+    assert cut == max(fitting, key=len)
+    assert len(cut) <= limits.context_length - limits.max_new_tokens
+    # One question is never cut.
+    assert len(plain.encode_prompt(Conversation([Message("user", "问" * 2000)]), tokenizer)) > limits.context_length

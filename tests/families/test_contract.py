@@ -255,6 +255,34 @@ def test_packed_rows_do_not_see_each_other(subject: Subject) -> None:
         torch.testing.assert_close(gradient, separate[name], atol=1e-4, rtol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize("use_cache", [None, True])
+@pytest.mark.parametrize("mask", ["none", "ones", "right-padding"])
+def test_packed_rows_are_seen_however_the_model_is_called(subject: Subject, use_cache: bool | None, mask: str) -> None:
+    if subject.checkpoint.family.name == "native":
+        return  # plain transformers, which sees them only without cache and mask
+    rows = [list(subject.encode(conversation).input_ids) for conversation in (ONE_TURN, TWO_TURNS)]
+    with torch.no_grad():
+        alone = torch.cat([subject.model(input_ids=torch.tensor([row])).logits[0] for row in rows])
+        num_padded = 3 if mask == "right-padding" else 0
+        length = len(alone)
+        attention_mask = torch.tensor([[1] * length + [0] * num_padded])
+        logits = subject.model(
+            input_ids=torch.tensor([rows[0] + rows[1] + [0] * num_padded]),
+            position_ids=torch.tensor([[*range(len(rows[0])), *range(len(rows[1])), *[0] * num_padded]]),
+            attention_mask=None if mask == "none" else attention_mask,
+            use_cache=use_cache,
+        ).logits[0, :length]
+    torch.testing.assert_close(logits, alone, atol=1e-4, rtol=0)
+
+
+def test_packed_rows_padded_on_the_left_are_refused_where_they_would_mix(subject: Subject) -> None:
+    if subject.checkpoint.family.name in ("native", "chatglm-6b"):
+        return  # plain transformers; and a family that makes its own mask
+    tokens, positions = torch.tensor([[0, 5, 6, 7, 8]]), torch.tensor([[0, 0, 1, 0, 1]])
+    with pytest.raises(ValueError, match="padded on the right only"):
+        subject.model(input_ids=tokens, position_ids=positions, attention_mask=torch.tensor([[0, 1, 1, 1, 1]]))
+
+
 def test_gradient_checkpointing_changes_no_gradient(subject: Subject) -> None:
     model, example = subject.model.train(), subject.encode(TWO_TURNS)
     loss_of(model, example).backward()

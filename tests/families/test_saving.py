@@ -34,6 +34,33 @@ def test_saved_folder_is_clean_and_reads_back_exactly(checkpoint: Checkpoint, tm
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
+TEXTS = ["你好，世界！", "a  b\tc </s> <|user|>", "", "def f(x):\n    return 12"]
+MOSS_AND_CHATGLM_6B = ("moss", "chatglm-6b")
+
+
+def test_tokenizer_beside_a_saved_model_reads_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    if checkpoint.family.name in MOSS_AND_CHATGLM_6B:
+        pytest.skip("tokenizers of their own")
+    model, tokenizer = checkpoint.load_model(dtype=torch.bfloat16), checkpoint.load_tokenizer()
+    if checkpoint.family.name.startswith("baichuan"):
+        tokenizer.add_bos_token = True
+        tokenizer.padding_side = "left"
+        tokenizer.pad_token = None
+    elif checkpoint.family.name == "chatglm3-6b":
+        tokenizer.encode_special_tokens = True
+    # The second folder is also the one that it came from.
+    for folder in (tmp_path / "first", tmp_path / "second", tmp_path / "second"):
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        again = open_checkpoint(folder, checkpoint.family.name).load_tokenizer()
+        assert again(TEXTS, padding=True) == tokenizer(TEXTS, padding=True)
+        assert [again.encode_text(text) for text in TEXTS] == [tokenizer.encode_text(text) for text in TEXTS]
+        assert again.special_tokens_map == tokenizer.special_tokens_map
+        ids = tokenizer(TEXTS[1])["input_ids"]
+        assert again.decode(ids) == tokenizer.decode(ids)
+        tokenizer = again
+
+
 def test_saved_tensors_have_the_original_names_and_values(folder: Path, tmp_path: Path) -> None:
     load(folder, dtype=torch.float16).save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")

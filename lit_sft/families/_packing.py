@@ -1,0 +1,48 @@
+"""Packed rows: several examples in one row, each with positions from 0, which must not see each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+# The first parameters of every decoder, in their order.
+PARAMETERS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
+
+
+def separate_packed(decoder: nn.Module) -> None:
+    """Have a decoder keep packed examples apart, however it is called.
+
+    transformers sees by restarting positions that a row is packed, but only without a cache (its default) and without
+    a padding mask, be it all ones; else the examples mix without a word. Nobody decodes from packed rows.
+
+    Args:
+        decoder: A network that makes its mask with `create_causal_mask`, the first thing that it does.
+    """
+    decoder.register_forward_pre_hook(_without_cache_and_mask, with_kwargs=True)
+
+
+def _without_cache_and_mask(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    given = dict(zip(PARAMETERS, args, strict=False)) | kwargs
+    positions_BT, mask, cache = (given.get(name) for name in ("position_ids", "attention_mask", "past_key_values"))
+    if positions_BT is None or positions_BT.ndim != 2 or (cache is not None and cache.get_seq_length() > 0):
+        return None
+    if mask is not None and (mask.ndim != 2 or mask.shape[1] != positions_BT.shape[1]):
+        return None  # it says itself who sees whom
+    restarts_BT = positions_BT[:, 1:] <= positions_BT[:, :-1]
+    if mask is not None:
+        # Positions of padding mean nothing.
+        restarts_BT = restarts_BT & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
+    if not restarts_BT.any() or _names_segments(mask):
+        return None
+    if mask is not None and ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any():
+        raise ValueError("rows of packed examples can be padded on the right only")
+    # What stands on the right of an example it cannot see, so a mask of padding there has no use.
+    return (), given | {"attention_mask": None, "past_key_values": None, "use_cache": False}
+
+
+def _names_segments(mask: Tensor | None) -> bool:
+    """Whether a padding mask keeps examples apart on its own, as that of the ALiBi models may."""
+    return mask is not None and not mask.is_floating_point() and bool((mask > 1).any())
