@@ -173,7 +173,13 @@ class HumanAssistantFormat(PromptFormat):
         self.reply_prefix = reply_prefix
 
     def encode_turns(self, conversation: Conversation, tokenizer: Any) -> list[EncodedTurn]:
-        """A system message stands before the first `Human:`; the blank after `Assistant:` belongs to the reply."""
+        """A system message stands before the first `Human:`; the blank after `Assistant:` belongs to the reply.
+
+        Raises:
+            BadRecord: `tool-message`: it has no form for what tools say.
+        """
+        if any(message.role == "tool" for message in conversation.messages):
+            raise BadRecord("tool-message")
         turns = []
         for read, answer in conversation.turns():
             system = "".join(f"{message.content}\n\n" for message in read if message.role == "system")

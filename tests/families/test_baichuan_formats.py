@@ -157,3 +157,10 @@ def test_plain_format_drops_the_oldest_rounds(family: str) -> None:
     assert len(cut) <= limits.context_length - limits.max_new_tokens
     # One question is never cut.
     assert len(plain.encode_prompt(Conversation([Message("user", "问" * 2000)]), tokenizer)) > limits.context_length
+
+
+def test_the_plain_format_refuses_what_tools_say() -> None:
+    checkpoint = golden_checkpoint("baichuan-7b")
+    said = Conversation([Message("user", "q"), Message("tool", "r"), Message("assistant", "a")])
+    with pytest.raises(BadRecord, match="tool-message"):
+        checkpoint.prompt_format.encode(said, checkpoint.load_tokenizer())
