@@ -34,6 +34,16 @@ def test_saved_folder_is_clean_and_reads_back_exactly(checkpoint: Checkpoint, tm
         assert torch.equal(weight, model.state_dict()[name]), name
 
 
+def test_network_saved_without_its_tokenizer_is_read_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model = checkpoint.load_model(dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "saved")
+    again = open_checkpoint(tmp_path / "saved", checkpoint.family.name).load_model(dtype=torch.bfloat16)
+    for ends in ("eos_token_id", "pad_token_id"):
+        assert getattr(again.generation_config, ends) == getattr(model.generation_config, ends)
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
+
+
 def test_saved_tensors_have_the_original_names_and_values(folder: Path, tmp_path: Path) -> None:
     load(folder, dtype=torch.float16).save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved" / "model.safetensors")
