@@ -77,7 +77,7 @@ class Moss(Family):
         self._set_ends(model.generation_config, config.eos_token_id)
         return model
 
-    def _set_ends(self, generation: GenerationConfig, eos_token_id: int | None) -> None:
+    def _set_ends(self, generation: GenerationConfig, eos_token_id: int | list[int] | None) -> None:
         file = self.folder / "added_tokens.json"
         if not file.is_file():
             # A network saved alone: its generation_config.json, or else its config.json, says where answers end.
@@ -86,7 +86,8 @@ class Moss(Family):
                 generation.pad_token_id = ends[0] if isinstance(ends, list) else ends
             return
         end_of_answer = json.loads(file.read_text(encoding="utf-8"))["<eom>"]
-        ends = list(dict.fromkeys([end_of_answer, eos_token_id or end_of_answer]))
+        own = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id or end_of_answer]
+        ends = list(dict.fromkeys([end_of_answer, *own]))
         generation.eos_token_id = ends if len(ends) > 1 else end_of_answer
         generation.pad_token_id = end_of_answer
 

@@ -315,3 +315,18 @@ def test_default_lora_targets_are_its_linear_layers(subject: Subject) -> None:
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.grad is not None}
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+def test_a_long_history_is_cut_with_few_encodings(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [Message("user", "问"), Message("assistant", "答")] * 400
+    calls = 0
+    encode_text = subject.tokenizer.encode_text
+
+    def counted(text: str) -> list[int]:
+        nonlocal calls
+        calls += len(text)
+        return encode_text(text)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(subject.tokenizer, "encode_text", counted)
+    subject.encode_prompt(Conversation([*rounds, Message("user", "完")]))
+    assert calls < 150_000
