@@ -16,7 +16,7 @@ from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from transformers import PreTrainedTokenizer
+from transformers import BatchEncoding, PreTrainedTokenizer
 
 MODEL_FILE = "ice_text.model"
 
@@ -134,6 +134,18 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
         """`encode_text` of many texts, in parallel: up to twice as fast as one by one."""
         batch = self.pieces.encode([write_whitespace(text) for text in texts])
         return [[self.num_image_tokens + piece for piece in pieces] for pieces in batch]
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:
+        """Texts are encoded in one go before transformers takes the ids over; an empty list it would not take."""
+        if text == [] and text_pair is None:
+            return BatchEncoding({name: [] for name in self.model_input_names})
+        is_batch = isinstance(text, list) and text_pair is None and all(isinstance(one, str) for one in text)
+        if is_batch and not (kwargs.get("split_special_tokens") or kwargs.get("is_split_into_words")):
+            plain = [one for one in text if not any(token in one for token in self.parsed_tokens)]
+            ids = dict(zip(plain, self.encode_texts(plain), strict=True))
+            rows = [ids[one] if one in ids else self.convert_tokens_to_ids(self.tokenize(one)) for one in text]
+            text = [row or "" for row in rows]
+        return super()._encode_plus(text, text_pair, **kwargs)
 
     def tokenize(self, text: str, **kwargs: Any) -> list[str]:
         """Pieces of `text`; a control token in it swallows the blanks around it, unless `split_special_tokens`."""

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
+from lit_sft.families._history import fitting
 
 META_INSTRUCTION = (
     "You are an AI assistant whose name is MOSS.\n"
@@ -109,16 +110,7 @@ class MossFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids up to where the assistant must speak, without the oldest turns if they are too many."""
-        messages = list(conversation.messages)
-        ids = super().encode_prompt(conversation, tokenizer)
-        while len(ids) > TRAINED_LENGTH - ANSWER_ROOM:
-            humans = [position for position, message in enumerate(messages) if message.role == "user"]
-            if len(humans) < 2:
-                break
-            dropped = messages[: humans[1]]
-            messages = [message for message in dropped if message.role == "system"] + messages[humans[1] :]
-            ids = super().encode_prompt(Conversation(messages), tokenizer)
-        return ids
+        return fitting(conversation, super().encode_prompt, tokenizer, TRAINED_LENGTH - ANSWER_ROOM + 1)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """<eom>, the end token of the checkpoint (of the base model: <|endoftext|>), and <eoc> before a tool's turn."""

@@ -8,12 +8,12 @@ import shutil
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AddedToken, PreTrainedTokenizer
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_sft.errors import CheckpointError
@@ -24,6 +24,13 @@ END_OF_TEXT = "<|endoftext|>"
 
 FIELD_ENDS = ("<eoh>", "<eot>", "<eoc>", "<eor>", "<eom>")
 """Ends of what the human says, of thoughts, commands and results, and of what MOSS says."""
+
+
+class Part(NamedTuple):
+    """An added token, or text between them: whoever writes `<eom>` alone between two runs writes text."""
+
+    text: str
+    is_token: bool
 
 
 class MossTokenizer(PreTrainedTokenizer):
@@ -81,15 +88,15 @@ class MossTokenizer(PreTrainedTokenizer):
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that somebody wrote: `<eom>` in it stays ordinary characters."""
-        return self._encode([self._run_pattern.split(text)])[0]
+        return self._encode([_parts(self._run_pattern, text)])[0]
 
     def encode_field(self, text: str, end: str) -> list[int]:
         """Ids of `text`, the control token `end` and a newline, as the original encodes them in one."""
-        return self._encode([[*self._run_pattern.split(text), end, "\n"]])[0]
+        return self._encode([[*_parts(self._run_pattern, text), Part(end, True), Part("\n", False)]])[0]
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text, control tokens in it included, in parallel."""
-        return self._encode([self._whole_pattern.split(text) for text in texts])
+        return self._encode([_parts(self._whole_pattern, text) for text in texts])
 
     def tokenize(self, text: str, *args: Any, **kwargs: Any) -> list[str]:
         """Pieces of a text."""
@@ -101,31 +108,37 @@ class MossTokenizer(PreTrainedTokenizer):
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Copies of the original files."""
         prefix = f"{filename_prefix}-" if filename_prefix else ""
-        files = [self.folder / name for name in FILES[:4] if (self.folder / name).is_file()]
-        return tuple(str(shutil.copy(file, Path(save_directory) / f"{prefix}{file.name}")) for file in files)
+        written = []
+        for file in (self.folder / name for name in FILES[:4]):
+            target = Path(save_directory) / f"{prefix}{file.name}"
+            if file.is_file() and file.resolve() != target.resolve():
+                shutil.copy(file, target)
+            written += [str(target)] * target.is_file()
+        return tuple(written)
 
-    def _encode(self, rows: list[list[str]]) -> list[list[int]]:
-        """Ids of rows whose parts are added tokens or text between them."""
-        rows = [self._strip([part for part in row if part]) for row in rows]
-        texts = [part for row in rows for part in row if part not in self._added_ids]
+    def _encode(self, rows: list[list[Part]]) -> list[list[int]]:
+        """Ids of rows of added tokens and the text between them."""
+        rows = [self._strip(row) for row in rows]
+        texts = [part.text for row in rows for part in row if not part.is_token]
         encodings = iter(self._bpe.encode_batch_fast(texts, add_special_tokens=False))
         encoded = []
         for row in rows:
             ids: list[int] = []
-            for part in row:
-                index = self._added_ids.get(part)
-                ids += next(encodings).ids if index is None else [index]
+            for text, is_token in row:
+                ids += [self._added_ids[text]] if is_token else next(encodings).ids
             encoded.append(ids)
         return encoded
 
-    def _strip(self, parts: list[str]) -> list[str]:
+    def _strip(self, row: list[Part]) -> list[Part]:
         """Parts without the whitespace that their neighbours swallow; a run can swallow the run beside it."""
-        for i, part in enumerate(parts):
-            if part in self._strips_right and i + 1 < len(parts):
-                parts[i + 1] = parts[i + 1].lstrip()
-            if part in self._strips_left and i:
-                parts[i - 1] = parts[i - 1].rstrip()
-        return [part for part in parts if part]
+        parts = [part for part in row if part.text]
+        for i, (text, is_token) in enumerate(parts):
+            # Text may spell a token without being one.
+            if is_token and text in self._strips_right and i + 1 < len(parts):
+                parts[i + 1] = parts[i + 1]._replace(text=parts[i + 1].text.lstrip())
+            if is_token and text in self._strips_left and i:
+                parts[i - 1] = parts[i - 1]._replace(text=parts[i - 1].text.rstrip())
+        return [part for part in parts if part.text]
 
     @cached_property
     def _added_ids(self) -> dict[str, int]:
@@ -139,6 +152,8 @@ class MossTokenizer(PreTrainedTokenizer):
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """Texts are encoded in one go before transformers takes the ids over; an empty list it would not take."""
+        if text == [] and text_pair is None:
+            return BatchEncoding({name: [] for name in self.model_input_names})
         if not (kwargs.get("split_special_tokens") or kwargs.get("is_split_into_words")):
             if isinstance(text, str):
                 text = self.encode_texts([text])[0] or ""
@@ -239,6 +254,11 @@ def _declared(token: str | dict[str, Any]) -> str | AddedToken:
     if not isinstance(token, dict):
         return token
     return AddedToken(token["content"], lstrip=token.get("lstrip", False), rstrip=token.get("rstrip", False))
+
+
+def _parts(pattern: re.Pattern[str], text: str) -> list[Part]:
+    """The tokens of a pattern of `_any_of` and the text around them, which may be empty."""
+    return [Part(part, index % 2 == 1) for index, part in enumerate(pattern.split(text))]
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:

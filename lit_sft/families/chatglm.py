@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -84,13 +85,19 @@ class ChatGLMFormat(PromptFormat):
         answers = [given.content if given else "" for _, given in rounds]
         reply_ids = [] if answer is None else [*tokenizer.encode_text(answer.content), tokenizer.eos_token_id]
         room = self.context_length - max(1, len(reply_ids))
-        while True:
-            questions = [_lines([*system, *asked[0]]), *map(_lines, asked[1:])]
-            text = self.prompt(list(zip(questions[:-1], answers, strict=False)), questions[-1])
-            prompt_ids = tokenizer.build_inputs_with_special_tokens(tokenizer.encode_text(text))
-            if len(prompt_ids) <= room or len(asked) == 1:
-                break
-            asked, answers = asked[1:], answers[1:]
+
+        def encode(dropped: int) -> list[int]:
+            questions = [_lines([*system, *asked[dropped]]), *map(_lines, asked[dropped + 1 :])]
+            text = self.prompt(list(zip(questions[:-1], answers[dropped:], strict=False)), questions[-1])
+            ids: list[int] = tokenizer.build_inputs_with_special_tokens(tokenizer.encode_text(text))
+            return ids
+
+        prompt_ids = encode(0)
+        if len(prompt_ids) > room:
+            # Bisection: encoding again for every round dropped would take minutes for a thousand of them.
+            prompt_ids = encode(
+                bisect_left(range(len(asked) - 1), True, key=lambda dropped: len(encode(dropped)) <= room)
+            )
         labels = [IGNORE_INDEX] * (len(prompt_ids) - 1) + prompt_ids[-1:]
         return [EncodedTurn(prompt_ids, reply_ids, labels)]
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from lit_sft.conversation import PromptFormat
@@ -74,11 +74,22 @@ class Moss(Family):
         model = MossForCausalLM.from_pretrained(
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
-        end_of_answer = json.loads((self.folder / "added_tokens.json").read_text(encoding="utf-8"))["<eom>"]
-        ends = list(dict.fromkeys([end_of_answer, config.eos_token_id or end_of_answer]))
-        model.generation_config.eos_token_id = ends if len(ends) > 1 else end_of_answer
-        model.generation_config.pad_token_id = end_of_answer
+        self._set_ends(model.generation_config, config.eos_token_id)
         return model
+
+    def _set_ends(self, generation: GenerationConfig, eos_token_id: int | list[int] | None) -> None:
+        file = self.folder / "added_tokens.json"
+        if not file.is_file():
+            # A network saved alone: its generation_config.json, or else its config.json, says where answers end.
+            ends = generation.eos_token_id
+            if generation.pad_token_id is None:
+                generation.pad_token_id = ends[0] if isinstance(ends, list) else ends
+            return
+        end_of_answer = json.loads(file.read_text(encoding="utf-8"))["<eom>"]
+        own = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id or end_of_answer]
+        ends = list(dict.fromkeys([end_of_answer, *own]))
+        generation.eos_token_id = ends if len(ends) > 1 else end_of_answer
+        generation.pad_token_id = end_of_answer
 
     def _check_config(self) -> None:
         file, config = self.folder / "config.json", self.config

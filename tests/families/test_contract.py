@@ -343,3 +343,27 @@ def test_default_lora_targets_are_its_linear_layers(subject: Subject) -> None:
     trained = {name for name, parameter in wrapped.named_parameters() if parameter.grad is not None}
     assert trained
     assert all("lora_" in name for name in trained)
+
+
+def test_a_long_history_is_cut_with_few_encodings(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = [Message("user", "问"), Message("assistant", "答")] * 400
+    calls = 0
+    encode_text = subject.tokenizer.encode_text
+
+    def counted(text: str) -> list[int]:
+        nonlocal calls
+        calls += len(text)
+        return encode_text(text)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(subject.tokenizer, "encode_text", counted)
+    subject.encode_prompt(Conversation([*rounds, Message("user", "完")]))
+    assert calls < 150_000
+
+
+def test_a_batch_has_the_ids_of_its_texts_and_an_empty_batch_has_none(subject: Subject) -> None:
+    texts = ["你好，世界！", "</s> <sop> <eom> [MASK] x", "a  b\tc\n", "2加2"]
+    together = subject.tokenizer(texts)
+    assert together["input_ids"] == [subject.tokenizer(text)["input_ids"] for text in texts]
+    assert [len(mask) for mask in together["attention_mask"]] == [len(ids) for ids in together["input_ids"]]
+    if subject.checkpoint.family.name != "native":  # transformers' own tokenizers take no empty batch
+        assert subject.tokenizer([])["input_ids"] == []

@@ -35,12 +35,9 @@ def test_saved_folder_is_clean_and_reads_back_exactly(checkpoint: Checkpoint, tm
 
 
 TEXTS = ["你好，世界！", "a  b\tc </s> <|user|>", "", "def f(x):\n    return 12"]
-MOSS_AND_CHATGLM_6B = ("moss", "chatglm-6b")
 
 
 def test_tokenizer_beside_a_saved_model_reads_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    if checkpoint.family.name in MOSS_AND_CHATGLM_6B:
-        pytest.skip("tokenizers of their own")
     model, tokenizer = checkpoint.load_model(dtype=torch.bfloat16), checkpoint.load_tokenizer()
     if checkpoint.family.name.startswith("baichuan"):
         tokenizer.add_bos_token = True
@@ -59,6 +56,16 @@ def test_tokenizer_beside_a_saved_model_reads_back(checkpoint: Checkpoint, tmp_p
         ids = tokenizer(TEXTS[1])["input_ids"]
         assert again.decode(ids) == tokenizer.decode(ids)
         tokenizer = again
+
+
+def test_network_saved_without_its_tokenizer_is_read_back(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    model = checkpoint.load_model(dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "saved")
+    again = open_checkpoint(tmp_path / "saved", checkpoint.family.name).load_model(dtype=torch.bfloat16)
+    for ends in ("eos_token_id", "pad_token_id"):
+        assert getattr(again.generation_config, ends) == getattr(model.generation_config, ends)
+    for name, weight in again.state_dict().items():
+        assert torch.equal(weight, model.state_dict()[name]), name
 
 
 def test_saved_tensors_have_the_original_names_and_values(folder: Path, tmp_path: Path) -> None:
