@@ -15,7 +15,7 @@ MARKS = set("&<>\"'\\`*_{}[]()#+-.!|~")
 
 
 class Samples(Callback):
-    """Answers the first prompts of the validation split: before training, after each validation, and at the end.
+    """Answers the first held-out prompts of `predict`: before training, after each validation, and at the end.
 
     Args:
         count: Prompts to answer; 0 for none.

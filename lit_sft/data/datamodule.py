@@ -7,6 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -183,9 +184,13 @@ class SFTData(LightningDataModule):
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def held_out_prompts(self, count: int) -> list[Prompt]:
-        """The first `count` conversations of the validation split, as prompts with their reference."""
-        wanted = {example.source for example in self._validation[:count]}
-        conversations = _from_sources(self.corpora, wanted)
+        """The first `count` of what `predict` answers: test corpora, or the validation split where there are none."""
+        if self.test_corpora:
+            said = (said for corpus in self.test_corpora for said in corpus.conversations(_ignore))
+            conversations = list(islice(said, count))
+        else:
+            wanted = {example.source for example in self._validation[:count]}
+            conversations = _from_sources(self.corpora, wanted)
         return list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
 
     def _held_out(self) -> list[Conversation]:

@@ -104,6 +104,13 @@ def test_rows_longer_than_the_context_of_the_model_are_refused() -> None:
         SFTData(LetterText(), [Belle("x")], max_length=65)
 
 
+def test_held_out_prompts_are_those_of_the_test_corpora_where_there_are_some(tmp_path: Path) -> None:
+    test = tmp_path / "test.json"
+    test.write_text("".join(f'{{"instruction": "t{i}", "input": "", "output": "a{i}"}}\n' for i in range(3)))
+    data = data_of(tmp_path, ["answer"] * 8, test_corpora=[Belle(str(test))])
+    assert [(prompt.text, prompt.reference) for prompt in data.held_out_prompts(2)] == [("t0", "a0"), ("t1", "a1")]
+
+
 def test_held_out_prompts_come_with_their_reference(tmp_path: Path) -> None:
     data = data_of(tmp_path, [f"answer{i}" for i in range(8)])
     prompt = data.held_out_prompts(1)[0]
