@@ -75,11 +75,6 @@ class Corpus(ABC):
         self._repairs: list[str] = []
 
     @property
-    def name(self) -> str:
-        """The corpus in tables and curves."""
-        return type(self).__name__.lower()
-
-    @property
     def files(self) -> list[Path]:
         """The files of the corpus, in the order in which they are read."""
         return find_files(self.path)

@@ -63,27 +63,6 @@ class SFTData(LightningDataModule):
         seed: int = 42,
     ) -> None:
         super().__init__()
-        if not corpora:
-            raise ConfigError(
-                "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
-            )
-        if max_length > text.context_length:
-            raise ConfigError(
-                f"data.max_length is {max_length}, but the model reads {text.context_length} tokens at most. "
-                f"Set data.max_length to {text.context_length} or less"
-            )
-        if not 0 <= validation_fraction < 1:
-            raise ConfigError(f"data.validation_fraction is {validation_fraction}; it must be at least 0 and below 1")
-        for name, value, least in (
-            ("max_length", max_length, 2),
-            ("micro_batch_size", micro_batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"data.{name} is {value}; it must be at least {least}")
-        if not 0 <= max_bad_fraction <= 1:
-            raise ConfigError(f"data.max_bad_fraction is {max_bad_fraction}; it must be from 0 to 1")
         self.text = text
         self.corpora = corpora
         self.test_corpora = test_corpora or []
@@ -104,6 +83,7 @@ class SFTData(LightningDataModule):
         self._test: list[Example] = []
         self._prompts: list[Prompt] = []
         self._start = Position()
+        self._check_options()
 
     @property
     def files(self) -> list[Path]:
@@ -270,6 +250,26 @@ class SFTData(LightningDataModule):
         if example.truncation:
             self.quarantine.report(Finding(conversation.source, example.truncation, excerpt, is_kept=True))
         return Example(array("i", example.input_ids), array("i", example.labels), example.source, example.truncation)
+
+    def _check_options(self) -> None:
+        if not self.corpora:
+            raise ConfigError(
+                "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
+            )
+        if self.max_length > self.text.context_length:
+            raise ConfigError(
+                f"data.max_length is {self.max_length}, but the model reads {self.text.context_length} tokens at most. "
+                f"Set data.max_length to {self.text.context_length} or less"
+            )
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}; it must be at least 0 and below 1"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1")
+        for name, least in (("max_length", 2), ("micro_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
