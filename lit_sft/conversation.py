@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +20,7 @@ IGNORE_INDEX = -100
 """Label of a position that carries no loss."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One utterance.
 
     `thoughts` and `commands` are what an assistant with tools writes beside its answer (MOSS's inner thoughts and

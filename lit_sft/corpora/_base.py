@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._cleaning import decode_record
-from lit_sft.corpora._reading import RawRecord, find_files, read_records
+from lit_sft.corpora._reading import find_files, read_records
 from lit_sft.errors import BadRecord, ConfigError, DataError
 
 MAX_NAMES = 30
@@ -33,12 +33,22 @@ class Finding:
 Report = Callable[[Finding], None]
 
 
+class Reading(NamedTuple):
+    """What one record holds: a conversation, or None where a filter leaves it out; what was repaired; its kind."""
+
+    conversation: Conversation | None
+    repairs: list[str]
+    group: str
+
+
 class Corpus(ABC):
     """Records in files: JSON Lines, a JSON array or an object over several lines, plain, as gzip or as zstd.
 
     Args:
         path: A file, a glob, or a list of them.
-        groups: Only records whose `group_key` has one of these values; all if not given.
+        weight: How often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of them, another in each epoch.
+        count: Records of an epoch, in place of `weight`. Where the corpus has fewer, it begins again in a new order;
+            where it has more, the next epoch goes on with those not seen yet.
         min_characters: Leave out conversations with fewer characters, all messages together.
         max_characters: Leave out conversations with more.
     """
@@ -55,29 +65,44 @@ class Corpus(ABC):
     has_groups: ClassVar[bool] = False
     """Whether a file may be one object with an array of records for each kind."""
 
+    groups: list[str] | None = None
+    """Only records whose `group_key` has one of these values; all if not given."""
+
     def __init__(
         self,
         path: str | list[str],
-        *,
-        groups: list[str] | None = None,
+        weight: float = 1.0,
+        count: int | None = None,
         min_characters: int = 0,
         max_characters: int | None = None,
     ) -> None:
         if max_characters is not None and max_characters < min_characters:
             raise ConfigError(f"max_characters is {max_characters}, below min_characters = {min_characters}")
+        if weight <= 0 or (count is not None and count <= 0):
+            raise ConfigError(f"weight and count of {path} must be above 0; leave out a corpus that is not wanted")
+        if count is not None and weight != 1:
+            raise ConfigError(f"{path} has both a weight and a count; give one of them")
         self.path = path
-        self.groups = groups
+        self.weight = weight
+        self.count = count
         self.min_characters = min_characters
         self.max_characters = max_characters
-        self.num_left_out = 0
-        """Records that the filters left out of the last reading."""
-
         self._repairs: list[str] = []
 
     @property
     def files(self) -> list[Path]:
         """The files of the corpus, in the order in which they are read."""
         return find_files(self.path)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What decides how a record is read, for fingerprints."""
+        deciding_elsewhere = {"path", "weight", "count"}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name not in deciding_elsewhere
+        }
 
     @abstractmethod
     def parse(self, record: dict[str, Any]) -> Conversation:
@@ -91,74 +116,97 @@ class Corpus(ABC):
         """For `parse`: the record is kept, but something in it was put right."""
         self._repairs.append(reason)
 
+    def layout_of(self, record: dict[str, Any]) -> frozenset[str] | None:
+        """The layout of a record; None if it is none of this corpus."""
+        for keys in self.layouts:
+            if not keys.isdisjoint(record):
+                return keys
+        return None
+
+    def read(self, data: bytes, layout: frozenset[str] | None, group: str = "") -> Reading:
+        """What the bytes of one record hold.
+
+        Args:
+            data: One record.
+            layout: That of the file: its first recognisable record decides.
+            group: The key of the array in which the record stands, if the file is an object of arrays.
+
+        Raises:
+            BadRecord: If nothing of use, with the reason.
+        """
+        record, repairs = decode_record(data)
+        if layout is None or self.layout_of(record) != layout:
+            raise BadRecord("unknown-layout")
+        if group:
+            record[self.group_key] = group
+        name = record.get(self.group_key) if self.groups else ""
+        if self.groups and name not in self.groups:
+            return Reading(None, repairs, str(name))
+        self._repairs = repairs
+        conversation = self.parse(record)
+        return Reading(conversation if self._has_length(conversation) else None, repairs, str(name))
+
     def conversations(self, report: Report) -> Iterator[Conversation]:
         """Every conversation of the files that the filters want, in order; whatever is wrong goes to `report`.
 
         Raises:
             DataError: If a file is missing or empty, no record in it can be read, or a filter matches nothing.
         """
-        self.num_left_out = 0
-        num_read = 0
-        names: set[str] = set()
+        groups: set[str] = set()
         for file in self.files:
-            for conversation in self._read(file, report, names):
-                num_read += 1
-                yield conversation
-        missing = sorted(set(self.groups or ()) - names)
+            layout: frozenset[str] | None = None
+            num_usable = 0
+            reasons: set[str] = set()
+            for raw in read_records(file, has_groups=self.has_groups):
+                try:
+                    layout = layout or self.layout_in(raw.data)
+                    conversation, repairs, group = self.read(raw.data, layout, raw.group)
+                except BadRecord as bad:
+                    reasons.add(bad.reason)
+                    report(Finding(raw.source, bad.reason, excerpt(raw.data), is_kept=False))
+                    continue
+                num_usable += 1
+                groups.add(group)
+                if conversation is not None:
+                    for reason in repairs:
+                        report(Finding(raw.source, reason, excerpt(raw.data), is_kept=True))
+                    yield replace(conversation, source=raw.source)
+            if not num_usable:
+                raise self.unreadable(file, reasons)
+        self.check_groups(groups)
+
+    def layout_in(self, data: bytes) -> frozenset[str] | None:
+        """The layout of a record in bytes; None if it is broken, or of no layout of this corpus."""
+        try:
+            return self.layout_of(decode_record(data)[0])
+        except BadRecord:
+            return None
+
+    def unreadable(self, file: Path, reasons: Iterable[str]) -> DataError:
+        """The error for a file without a single usable record."""
+        return DataError(
+            f"no record of {file} could be read as {type(self).__name__} ({', '.join(sorted(reasons))}). "
+            f"Expected {self.layout}"
+        )
+
+    def check_groups(self, found: set[str]) -> None:
+        """Refuse a filter that matches nothing.
+
+        Raises:
+            DataError: Naming what there is.
+        """
+        missing = sorted(set(self.groups or ()) - found)
         if missing:
-            found = ", ".join(sorted(names)[:MAX_NAMES]) or "none"
-            raise DataError(f"no record of {self.path} has {self.group_key} {', '.join(missing)}. Found: {found}")
-        if not num_read:
-            raise DataError(f"the filters leave no record of {self.path}: {self.num_left_out} left out")
+            names = ", ".join(sorted(found)[:MAX_NAMES]) or "none"
+            raise DataError(f"no record of {self.path} has {self.group_key} {', '.join(missing)}. Found: {names}")
 
-    def _read(self, file: Path, report: Report, names: set[str]) -> Iterator[Conversation]:
-        num_usable = 0
-        layout: frozenset[str] | None = None
-        reasons: set[str] = set()
-        for raw in read_records(file, has_groups=self.has_groups):
-            excerpt = raw.data[:200].decode("utf-8", errors="replace").strip()
-            try:
-                record, repairs = decode_record(raw.data)
-                layout = self._layout_of(record, layout)
-                conversation = self._selected(record, raw, names)
-            except BadRecord as bad:
-                reasons.add(bad.reason)
-                report(Finding(raw.source, bad.reason, excerpt, is_kept=False))
-                continue
-            num_usable += 1
-            if conversation is None:
-                self.num_left_out += 1
-                continue
-            for reason in [*repairs, *self._repairs]:
-                report(Finding(raw.source, reason, excerpt, is_kept=True))
-            yield replace(conversation, source=raw.source)
-        if not num_usable:
-            raise DataError(
-                f"no record of {file} could be read as {type(self).__name__} ({', '.join(sorted(reasons))}). "
-                f"Expected {self.layout}"
-            )
+    def _has_length(self, conversation: Conversation) -> bool:
+        if not self.min_characters and self.max_characters is None:
+            return True
+        length = sum(len(message.content) for message in conversation.messages)
+        return self.min_characters <= length and (self.max_characters is None or length <= self.max_characters)
 
-    def _layout_of(self, record: dict[str, Any], expected: frozenset[str] | None) -> frozenset[str]:
-        """The layout of a record, which must be that of the file: its first recognisable record decides."""
-        found = next((keys for keys in self.layouts if keys & record.keys()), None)
-        if found is None or (expected and found != expected):
-            raise BadRecord("unknown-layout")
-        return found
 
-    def _selected(self, record: dict[str, Any], raw: RawRecord, names: set[str]) -> Conversation | None:
-        """The conversation of a record, or None if a filter leaves it out."""
-        if raw.group:
-            record[self.group_key] = raw.group
-        if self.groups is not None:
-            name = record.get(self.group_key)
-            if isinstance(name, str):
-                names.add(name)
-            if name not in self.groups:
-                return None
-        self._repairs.clear()
-        conversation = self.parse(record)
-        if self.min_characters or self.max_characters is not None:
-            length = sum(len(message.content) for message in conversation.messages)
-            if length < self.min_characters or length > (self.max_characters or length):
-                return None
-        return conversation
+def excerpt(data: bytes) -> str:
+    """The beginning of a record, for a message."""
+    return data[:200].decode("utf-8", errors="replace").strip()

@@ -6,11 +6,14 @@ import json
 import re
 from typing import Any
 
+import orjson
+
 from lit_sft.corpora._reading import BYTE_ORDER_MARK, MAX_RECORD_BYTES
 from lit_sft.errors import BadRecord
 
-_SUSPICIOUS = re.compile(r"[\x00-\x1f\x7f]|\\u00[01]|\\u007|\\u[dD][89a-fA-F]")
-"""Texts without any of these need no closer look; it costs a microsecond, the look many."""
+_CONTROL_BYTES = bytes([*range(0x20), 0x7F])
+
+_SUSPICIOUS_ESCAPE = re.compile(rb"\\u(?:00[01]|007|[dD][89a-fA-F])")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -38,20 +41,29 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
     data = data.strip()
     if not data:
         raise BadRecord("empty-line")
+    record = _decoded(data)
+    if data.translate(None, _CONTROL_BYTES) != data or (b"\\u" in data and _SUSPICIOUS_ESCAPE.search(data)):
+        # A closer look at every text costs more than all the rest, and few records need it.
+        record, found = _cleaned(record)
+        repairs += sorted(found)
+    if not isinstance(record, dict):
+        raise BadRecord("not-an-object")
+    return record, repairs
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        pass  # it is fast and strict; what it refuses may still be readable
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
         raise BadRecord("not-utf-8") from None
     try:
-        record = _DECODER.decode(text)
-        if _SUSPICIOUS.search(text):
-            record, found = _cleaned(record)
-            repairs += sorted(found)
+        return _DECODER.decode(text)
     except (ValueError, RecursionError):
         raise BadRecord("broken-json") from None
-    if not isinstance(record, dict):
-        raise BadRecord("not-an-object")
-    return record, repairs
 
 
 def _cleaned(value: Any) -> tuple[Any, set[str]]:

@@ -27,6 +27,8 @@ MAX_RECORD_BYTES = 1 << 20
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
+GZIP, ZSTD, ZIP = COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+
 CHUNK_BYTES = 1 << 16
 HEAD_BYTES = 1 << 12  # enough to tell the container
 
@@ -39,13 +41,25 @@ _OBJECT_OVER_LINES = re.compile(rb"\{[ \t]*\r?\n")
 class RawRecord:
     """Bytes of one record; where it is longer than MAX_RECORD_BYTES, not all of them.
 
-    `source` is `file:line` of its first byte, followed by `#n` for the n-th record that begins on that line;
-    `group` the key of the array it stands in, if the file is an object of arrays.
+    `line` is that of its first byte, counted from 1, `nth` its place among the records that begin on that line, also
+    from 1; `group` the key of the array it stands in, if the file is an object of arrays.
     """
 
-    source: str
+    file: Path
+    line: int
+    nth: int
     data: bytes
     group: str = ""
+
+    @property
+    def source(self) -> str:
+        """`file:line`, or `file:line#n` for all but the first record of a line."""
+        return source_name(self.file, self.line, self.nth)
+
+
+def source_name(file: Path, line: int, nth: int) -> str:
+    """How messages call a record."""
+    return f"{file}:{line}" + (f"#{nth}" if nth > 1 else "")
 
 
 def find_files(path: str | list[str]) -> list[Path]:
@@ -91,7 +105,14 @@ def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]
     for line, data, group in _lines(everything) if level is None else _Splitter(level).split(everything):
         count = count + 1 if line == last_line else 1
         last_line = line
-        yield RawRecord(f"{file}:{line}" + (f"#{count}" if count > 1 else ""), data, group)
+        yield RawRecord(file, line, count, data, group)
+
+
+def has_record_a_line(file: Path, *, has_groups: bool = False) -> bool:
+    """Whether the records of a file are its lines, as they lie on the disk: JSON Lines, not compressed."""
+    with file.open("rb") as stream:
+        head = stream.read(HEAD_BYTES)
+    return not head.startswith(COMPRESSED) and _level_of_records(head, has_groups) is None
 
 
 def _level_of_records(head: bytes, has_groups: bool) -> int | None:
@@ -108,11 +129,11 @@ def _chunks(file: Path) -> Iterator[bytes]:
     with file.open("rb") as stream:
         first = stream.read(CHUNK_BYTES)
         chunks = chain([first] if first else [], iter(partial(stream.read, CHUNK_BYTES), b""))
-        if first.startswith(b"\x1f\x8b"):
+        if first.startswith(GZIP):
             yield from _decompressed(file, chunks, partial(zlib.decompressobj, wbits=31))
-        elif first.startswith(b"\x28\xb5\x2f\xfd"):
+        elif first.startswith(ZSTD):
             yield from _decompressed(file, chunks, lambda: zstandard.ZstdDecompressor().decompressobj())
-        elif first.startswith(b"PK\x03\x04"):
+        elif first.startswith(ZIP):
             raise DataError(f"{file} is a zip archive. Unpack it and name the file in it")
         else:
             yield from chunks

@@ -31,19 +31,10 @@ _SPEAKER = re.compile(r"(?:\A|\n)[ \t]*(Human|Assistant)[:：]")
 
 
 class Belle(Corpus):
-    """Instructions and answers in the layouts of BELLE.
-
-    Args:
-        path: Records with the keys instruction, input, output; input, target; or conversations.
-        min_characters: Leave out conversations with fewer characters, all messages together.
-        max_characters: Leave out conversations with more.
-    """
+    """Instructions and answers in the layouts of BELLE."""
 
     layout = "one JSON object a line with the keys instruction, input, output (or input, target; or conversations)"
     layouts = (frozenset({"instruction", "output"}), frozenset({"target"}), frozenset({"conversations"}))
-
-    def __init__(self, path: str | list[str], min_characters: int = 0, max_characters: int | None = None) -> None:
-        super().__init__(path, min_characters=min_characters, max_characters=max_characters)
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """One question and one answer, or a talk."""

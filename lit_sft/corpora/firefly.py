@@ -28,22 +28,16 @@ class Firefly(Corpus):
     Args:
         path: Records with the keys kind, input, target.
         kinds: Only these kinds, for example Couplet, NLI, Summary; all if not given.
-        min_characters: Leave out conversations with fewer characters, all messages together.
-        max_characters: Leave out conversations with more.
+        kwargs: What every corpus takes.
     """
 
     layout = "one JSON object a line with the keys kind, input, target"
     layouts = (frozenset({"input", "target"}),)
     group_key = "kind"
 
-    def __init__(
-        self,
-        path: str | list[str],
-        kinds: list[str] | None = None,
-        min_characters: int = 0,
-        max_characters: int | None = None,
-    ) -> None:
-        super().__init__(path, groups=kinds, min_characters=min_characters, max_characters=max_characters)
+    def __init__(self, path: str | list[str], kinds: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.groups = kinds
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """A task and its solution, or the talk in the target."""

@@ -34,19 +34,10 @@ SHAREGPT_ROLES: dict[str, Role] = {
 
 
 class JsonlChat(Corpus):
-    """Conversations in the form of OpenAI (`messages`) or ShareGPT (`conversations`).
-
-    Args:
-        path: Records with the key messages, or conversations and (optional) system.
-        min_characters: Leave out conversations with fewer characters, all messages together.
-        max_characters: Leave out conversations with more.
-    """
+    """Conversations in the form of OpenAI (`messages`) or ShareGPT (`conversations`)."""
 
     layout = "one JSON object a line with the key messages (role, content) or conversations (from, value)"
     layouts = (frozenset({"messages"}), frozenset({"conversations"}))
-
-    def __init__(self, path: str | list[str], min_characters: int = 0, max_characters: int | None = None) -> None:
-        super().__init__(path, min_characters=min_characters, max_characters=max_characters)
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """The messages as they stand."""

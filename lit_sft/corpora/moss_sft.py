@@ -48,8 +48,7 @@ class MossSft(Corpus):
         path: Records with the keys meta_instruction, chat, category; or conversation, category.
         categories: Only these categories, for example Brainstorming, Code, Harmless; all if not given.
         tools: `drop` leaves thoughts, commands and results out, for models that know no tools: only the answer stays.
-        min_characters: Leave out conversations with fewer characters, all messages together.
-        max_characters: Leave out conversations with more.
+        kwargs: What every corpus takes.
     """
 
     layout = "one JSON object a line with the keys chat, meta_instruction (fnlp) or conversation (YeungNLP)"
@@ -61,10 +60,10 @@ class MossSft(Corpus):
         path: str | list[str],
         categories: list[str] | None = None,
         tools: Literal["keep", "drop"] = "keep",
-        min_characters: int = 0,
-        max_characters: int | None = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, groups=categories, min_characters=min_characters, max_characters=max_characters)
+        super().__init__(path, **kwargs)
+        self.groups = categories
         self.tools = tools
 
     def parse(self, record: dict[str, Any]) -> Conversation:

@@ -24,8 +24,7 @@ class SafetyPrompts(Corpus):
     Args:
         path: An object of arrays, of records with the keys prompt, response, type.
         scenarios: Only these scenarios, for example Unfairness_And_Discrimination; all if not given.
-        min_characters: Leave out conversations with fewer characters, all messages together.
-        max_characters: Leave out conversations with more.
+        kwargs: What every corpus takes.
     """
 
     layout = "one JSON object with an array of records for each scenario, with the keys prompt, response, type"
@@ -33,14 +32,9 @@ class SafetyPrompts(Corpus):
     group_key = "type"
     has_groups = True
 
-    def __init__(
-        self,
-        path: str | list[str],
-        scenarios: list[str] | None = None,
-        min_characters: int = 0,
-        max_characters: int | None = None,
-    ) -> None:
-        super().__init__(path, groups=scenarios, min_characters=min_characters, max_characters=max_characters)
+    def __init__(self, path: str | list[str], scenarios: list[str] | None = None, **kwargs: Any) -> None:
+        super().__init__(path, **kwargs)
+        self.groups = scenarios
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """One prompt, one response."""

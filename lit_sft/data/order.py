@@ -1,39 +1,180 @@
-"""The order of training: a function of (seed, epoch), which a resumed run takes up where it stopped."""
+"""The order of training: micro-batches as a function of (seed, epoch), for any ranks and workers, from any position.
+
+The records of an epoch are cut into windows; each window is cut into micro-batches by itself, so that a resumed run
+needs to know nothing of the windows before its own. Rank r of R takes every R-th micro-batch.
+"""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-from torch.utils.data import DistributedSampler
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from lit_sft.data.encoder import Encoder, Selection
+from lit_sft.data.mixture import epoch_order
+from lit_sft.data.packing import micro_batches
+
+WINDOW = 4096
+"""Examples that are packed, or grouped by length, among themselves."""
+
+MAX_AHEAD = 4096
+"""Batches that may be on their way to the network; the positions of more are forgotten."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Batches of an epoch that every rank has trained on."""
+    """Where an epoch goes on.
+
+    Args:
+        epoch: Which one.
+        num_batches: Batches of it that every rank has trained on.
+        window: The window of the next micro-batch.
+        offset: Its place in the window.
+    """
 
     epoch: int = 0
     num_batches: int = 0
+    window: int = 0
+    offset: int = 0
 
 
-class EpochOrder(DistributedSampler[Any]):
-    """Indices of one rank in one epoch, shuffled anew each epoch.
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows of examples, each a (corpus, record); `epoch_share` is the part of the epoch that is done with it."""
+
+    rows: list[list[tuple[int, int]]]
+    epoch_share: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What an epoch consists of.
 
     Args:
-        examples: What is ordered.
-        start: Where training goes on; the batches before it are left out of its epoch.
-        micro_batch_size: Rows of a batch.
-        kwargs: What DistributedSampler takes.
+        records: All that can be trained on, corpus after corpus.
+        sizes: How many each corpus has.
+        counts: How many of each an epoch takes.
+        seed: Decides the order.
     """
 
-    def __init__(self, examples: Any, *, start: Position, micro_batch_size: int, **kwargs: Any) -> None:
-        super().__init__(examples, **kwargs)
-        self.start = start
-        self.num_skipped = start.num_batches * micro_batch_size
-        # Worker processes begin to fetch before the trainer says which epoch it is.
-        self.set_epoch(start.epoch)
+    records: Selection
+    sizes: list[int]
+    counts: list[int]
+    seed: int
 
-    def __iter__(self) -> Iterator[Any]:
-        order = list(super().__iter__())
-        return iter(order[self.num_skipped :] if self.epoch == self.start.epoch else order)
+    def epoch(self, epoch: int) -> Selection:
+        """The records of an epoch in order."""
+        order = epoch_order(self.sizes, self.counts, seed=self.seed, epoch=epoch)
+        return self.records[0][order], self.records[1][order]
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How the examples of a window become micro-batches.
+
+    Args:
+        row_length: Tokens of a row at most.
+        num_rows: Rows of a micro-batch, as long as that.
+        packing: Several examples in a row.
+    """
+
+    row_length: int
+    num_rows: int
+    packing: bool
+
+    def cut(self, lengths: NDArray[np.int64], *key: int) -> list[list[NDArray[np.int64]]]:
+        """Micro-batches of rows of places in `lengths`; examples of length 0 were left out and stand in none."""
+        kept = np.flatnonzero(lengths)
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
+        cut = micro_batches(
+            lengths[kept], row_length=self.row_length, num_rows=self.num_rows, packing=self.packing, rng=rng
+        )
+        return [[kept[row] for row in rows] for rows in cut]
+
+
+class EpochOrder(Sampler[MicroBatch]):
+    """The micro-batches of one rank in one epoch.
+
+    Every rank gets equally many; where they do not come out even, the last of some is empty.
+
+    Args:
+        mixture: What an epoch consists of.
+        batching: How it is cut.
+        encoder: Waits until the records of a window are encoded.
+        start: Where training goes on.
+        num_ranks: Processes that train together.
+        rank: Which of them this is.
+    """
+
+    def __init__(
+        self, mixture: Mixture, batching: Batching, encoder: Encoder, *, start: Position, num_ranks: int, rank: int
+    ) -> None:
+        self._mixture = mixture
+        self._batching = batching
+        self._encoder = encoder
+        self._start = start
+        self._num_ranks = num_ranks
+        self._rank = rank
+        # Fetching begins before the trainer says which epoch it is.
+        self._epoch = start.epoch
+        self._positions: OrderedDict[tuple[int, int], Position] = OrderedDict()
+
+    def set_epoch(self, epoch: int) -> None:
+        """The trainer calls it when an epoch begins."""
+        self._epoch = epoch
+
+    def position_after(self, epoch: int, num_batches: int) -> Position:
+        """Where the epoch goes on after so many batches, the last of which was handed out a while ago at most."""
+        return self._positions.get((epoch, num_batches), Position(epoch)) if num_batches else Position(epoch)
+
+    def num_batches_estimated(self) -> int:
+        """Batches of an epoch, reckoned from its first window; exact if there is no other."""
+        corpus_of, _ = first = self.first_window(0)
+        records = self._mixture.epoch(0)
+        self._encoder.need(first)
+        cut = self._batching.cut(self._encoder.num_tokens(first), self._mixture.seed, 0, 0)
+        return max(1, round(len(cut) / self._num_ranks * len(records[0]) / len(corpus_of)))
+
+    def first_window(self, epoch: int) -> Selection:
+        """The records with which an epoch begins."""
+        return _part(self._mixture.epoch(epoch), slice(0, WINDOW))
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        position = self._start if self._start.epoch == self._epoch else Position(self._epoch)
+        stream = self._stream(position)
+        while handed_out := list(islice(stream, self._num_ranks)):
+            _, share, after = handed_out[-1]
+            rows = handed_out[self._rank][0] if self._rank < len(handed_out) else []
+            position = Position(position.epoch, position.num_batches + 1, *after)
+            self._positions[position.epoch, position.num_batches] = position
+            if len(self._positions) > MAX_AHEAD:
+                self._positions.popitem(last=False)
+            yield MicroBatch(rows, share)
+
+    def _stream(self, position: Position) -> Iterator[tuple[Any, float, tuple[int, int]]]:
+        """Rows, share of the epoch done with them, and (window, offset) behind them, of all ranks in order."""
+        records = self._mixture.epoch(position.epoch)
+        total = len(records[0])
+        offset = position.offset
+        self._encoder.begin(_part(records, slice(position.window * WINDOW, None)))
+        for window in range(position.window, -(-total // WINDOW)):
+            chosen = _part(records, slice(window * WINDOW, (window + 1) * WINDOW))
+            self._encoder.need(chosen)
+            lengths = self._encoder.num_tokens(chosen)
+            cut = self._batching.cut(lengths, self._mixture.seed, position.epoch, window)
+            corpus_of, record = (part.tolist() for part in chosen)
+            for place in range(offset, len(cut)):
+                rows = [[(corpus_of[index], record[index]) for index in row] for row in cut[place]]
+                done = window * WINDOW + len(lengths) * (place + 1) / len(cut)
+                yield rows, done / total, (window, place + 1)
+            offset = 0
+
+
+def _part(selection: Selection, wanted: slice) -> Selection:
+    return selection[0][wanted], selection[1][wanted]

@@ -1,0 +1,210 @@
+"""Records -> stored tokens, each once: at once where they are needed now, else in the background of training."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lit_sft.conversation import IGNORE_INDEX, Example, PromptFormat, TextInterface
+from lit_sft.data.cache import code_digest, digest
+from lit_sft.data.encode import LossOn, encode_conversation
+from lit_sft.data.scan import ScannedCorpus
+from lit_sft.data.tokens import EncodedRecords, TokenStore, to_words
+from lit_sft.data.workers import in_workers
+from lit_sft.errors import BadRecord
+
+CHUNK = 256
+"""Records that a process encodes at once."""
+
+POLL_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How conversations become tokens.
+
+    Args:
+        prompt_format: The family's way to write a conversation.
+        tokenizer: The family's tokenizer.
+        max_length: Tokens of an example at most.
+        loss_on: Which tokens carry loss.
+    """
+
+    prompt_format: PromptFormat
+    tokenizer: Any
+    max_length: int
+    loss_on: LossOn
+
+    def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
+        """Tokens of usable records; one that does not fit is left out, with the reason."""
+        words: list[NDArray[np.uint32]] = []
+        remarks: list[str] = []
+        num_tokens, num_supervised = np.zeros((2, len(records)), dtype=np.int64)
+        for place, record in enumerate(records.tolist()):
+            conversation = corpus.conversation(record)
+            try:
+                example = encode_conversation(
+                    conversation,
+                    self.prompt_format,
+                    self.tokenizer,
+                    max_length=self.max_length,
+                    loss_on=self.loss_on,
+                )
+            except BadRecord as bad:
+                words.append(np.zeros(0, dtype=np.uint32))
+                remarks.append(bad.reason)
+                continue
+            except Exception as error:
+                error.add_note(f"in the record at {conversation.source}")
+                raise
+            words.append(to_words(example.input_ids, example.labels))
+            remarks.append(example.truncation)
+            num_tokens[place] = len(example)
+            num_supervised[place] = len(example.labels) - example.labels.count(IGNORE_INDEX)
+        num_words = np.array([len(some) for some in words], dtype=np.int64)
+        return EncodedRecords(records, num_words, num_tokens, num_supervised, remarks, np.concatenate(words))
+
+
+class EncodedCorpus:
+    """A corpus with the tokens of its records.
+
+    Args:
+        scanned: What is in it.
+        store: The tokens.
+        number: Which of the corpora it is.
+    """
+
+    def __init__(self, scanned: ScannedCorpus, store: TokenStore, number: int) -> None:
+        self.scanned = scanned
+        self.store = store
+        self.number = number
+
+    @property
+    def name(self) -> str:
+        """How curves and tables call it."""
+        return self.scanned.name
+
+    def example(self, record: int) -> Example:
+        """An encoded record."""
+        input_ids, labels = self.store.read(record)
+        return Example(input_ids, labels, self.scanned.records.source(record), corpus=self.number)
+
+
+def encoded_corpora(
+    scanned: Sequence[ScannedCorpus], text: TextInterface, encoding: Encoding, cache: Path
+) -> list[EncodedCorpus]:
+    """The corpora with the tokens that are there already."""
+    writing = (
+        [hashlib.sha256(file.read_bytes()).hexdigest() for file in text.tokenizer_files],
+        type(encoding.prompt_format).__qualname__,
+        getattr(encoding.prompt_format, "__dict__", {}),
+        encoding.max_length,
+        encoding.loss_on,
+        code_digest(type(encoding.prompt_format)),
+    )
+    return [
+        EncodedCorpus(
+            corpus, TokenStore(cache / "tokens" / digest(corpus.fingerprint, *writing), len(corpus.records)), number
+        )
+        for number, corpus in enumerate(scanned)
+    ]
+
+
+Selection = tuple[NDArray[Any], NDArray[Any]]
+"""Records of several corpora: number of the corpus [N] and of the record in it [N]."""
+
+
+class Encoder:
+    """Sees to it that records are encoded when they are needed.
+
+    Args:
+        corpora: Where the records are, and where the tokens go.
+        encoding: How to encode.
+        num_workers: Processes that encode; 0 to do it here, when a record is needed.
+        is_first: Whether this is the process of its machine that encodes; the others wait for it.
+    """
+
+    def __init__(
+        self, corpora: Sequence[EncodedCorpus], encoding: Encoding, *, num_workers: int, is_first: bool
+    ) -> None:
+        self._corpora = corpora
+        self._encoding = encoding
+        self._num_workers = num_workers
+        self._is_first = is_first
+        self._thread: Thread | None = None
+        self._error: BaseException | None = None
+
+    def need(self, selection: Selection, what: str = "examples") -> None:
+        """Return when all of these records are encoded."""
+        while not self._is_ready(selection):
+            if self._error:
+                raise self._error
+            if self._is_first and (self._thread is None or not self._thread.is_alive()):
+                self._encode_now(selection, what)
+            else:
+                time.sleep(POLL_SECONDS)
+
+    def begin(self, selection: Selection) -> None:
+        """Encode these records in the background, in this order, in worker processes."""
+        if not self._is_first or not self._num_workers or (self._thread and self._thread.is_alive()):
+            return
+        chunks = self._missing(selection)
+        if chunks:
+            # The processes are started here and not in the thread, where another one might hold a lock.
+            results = in_workers(self._encode_chunk, chunks, self._num_workers)
+            self._thread = Thread(target=self._keep, args=(chunks, results), daemon=True)
+            self._thread.start()
+
+    def num_tokens(self, selection: Selection) -> NDArray[np.int64]:
+        """Length of each record; all must be encoded."""
+        corpus_of, records = selection
+        lengths = np.zeros(len(records), dtype=np.int64)
+        for corpus in self._corpora:
+            own = corpus_of == corpus.number
+            lengths[own] = corpus.store.num_tokens(records[own])
+        return lengths
+
+    def _is_ready(self, selection: Selection) -> bool:
+        corpus_of, records = selection
+        return all(corpus.store.is_ready(records[corpus_of == corpus.number]).all() for corpus in self._corpora)
+
+    def _missing(self, selection: Selection) -> list[tuple[int, NDArray[Any]]]:
+        """Chunks of records of one corpus that are to be encoded, those that are needed first before others."""
+        corpus_of, records = selection
+        found: list[tuple[int, int, NDArray[Any]]] = []
+        for corpus in self._corpora:
+            places = np.flatnonzero(corpus_of == corpus.number)
+            places = places[~corpus.store.is_ready(records[places])]
+            for start in range(0, len(places), CHUNK):
+                chunk = places[start : start + CHUNK]
+                found.append((int(chunk[0]), corpus.number, records[chunk]))
+        return [(number, chunk) for _, number, chunk in sorted(found, key=lambda entry: entry[:2])]
+
+    def _encode_chunk(self, chunk: tuple[int, NDArray[Any]]) -> EncodedRecords:
+        number, records = chunk
+        return self._encoding.encode(self._corpora[number].scanned, records)
+
+    def _encode_now(self, selection: Selection, what: str) -> None:
+        chunks = self._missing(selection)
+        num_workers = self._num_workers if len(chunks) > 1 else 0
+        with tqdm(desc=f"tokenizing {what}", total=len(chunks) * CHUNK, unit=" records", delay=2) as bar:
+            for (number, _), encoded in zip(chunks, in_workers(self._encode_chunk, chunks, num_workers), strict=True):
+                self._corpora[number].store.append(encoded)
+                bar.update(CHUNK)
+
+    def _keep(self, chunks: list[tuple[int, NDArray[Any]]], results: Any) -> None:
+        try:
+            for (number, _), encoded in zip(chunks, results, strict=True):
+                self._corpora[number].store.append(encoded)
+        except BaseException as error:  # noqa: BLE001 - raised where training waits for the records
+            self._error = error

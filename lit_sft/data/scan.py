@@ -1,0 +1,272 @@
+"""What is in a corpus: every record is read once, before training, so that nothing bad in it comes as a surprise.
+
+For each record a verdict (good, left out by a filter, or why it cannot be used), what was repaired in it, and a
+fingerprint of what is said, by which duplicates are found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from lit_sft.conversation import Conversation
+from lit_sft.corpora._base import Corpus, Finding, excerpt
+from lit_sft.data.cache import build_once, code_digest, digest
+from lit_sft.data.records import Records, index_records
+from lit_sft.data.workers import in_workers
+from lit_sft.errors import BadRecord, DataError
+
+CHUNK = 4096
+"""Records that a process reads at once."""
+
+GOOD, LEFT_OUT = "", "left-out"
+"""Verdicts that are no reason for complaint."""
+
+EMPTY_LINE = "empty-line"
+"""Counted, but no bad record: there is none."""
+
+MAX_LISTED = 1000
+"""Findings listed for each reason; a file with a million CRLF lines should not make a second one as large."""
+
+
+@dataclass
+class Scan:
+    """What was found, one entry for each record of the corpus.
+
+    `verdicts` [N] and `repairs` [N] are numbers: the place in `verdict_names`, and a bit for each of `repair_names`;
+    `fingerprints` [N] are eight bytes of a hash, meaningless where the verdict is not good.
+    """
+
+    verdicts: NDArray[np.uint8]
+    repairs: NDArray[np.uint32]
+    fingerprints: NDArray[np.uint64]
+    verdict_names: list[str]
+    repair_names: list[str]
+    groups: list[str]
+
+    @property
+    def good(self) -> NDArray[np.uint32]:
+        """Numbers of the records that can be used."""
+        return np.flatnonzero(self.verdicts == self.verdict_names.index(GOOD)).astype(np.uint32)
+
+    @property
+    def num_left_out(self) -> int:
+        """Records that a filter left out."""
+        return self._count(LEFT_OUT)
+
+    @property
+    def bad(self) -> Counter[str]:
+        """Records that cannot be used, by reason."""
+        return Counter(
+            {name: self._count(name) for name in self.verdict_names if name not in {GOOD, LEFT_OUT, EMPTY_LINE}}
+        )
+
+    def records_with(self, verdict: str) -> NDArray[np.int64]:
+        """Numbers of the records with a verdict."""
+        return np.flatnonzero(self.verdicts == self.verdict_names.index(verdict))
+
+    def repaired_records(self, repair: str) -> NDArray[np.int64]:
+        """Numbers of the usable records in which something was put right."""
+        return np.flatnonzero(self.repairs & (1 << self.repair_names.index(repair)))
+
+    def _count(self, verdict: str) -> int:
+        return len(self.records_with(verdict)) if verdict in self.verdict_names else 0
+
+
+class ScannedCorpus:
+    """The usable records of a corpus.
+
+    Args:
+        name: How curves and tables call it.
+        corpus: How a record is read.
+        records: Its records.
+        layouts: The layout of each file, as a place in `corpus.layouts`.
+        scan: What was found in it.
+    """
+
+    def __init__(self, name: str, corpus: Corpus, records: Records, layouts: list[int], scan: Scan) -> None:
+        self.name = name
+        self.corpus = corpus
+        self.records = records
+        self.layouts = layouts
+        self.scan = scan
+
+    @property
+    def fingerprint(self) -> str:
+        """A name for the content of the files and the way they are read, wherever they lie."""
+        return _fingerprint_of(self.corpus, self.records)
+
+    def conversation(self, number: int) -> Conversation:
+        """The conversation in a usable record."""
+        reading = _read(self.corpus, self.records, self.layouts, number)
+        assert reading is not None
+        return replace(reading, source=self.records.source(number))
+
+    def findings(self) -> Iterator[Finding]:
+        """What was found, the first thousand records of each reason."""
+        for name in self.scan.verdict_names:
+            if name not in {GOOD, LEFT_OUT}:
+                yield from self._findings(name, self.scan.records_with(name), is_kept=False)
+        for name in self.scan.repair_names:
+            yield from self._findings(name, self.scan.repaired_records(name), is_kept=True)
+
+    def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
+        """A finding about a record."""
+        return Finding(self.records.source(number), reason, excerpt(self.records.read(number)), is_kept)
+
+    def check(self, max_bad_fraction: float) -> None:
+        """Refuse a corpus of which too much is bad: it is then the wrong file or class.
+
+        Raises:
+            DataError: With the reasons, how many records each has and where the first is.
+        """
+        bad = self.scan.bad
+        num_records = len(self.scan.good) + self.scan.num_left_out + bad.total()
+        if bad.total() > max_bad_fraction * num_records:
+            table = ", ".join(
+                f"{count} {name} (first {self.records.source(int(self.scan.records_with(name)[0]))})"
+                for name, count in bad.most_common()
+            )
+            raise DataError(
+                f"{bad.total()} of {num_records} records of {self.corpus.path} are bad: {table}. Check the file and "
+                f"the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
+            )
+
+    def _findings(self, reason: str, numbers: NDArray[np.int64], *, is_kept: bool) -> Iterator[Finding]:
+        for number in numbers[:MAX_LISTED].tolist():
+            yield self.finding(number, reason, is_kept=is_kept)
+
+
+def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> ScannedCorpus:
+    """A corpus with all that is in it; read once for each content and way of reading, and kept.
+
+    Raises:
+        DataError: If a file is missing or empty, no record of it can be read, or a filter matches nothing.
+    """
+    records = index_records(corpus, cache)
+    layouts = [_layout_of(corpus, records, file) for file in range(len(records.files))]
+    build = partial(_scan, name, corpus, records, layouts, num_workers)
+    folder = build_once(cache / "scans" / _fingerprint_of(corpus, records), build)
+    found = ScannedCorpus(name, corpus, records, layouts, _load(folder))
+    _check_usable(found)
+    return found
+
+
+def fingerprint(conversation: Conversation) -> int:
+    """Eight bytes that depend on what is said, not on where."""
+    said: list[str] = []
+    for message in conversation.messages:
+        said += (message.role, message.content, message.thoughts, message.commands)
+    hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(hashed.digest(), "little")
+
+
+def _fingerprint_of(corpus: Corpus, records: Records) -> str:
+    cls = type(corpus)
+    contents = [file.sha256 for file in records.files]
+    return digest(contents, cls.__qualname__, sorted(corpus.options.items()), code_digest(cls))
+
+
+def _read(corpus: Corpus, records: Records, layouts: list[int], number: int) -> Conversation | None:
+    file, within = records.locate(number)
+    layout = corpus.layouts[layouts[file]]
+    return corpus.read(records.files[file].read(within), layout, records.files[file].group(within)).conversation
+
+
+def _layout_of(corpus: Corpus, records: Records, file: int) -> int:
+    """The first recognisable record of a file decides."""
+    reasons: set[str] = set()
+    for within in range(len(records.files[file])):
+        data = records.files[file].read(within)
+        layout = corpus.layout_in(data)
+        if layout is not None:
+            return corpus.layouts.index(layout)
+        try:
+            corpus.read(data, None)
+        except BadRecord as bad:
+            reasons.add(bad.reason)
+    raise corpus.unreadable(records.files[file].file, reasons)
+
+
+class _Chunk(NamedTuple):
+    verdicts: list[str]
+    repairs: dict[int, list[str]]
+    fingerprints: NDArray[np.uint64]
+    groups: set[str]
+
+
+def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tuple[int, int]) -> _Chunk:
+    verdicts: list[str] = []
+    repairs: dict[int, list[str]] = {}
+    fingerprints = np.zeros(chunk[1] - chunk[0], dtype=np.uint64)
+    groups: set[str] = set()
+    for number, (file, data, kind) in enumerate(records.read_range(*chunk), start=chunk[0]):
+        try:
+            conversation, repaired, group = corpus.read(data, corpus.layouts[layouts[file]], kind)
+        except BadRecord as bad:
+            verdicts.append(bad.reason)
+        else:
+            groups.add(group)
+            verdicts.append(LEFT_OUT if conversation is None else GOOD)
+            if conversation is not None:
+                fingerprints[number - chunk[0]] = fingerprint(conversation)
+                if repaired:
+                    repairs[number] = repaired
+    return _Chunk(verdicts, repairs, fingerprints, groups)
+
+
+def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_workers: int, folder: Path) -> None:
+    verdict_codes = {GOOD: 0}
+    repair_codes: dict[str, int] = {}
+    groups: set[str] = set()
+    verdicts = np.zeros(len(records), dtype=np.uint8)
+    repairs = np.zeros(len(records), dtype=np.uint32)
+    fingerprints = np.zeros(len(records), dtype=np.uint64)
+    chunks = [(start, min(start + CHUNK, len(records))) for start in range(0, len(records), CHUNK)]
+    done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
+    with tqdm(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as bar:
+        for (start, stop), chunk in zip(chunks, done, strict=True):
+            verdicts[start:stop] = [verdict_codes.setdefault(name, len(verdict_codes)) for name in chunk.verdicts]
+            fingerprints[start:stop] = chunk.fingerprints
+            groups |= chunk.groups
+            for number, repaired in chunk.repairs.items():
+                for repair in repaired:
+                    repairs[number] |= 1 << repair_codes.setdefault(repair, len(repair_codes))
+            bar.update(stop - start)
+    np.save(folder / "verdicts.npy", verdicts)
+    np.save(folder / "repairs.npy", repairs)
+    np.save(folder / "fingerprints.npy", fingerprints)
+    names: dict[str, Any] = {
+        "verdict_names": list(verdict_codes),
+        "repair_names": list(repair_codes),
+        "groups": sorted(groups),
+    }
+    (folder / "names.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
+
+
+def _load(folder: Path) -> Scan:
+    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("verdicts", "repairs", "fingerprints"))
+    return Scan(*arrays, **json.loads((folder / "names.json").read_text(encoding="utf-8")))
+
+
+def _check_usable(found: ScannedCorpus) -> None:
+    """Every file has a usable record, every filter matches one."""
+    corpus, records, scan = found.corpus, found.records, found.scan
+    usable = np.isin(scan.verdicts, [scan.verdict_names.index(v) for v in (GOOD, LEFT_OUT) if v in scan.verdict_names])
+    for file, start, stop in zip(records.files, records.bounds[:-1], records.bounds[1:], strict=True):
+        if not usable[start:stop].any():
+            names = {scan.verdict_names[code] for code in np.unique(scan.verdicts[start:stop])}
+            raise corpus.unreadable(file.file, names)
+    corpus.check_groups(set(scan.groups))
+    if not len(scan.good):
+        raise DataError(f"the filters leave no record of {corpus.path}: {scan.num_left_out} left out")

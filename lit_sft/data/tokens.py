@@ -1,0 +1,172 @@
+"""Tokens of encoded records on the disk, so that none is tokenized twice.
+
+A token and its label are one word of 32 bits: the id, and a bit that says whether the label is the id. Where the label
+is another id (some formats train on an earlier end of turn), a second bit is set and the label follows the tokens.
+Words are appended to one file; a table says for each record where its words begin. Records can be added in any order,
+by several processes, and a process that dies while it adds one leaves nothing but unused bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from lit_sft.conversation import IGNORE_INDEX
+
+OWN_LABEL = np.uint32(1 << 31)
+OTHER_LABEL = np.uint32(1 << 30)
+ID = np.uint32((1 << 30) - 1)
+
+ENTRY = np.dtype(
+    [
+        ("start", "<u8"),  # of the words, in words
+        ("num_words", "<u4"),
+        ("num_tokens", "<u4"),  # 0 if the record was left out
+        ("num_supervised", "<u4"),
+        ("remark", "u1"),
+        ("is_ready", "u1"),  # written last
+        ("unused", "<u2"),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class EncodedRecords:
+    """What encoding made of some records, ready to be stored.
+
+    `records`, `num_words`, `num_tokens`, `num_supervised` [N]; `remarks` N names: "" or what was cut, or, where
+    there are no tokens, why the record was left out; `words` of all records, one after the other.
+    """
+
+    records: NDArray[np.int64]
+    num_words: NDArray[np.int64]
+    num_tokens: NDArray[np.int64]
+    num_supervised: NDArray[np.int64]
+    remarks: list[str]
+    words: NDArray[np.uint32]
+
+
+def to_words(input_ids: Sequence[int], labels: Sequence[int]) -> NDArray[np.uint32]:
+    """Tokens and labels [T] as at least T words."""
+    ids, wanted = np.array(input_ids, dtype=np.int64), np.array(labels, dtype=np.int64)
+    words = ids.astype(np.uint32)
+    is_other = (wanted != ids) & (wanted != IGNORE_INDEX)
+    words[wanted == ids] |= OWN_LABEL
+    if not is_other.any():
+        return words
+    words[is_other] |= OTHER_LABEL
+    return np.concatenate([words, wanted[is_other].astype(np.uint32)])
+
+
+def from_words(words: NDArray[np.uint32], num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """`input_ids` and `labels` [T]."""
+    tokens, others = words[:num_tokens], words[num_tokens:]
+    ids = (tokens & ID).astype(np.int64)
+    labels = np.where(tokens & OWN_LABEL, ids, IGNORE_INDEX)
+    if len(others):
+        labels[(tokens & OTHER_LABEL) != 0] = others
+    return ids, labels
+
+
+class TokenStore:
+    """Tokens of the records of one corpus, as one tokenizer and format write them.
+
+    Args:
+        folder: Where they lie; made if it is not there.
+        num_records: Records of the corpus.
+    """
+
+    def __init__(self, folder: Path, num_records: int) -> None:
+        self.folder = folder
+        self.num_records = num_records
+        folder.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            if not self._table_file.exists():
+                # Sparse, and under its name only when it is whole.
+                partial = self._table_file.with_suffix(".partial")
+                with partial.open("wb") as file:
+                    file.truncate(num_records * ENTRY.itemsize)
+                (folder / "words").touch()
+                partial.rename(self._table_file)
+
+    def __reduce__(self) -> Any:
+        return TokenStore, (self.folder, self.num_records)
+
+    def is_ready(self, records: NDArray[Any]) -> NDArray[np.bool_]:
+        """Whether each record has been encoded."""
+        return np.asarray(self.table["is_ready"][records] != 0)
+
+    def num_tokens(self, records: NDArray[Any]) -> NDArray[np.int64]:
+        """Length of each encoded record; 0 for one that was left out."""
+        return np.asarray(self.table["num_tokens"][records]).astype(np.int64)
+
+    def read(self, record: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """`input_ids` and `labels` [T] of an encoded record."""
+        entry = self.table[record]
+        # Not memory-mapped: the pages of a large corpus would count as memory of the process.
+        data = os.pread(self._descriptor, int(entry["num_words"]) * 4, int(entry["start"]) * 4)
+        return from_words(np.frombuffer(data, dtype="<u4"), int(entry["num_tokens"]))
+
+    def remark(self, record: int) -> str:
+        """What was cut from an encoded record, or why it was left out; "" if all is well."""
+        return self.remark_names[int(self.table["remark"][record])]
+
+    @property
+    def remark_names(self) -> list[str]:
+        """Names by the numbers in the table."""
+        file = self.folder / "remarks.json"
+        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else [""]
+
+    def append(self, encoded: EncodedRecords) -> None:
+        """Keep encoded records, but those that are there already."""
+        with self._lock():
+            fresh = ~self.is_ready(encoded.records)
+            if not fresh.any():
+                return
+            with (self.folder / "words").open("ab") as file:
+                file.write(bytes(-file.tell() % 4))  # what a process that died left unfinished
+                start = file.tell() // 4
+                file.write(encoded.words.astype("<u4").tobytes())
+            starts = start + np.concatenate([[0], np.cumsum(encoded.num_words)[:-1]])
+            records = encoded.records[fresh]
+            self.table["start"][records] = starts[fresh]
+            for name in ("num_words", "num_tokens", "num_supervised"):
+                self.table[name][records] = getattr(encoded, name)[fresh]
+            self.table["remark"][records] = self._remark_codes(encoded.remarks)[fresh]
+            self.table["is_ready"][records] = 1
+
+    def _remark_codes(self, remarks: list[str]) -> NDArray[np.uint8]:
+        names = self.remark_names
+        codes = {name: code for code, name in enumerate(names)}
+        found = np.array([codes.setdefault(remark, len(codes)) for remark in remarks], dtype=np.uint8)
+        if len(codes) > len(names):
+            partial = self.folder / "remarks.partial"
+            partial.write_text(json.dumps(list(codes)), encoding="utf-8")
+            partial.rename(self.folder / "remarks.json")
+        return found
+
+    def _lock(self) -> FileLock:
+        return FileLock(self.folder / "lock")
+
+    @property
+    def _table_file(self) -> Path:
+        return self.folder / "table"
+
+    @cached_property
+    def table(self) -> Any:
+        """An entry for each record, shared by all processes."""
+        return np.memmap(self._table_file, dtype=ENTRY, mode="r+", shape=(self.num_records,))
+
+    @cached_property
+    def _descriptor(self) -> int:
+        # Never closed: it lives as long as the process, and worker processes share it.
+        return os.open(self.folder / "words", os.O_RDONLY)

@@ -1,0 +1,53 @@
+"""Work done in other processes, in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_workers(function: Callable[[Item], Result], items: Sequence[Item], num_workers: int) -> Iterator[Result]:
+    """`function` of every item, in order; the processes start at once and end with this one.
+
+    Args:
+        function: What to do; errors that it raises are raised here.
+        items: What to do it with.
+        num_workers: Processes; 0 to do it here, one item after the other.
+    """
+    loader = DataLoader(
+        _Calls(function, items),
+        batch_size=None,
+        num_workers=min(num_workers, len(items)),
+        collate_fn=_as_it_is,
+        worker_init_fn=settle_in,
+        prefetch_factor=4 if num_workers and items else None,
+    )
+    return iter(loader)
+
+
+def settle_in(worker: int) -> None:
+    """For a new process: tokenizers must not start threads in it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+class _Calls(Dataset[Any]):
+    def __init__(self, function: Callable[[Any], Any], items: Sequence[Any]) -> None:
+        self._function = function
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._function(self._items[index])
+
+
+def _as_it_is(result: Any) -> Any:
+    """In place of a conversion to tensors."""
+    return result
