@@ -7,11 +7,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 from lit_sft.families._base import TinySize, find_family
 from lit_sft.families._tiny import demo_texts
 
 TINY = TinySize(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=1200, context_length=256)
+
+# The same examples in every run, however slow the machine is.
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

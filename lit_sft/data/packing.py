@@ -1,0 +1,97 @@
+"""Micro-batches with little padding: several examples in a row, or rows of similar lengths."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def pack(lengths: NDArray[np.int64], row_length: int) -> list[Indices]:
+    """Rows of whole examples by best-fit decreasing: the longest first, each into the fullest row that has room.
+
+    Args:
+        lengths: Tokens of each example [N].
+        row_length: Tokens of a row at most.
+
+    Returns:
+        For each row the indices of its examples, every index in one row. Equal inputs give equal rows.
+
+    Raises:
+        ValueError: If an example is longer than a row.
+    """
+    if lengths.max(initial=0) > row_length:
+        raise ValueError(f"an example of {lengths.max()} tokens is longer than a row of {row_length}")
+    rows: list[list[int]] = []
+    rows_by_room: list[list[list[int]]] = [[] for _ in range(row_length + 1)]
+    rooms = 0  # bit n is set where a row has room for n more tokens: finds the best fit in one step
+    order = np.argsort(-lengths, kind="stable")
+    for index, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        sufficient = rooms >> length
+        if sufficient:
+            room = length + (sufficient & -sufficient).bit_length() - 1
+            row = rows_by_room[room].pop()
+            if not rows_by_room[room]:
+                rooms ^= 1 << room
+        else:
+            room = row_length
+            row = []
+            rows.append(row)
+        row.append(index)
+        rows_by_room[room - length].append(row)
+        rooms |= 1 << (room - length)
+    return [np.array(row) for row in rows]
+
+
+def group(lengths: NDArray[np.int64], budget: int) -> list[Indices]:
+    """Batches of similar lengths: the longest first, as many as fit when all are padded to the longest among them.
+
+    Args:
+        lengths: Tokens of each example [N].
+        budget: Tokens of a batch at most, padding included; an example that is longer is a batch of its own.
+
+    Returns:
+        For each batch the indices of its examples, every index in one batch.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        num_rows = max(budget // int(lengths[order[start]]), 1)
+        batches.append(order[start : start + num_rows])
+        start += num_rows
+    return batches
+
+
+def micro_batches(
+    lengths: NDArray[np.int64],
+    *,
+    row_length: int,
+    num_rows: int,
+    packing: bool,
+    rng: np.random.Generator,
+) -> list[list[Indices]]:
+    """Cut a window of examples into micro-batches of up to `num_rows * row_length` tokens, in random order.
+
+    Args:
+        lengths: Tokens of each example [N], from 1 to `row_length`.
+        row_length: Tokens of a row at most.
+        num_rows: Rows of a micro-batch at most where rows are packed.
+        packing: Several examples in a row; otherwise one, and the shorter they are, the more rows.
+        rng: Where the order comes from.
+
+    Returns:
+        Micro-batches as lists of rows, a row being the indices of its examples.
+
+    Raises:
+        ValueError: If rows are packed and an example is longer than one.
+    """
+    if not packing:
+        batches = group(lengths, num_rows * row_length)
+        return [list(batches[number].reshape(-1, 1)) for number in rng.permutation(len(batches))]
+    rows = pack(lengths, row_length)
+    order = rng.permutation(len(rows))
+    num_batches = -(-len(rows) // num_rows)
+    # In strides, all are nearly full; in slices, the last might hold a single row.
+    return [[rows[number] for number in order[first::num_batches]] for first in range(num_batches)]
