@@ -49,7 +49,7 @@ class RunRecord(SaveConfigCallback):
             "checkpoint_config": stage.checkpoint.config,
             "sha256": {
                 "tokenizer": _fingerprints(stage.checkpoint.tokenizer_files),
-                "data": _fingerprints(data.files if isinstance(data, SFTData) else []),
+                "data": data.fingerprints() if isinstance(data, SFTData) else {},
             },
             "git": _git_state(),
             "versions": {"python": platform.python_version(), **_versions()},

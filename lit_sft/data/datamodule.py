@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import logging
-from array import array
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from itertools import islice
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
-from lit_sft.conversation import Batch, Conversation, Example, Prompt, TextInterface
-from lit_sft.corpora._base import Corpus, Finding
-from lit_sft.data.collate import collate
-from lit_sft.data.encode import LossOn, encode_conversation
-from lit_sft.data.order import EpochOrder, Position
+from lit_sft.conversation import Batch, Conversation, Prompt, TextInterface
+from lit_sft.corpora._base import Corpus
+from lit_sft.data.cache import default_cache
+from lit_sft.data.encode import LossOn
+from lit_sft.data.encoder import Encoding, Selection
+from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
+from lit_sft.data.prepared import Prepared, conversations_of, scan_corpora
 from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.quarantine import Quarantine
-from lit_sft.data.split import fingerprint, split_off
-from lit_sft.errors import BadRecord, ConfigError, DataError
+from lit_sft.data.scan import ScannedCorpus
+from lit_sft.data.split import Split, all_good, split_corpora
+from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,10 @@ class SFTData(LightningDataModule):
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
         corpora: What to train on.
-        max_length: Tokens of a row at most; longer conversations lose whole turns from the end.
-        micro_batch_size: Rows of a batch on one device.
+        max_length: Tokens of an example at most; longer conversations lose whole turns from the end.
+        micro_batch_size: Rows of `max_length` tokens that a device takes at once.
+        packing: Fill each row with several examples, which do not see each other. Otherwise an example has a row of its
+            own, beside others of similar length, as many as fit into the same number of tokens.
         loss_on: `assistant`: every answer; `last`: the last answer only; `all`: prompts too.
         validation_fraction: Share of the distinct conversations that is held out for validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
@@ -42,7 +45,8 @@ class SFTData(LightningDataModule):
         on_bad_record: `skip`: count it and go on; `error`: stop at the first.
         max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
         deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
-        num_workers: Processes that assemble batches.
+        num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
+        cache: Folder for what is prepared once, on the machine's own disk; `~/.cache/lit_sft` if not given.
         seed: Seed of order and split; linked to `seed_everything`.
     """
 
@@ -52,6 +56,7 @@ class SFTData(LightningDataModule):
         corpora: list[Corpus],
         max_length: int = 2048,
         micro_batch_size: int = 4,
+        packing: bool = True,
         loss_on: LossOn = "assistant",
         validation_fraction: float = 0.01,
         test_corpora: list[Corpus] | None = None,
@@ -60,102 +65,116 @@ class SFTData(LightningDataModule):
         max_bad_fraction: float = 0.05,
         deduplicate: bool = False,
         num_workers: int = 0,
+        cache: str | None = None,
         seed: int = 42,
     ) -> None:
         super().__init__()
         self.text = text
         self.corpora = corpora
         self.test_corpora = test_corpora or []
-        self.max_length = max_length
-        self.micro_batch_size = micro_batch_size
+        self.batching = Batching(max_length, micro_batch_size, packing)
         self.loss_on: LossOn = loss_on
         self.validation_fraction = validation_fraction
         self.prompts = prompts
+        self.on_bad_record = on_bad_record
         self.max_bad_fraction = max_bad_fraction
         self.deduplicate = deduplicate
         self.num_workers = num_workers
+        self.cache = Path(cache) if cache else default_cache()
         self.seed = seed
-        self.quarantine = Quarantine(stop_at_first=on_bad_record == "error")
-        self.num_duplicates = 0
         self.tokenizer: Any = None
-        self._train: list[Example] = []
-        self._validation: list[Example] = []
-        self._test: list[Example] = []
+        self._scanned: list[ScannedCorpus] = []
+        self._split: Split | None = None
+        self._prepared: Prepared | None = None
+        self._tested: Prepared | None = None
+        self._order: EpochOrder | None = None
         self._prompts: list[Prompt] = []
         self._start = Position()
         self._check_options()
 
     @property
-    def files(self) -> list[Path]:
-        """Data files, for fingerprints."""
-        return [file for corpus in [*self.corpora, *self.test_corpora] for file in corpus.files]
+    def scanned(self) -> list[ScannedCorpus]:
+        """The training corpora with all that is in them.
+
+        Raises:
+            DataError: If one cannot be read, or too much of it is bad.
+        """
+        if not self._scanned:
+            self._scanned = scan_corpora(self.corpora, self.cache, self.num_workers)
+            for corpus in self._scanned:
+                corpus.check(self.max_bad_fraction)
+        return self._scanned
+
+    @property
+    def split(self) -> Split:
+        """Which of their records train, and which are held out."""
+        if self._split is None:
+            self._split = split_corpora(self.scanned, self.validation_fraction, self.seed, deduplicate=self.deduplicate)
+        return self._split
+
+    @property
+    def prepared(self) -> Prepared:
+        """The training corpora as examples."""
+        if self._prepared is None:
+            self._prepared = self._prepare(self.scanned)
+        return self._prepared
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """What was wrong with them, as far as they have been encoded."""
+        return self.prepared.quarantine
+
+    @property
+    def order(self) -> EpochOrder:
+        """The micro-batches of this process, from where training goes on."""
+        if self._order is None:
+            self._order = EpochOrder(
+                self.mixture, self.batching, self.prepared.encoder, start=self._start, **self._ranks()
+            )
+        return self._order
+
+    @property
+    def mixture(self) -> Mixture:
+        """What an epoch consists of."""
+        train = self.split.train
+        sizes = np.bincount(train[0], minlength=len(self.corpora)).tolist()
+        counts = [
+            corpus.count or max(1, round(corpus.weight * size)) if size else 0
+            for corpus, size in zip(self.corpora, sizes, strict=True)
+        ]
+        return Mixture(train, sizes, counts, self.seed)
 
     def setup(self, stage: str) -> None:
-        """Read, tokenize and split; Lightning calls it on every process before the weights are loaded."""
+        """Find out what is in the data; Lightning calls it on every process before the weights are loaded."""
         if self.tokenizer is None:
             self.tokenizer = self.text.load_tokenizer()
-        if stage in {"fit", "validate"} and not self._train:
-            self._train, self._validation = self._read_and_split()
-            log.info(
-                "%d conversations to train on, %d to validate on; %d left out by filters, %d duplicates; %s",
-                len(self._train), len(self._validation),
-                sum(corpus.num_left_out for corpus in self.corpora), self.num_duplicates, self.quarantine,
-            )  # fmt: skip
-        if stage == "test" and not self._test:
-            self._test = self._read(self.test_corpora)[0] if self.test_corpora else self._read_and_split()[1]
-        if stage == "predict" and not self._prompts:
-            conversations = read_prompts(self.prompts) if self.prompts else self._held_out()
+        if stage == "fit":
+            self._set_up_training()
+        elif stage == "test" and self.test_corpora and self._tested is None:
+            self._tested = self._prepare(scan_corpora(self.test_corpora, self.cache, self.num_workers))
+        elif stage == "predict" and not self._prompts:
+            conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
             self._prompts = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
-        if stage == "fit" and self.trainer is not None and self.trainer.is_global_zero:
-            self.quarantine.write(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
-        world_size, rank = self._world()
-        order = EpochOrder(
-            self._train,
-            start=self._start,
-            micro_batch_size=self.micro_batch_size,
-            num_replicas=world_size,
-            rank=rank,
-            seed=self.seed,
-        )
-        return self._loader(self._train, order)
+        return self._loader(self.prepared, self.order)
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Similar lengths together, so that little is padded; no loader if nothing is held out."""
-        return self._held_out_loader(self._validation) if self._validation else []
+        validation = self.split.validation
+        return self._held_out_loader(self.prepared, validation) if len(validation[0]) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test corpora, or the validation split."""
-        return self._held_out_loader(self._test)
-
-    def state_dict(self) -> dict[str, int]:
-        """The position in the data, for the checkpoint."""
-        if self.trainer is None:
-            return {}
-        fit = self.trainer.fit_loop
-        epochs: Any = fit.epoch_progress.current
-        # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
-        num_batches = 0 if epochs.ready == epochs.processed else fit.epoch_loop.batch_progress.current.ready
-        return {"epoch": epochs.processed, "num_batches": num_batches, "micro_batch_size": self.micro_batch_size}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
-
-        Raises:
-            ConfigError: In the middle of an epoch that was cut into batches of another size.
-        """
-        if state["num_batches"] and state["micro_batch_size"] != self.micro_batch_size:
-            raise ConfigError(
-                f"the checkpoint stands in the middle of an epoch with data.micro_batch_size "
-                f"{state['micro_batch_size']}; go on with that, not {self.micro_batch_size}"
-            )
-        self._start = Position(state["epoch"], state["num_batches"])
+        if self._tested is None:
+            return self._held_out_loader(self.prepared, self.split.validation)
+        return self._held_out_loader(self._tested, all_good([corpus.scanned for corpus in self._tested.corpora]))
 
     def predict_dataloader(self) -> DataLoader[list[Prompt]]:
         """Prompts in order; the network's side pads them."""
-        return DataLoader(cast(Dataset[list[Prompt]], self._prompts), batch_size=self.micro_batch_size, collate_fn=list)
+        prompts = cast(Dataset[list[Prompt]], self._prompts)
+        return DataLoader(prompts, batch_size=self.batching.num_rows, collate_fn=list)
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Prompts are lists of ids: generation pads them and moves the result."""
@@ -163,102 +182,148 @@ class SFTData(LightningDataModule):
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
+    def teardown(self, stage: str) -> None:
+        """List what encoding found after training began."""
+        if stage == "fit":
+            self._write_quarantine()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data, for the checkpoint, and what gives it a meaning."""
+        if self.trainer is None or self._order is None:
+            return {}
+        fit = self.trainer.fit_loop
+        epochs: Any = fit.epoch_progress.current
+        # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
+        num_batches = 0 if epochs.ready == epochs.processed else fit.epoch_loop.batch_progress.current.ready
+        return {**asdict(self._order.position_after(epochs.processed, num_batches)), "data": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
+
+        Raises:
+            ConfigError: In the middle of an epoch of other data, or of data that was cut into other batches.
+        """
+        own = self._identity()
+        differing = [
+            f"{name} {state['data'].get(name)}, not {own[name]}" for name in own if state["data"].get(name) != own[name]
+        ]
+        if state["num_batches"] and differing:
+            raise ConfigError(
+                f"the checkpoint stands in the middle of an epoch of other data; go on with data: "
+                f"{'; '.join(differing)}"
+            )
+        self._start = Position(**{name: state[name] for name in asdict(self._start)})
+        self._order = None
+
     def held_out_prompts(self, count: int) -> list[Prompt]:
         """The first `count` of what `predict` answers: test corpora, or the validation split where there are none."""
-        if self.test_corpora:
-            said = (said for corpus in self.test_corpora for said in corpus.conversations(_ignore))
-            conversations = list(islice(said, count))
-        else:
-            wanted = {example.source for example in self._validation[:count]}
-            conversations = _from_sources(self.corpora, wanted)
-        return list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
+        return list(encode_prompts(self._held_out(count), self.text.prompt_format, self.tokenizer))
 
-    def _held_out(self) -> list[Conversation]:
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every data file, by path."""
+        tested = [] if self._tested is None else [corpus.scanned for corpus in self._tested.corpora]
+        return {str(file.file): file.sha256 for corpus in [*self.scanned, *tested] for file in corpus.records.files}
+
+    def _set_up_training(self) -> None:
+        if self.on_bad_record == "error":
+            self.quarantine.refuse_any()
+        self._check_examples()
+        if self.on_bad_record == "error":
+            self.quarantine.refuse_any()
+        self._settle_fractions()
+        self._write_quarantine()
+        train, validation, duplicates = (len(part[0]) for part in vars(self.split).values())
+        log.info(
+            "%d conversations to train on, %d to validate on; %d left out by filters, %d duplicates%s; %s",
+            train, validation, sum(corpus.scan.num_left_out for corpus in self.scanned), duplicates,
+            " left out" if self.deduplicate else "", self.quarantine,
+        )  # fmt: skip
+
+    def _check_examples(self) -> None:
+        """Encode the first window: is there anything to learn?"""
+        first = self.order.first_window(self._start.epoch)
+        self.prepared.encoder.need(first)
+        if not self.prepared.encoder.num_tokens(first).any():
+            raise ConfigError(
+                f"no conversation of {', '.join(str(corpus.path) for corpus in self.corpora)} fits into "
+                f"data.max_length = {self.batching.row_length} with a token of an answer ({self.quarantine}). "
+                "Raise data.max_length"
+            )
+
+    def _settle_fractions(self) -> None:
+        """Turn intervals that are given as a share of an epoch into batches, for Lightning would have to count them."""
+        trainer: Any = self.trainer
+        if trainer is None:
+            return
+        num_batches = self.order.num_batches_estimated()
+        for name in ("val_check_interval", "limit_train_batches"):
+            share = getattr(trainer, name)
+            if isinstance(share, float) and 0 < share < 1:
+                setattr(trainer, name, max(1, int(share * num_batches)))
+
+    def _write_quarantine(self) -> None:
+        if self.trainer is not None and self.trainer.is_global_zero:
+            self.quarantine.write(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
+
+    def _held_out(self, count: int | None) -> list[Conversation]:
+        """The first conversations that answers are compared with, or all."""
         if self.test_corpora:
-            return [conversation for corpus in self.test_corpora for conversation in corpus.conversations(_ignore)]
-        validation = self._read_and_split()[1]
-        if not validation:
+            corpora = scan_corpora(self.test_corpora, self.cache, self.num_workers)
+            corpus_of, records = all_good(corpora)
+        else:
+            corpora = self.scanned
+            corpus_of, records = self.split.validation
+        if not len(records) and count is None:
             raise ConfigError(
                 "predict has nothing to answer: give data.prompts, data.test_corpora or "
                 "a data.validation_fraction above 0"
             )
-        return _from_sources(self.corpora, {example.source for example in validation})
+        return conversations_of(corpora, (corpus_of[:count], records[:count]))
 
-    def _read_and_split(self) -> tuple[list[Example], list[Example]]:
-        examples, fingerprints = self._read(self.corpora)
-        train, validation = split_off(fingerprints, self.validation_fraction)
-        return [examples[index] for index in train], [examples[index] for index in validation]
+    def _prepare(self, scanned: Sequence[ScannedCorpus]) -> Prepared:
+        if self.tokenizer is None:
+            self.tokenizer = self.text.load_tokenizer()
+        return Prepared(
+            scanned,
+            self.text,
+            Encoding(self.text.prompt_format, self.tokenizer, self.batching.row_length, self.loss_on),
+            self.cache,
+            num_workers=self.num_workers,
+            is_first=self.trainer is None or self.trainer.local_rank == 0,
+        )
 
-    def _read(self, corpora: Sequence[Corpus]) -> tuple[list[Example], list[bytes]]:
-        examples: list[Example] = []
-        fingerprints: list[bytes] = []
-        seen: set[bytes] = set()
-        for corpus in corpora:
-            for conversation in self._conversations(corpus):
-                mark = fingerprint(conversation, self.seed)
-                if self.deduplicate and mark in seen:
-                    self.num_duplicates += 1
-                    continue
-                seen.add(mark)
-                example = self._encode(conversation)
-                if example is not None:
-                    examples.append(example)
-                    fingerprints.append(mark)
-        if not examples:
-            raise ConfigError(
-                f"no conversation of {', '.join(str(corpus.path) for corpus in corpora)} fits into "
-                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). "
-                "Raise data.max_length"
-            )
-        return examples, fingerprints
+    def _held_out_loader(self, prepared: Prepared, records: Selection) -> DataLoader[Batch]:
+        return self._loader(prepared, HeldOutOrder(records, self.batching, prepared.encoder, **self._ranks()))
 
-    def _conversations(self, corpus: Corpus) -> Iterator[Conversation]:
-        num_good = 0
-        bad: Counter[str] = Counter()
-        first: dict[str, str] = {}
+    def _loader(self, prepared: Prepared, order: Any) -> DataLoader[Batch]:
+        is_on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return prepared.loader(order, num_workers=self.num_workers, pin_memory=is_on_gpu)
 
-        def report(finding: Finding) -> None:
-            self.quarantine.report(finding)
-            if not finding.is_kept and finding.reason != "empty-line":
-                bad[finding.reason] += 1
-                first.setdefault(finding.reason, finding.source)
+    def _ranks(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"num_ranks": trainer.world_size if trainer else 1, "rank": trainer.global_rank if trainer else 0}
 
-        for conversation in corpus.conversations(report):
-            num_good += 1
-            yield conversation
-        num_records = num_good + corpus.num_left_out + bad.total()
-        if bad.total() > self.max_bad_fraction * num_records:
-            table = ", ".join(f"{count} {reason} (first {first[reason]})" for reason, count in bad.most_common())
-            raise DataError(
-                f"{bad.total()} of {num_records} records of {corpus.path} are bad: {table}. Check the file and the "
-                f"class that reads it, or raise data.max_bad_fraction = {self.max_bad_fraction:g}"
-            )
-
-    def _encode(self, conversation: Conversation) -> Example | None:
-        excerpt = conversation.messages[0].content[:200]
-        try:
-            example = encode_conversation(
-                conversation,
-                self.text.prompt_format,
-                self.tokenizer,
-                max_length=self.max_length,
-                loss_on=self.loss_on,
-            )
-        except BadRecord as bad:
-            self.quarantine.report(Finding(conversation.source, bad.reason, excerpt, is_kept=False))
-            return None
-        if example.truncation:
-            self.quarantine.report(Finding(conversation.source, example.truncation, excerpt, is_kept=True))
-        return Example(array("i", example.input_ids), array("i", example.labels), example.source, example.truncation)
+    def _identity(self) -> dict[str, Any]:
+        """What the order of the batches depends on."""
+        return {
+            **asdict(self.batching),
+            "loss_on": self.loss_on,
+            "validation_fraction": self.validation_fraction,
+            "deduplicate": self.deduplicate,
+            "seed": self.seed,
+            "counts": self.mixture.counts,
+            "corpora": [corpus.fingerprint for corpus in self.scanned],
+        }
 
     def _check_options(self) -> None:
         if not self.corpora:
             raise ConfigError(
                 "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
             )
-        if self.max_length > self.text.context_length:
+        max_length = self.batching.row_length
+        if max_length > self.text.context_length:
             raise ConfigError(
-                f"data.max_length is {self.max_length}, but the model reads {self.text.context_length} tokens at most. "
+                f"data.max_length is {max_length}, but the model reads {self.text.context_length} tokens at most. "
                 f"Set data.max_length to {self.text.context_length} or less"
             )
         if not 0 <= self.validation_fraction < 1:
@@ -267,43 +332,12 @@ class SFTData(LightningDataModule):
             )
         if not 0 <= self.max_bad_fraction <= 1:
             raise ConfigError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1")
-        for name, least in (("max_length", 2), ("micro_batch_size", 1), ("num_workers", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least {least}")
-
-    def _world(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-
-    def _held_out_loader(self, examples: list[Example]) -> DataLoader[Batch]:
-        """A rank's share, in which no example stands twice."""
-        world_size, rank = self._world()
-        return self._loader(sorted(examples, key=len)[rank::world_size])
-
-    def _loader(self, examples: list[Example], order: Sampler[Any] | None = None) -> DataLoader[Batch]:
-        pad_token_id = self.tokenizer.pad_token_id
-        collate_fn: Callable[[list[Example]], Batch] = partial(
-            collate, pad_token_id=self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
-        )
-        return DataLoader(
-            cast(Dataset[Batch], examples),
-            batch_size=self.micro_batch_size,
-            sampler=order,
-            num_workers=self.num_workers,
-            collate_fn=collate_fn,
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
-            persistent_workers=self.num_workers > 0,
-        )
-
-
-def _from_sources(corpora: Iterable[Corpus], sources: set[str]) -> list[Conversation]:
-    """The conversations at these places, read again: texts are not kept in memory."""
-    return [
-        conversation
-        for corpus in corpora
-        for conversation in corpus.conversations(_ignore)
-        if conversation.source in sources
-    ]
-
-
-def _ignore(finding: Finding) -> None:
-    """What is wrong with the file was reported when it was first read."""
+        at_least = {
+            "max_length": (max_length, 2),
+            "micro_batch_size": (self.batching.num_rows, 1),
+            "num_workers": (self.num_workers, 0),
+            "seed": (self.seed, 0),
+        }
+        for name, (value, least) in at_least.items():
+            if value < least:
+                raise ConfigError(f"data.{name} is {value}; it must be at least {least}")

@@ -6,7 +6,6 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -206,5 +205,5 @@ class Encoder:
         try:
             for (number, _), encoded in zip(chunks, results, strict=True):
                 self._corpora[number].store.append(encoded)
-        except BaseException as error:  # noqa: BLE001 - raised where training waits for the records
+        except BaseException as error:
             self._error = error

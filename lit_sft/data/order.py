@@ -18,7 +18,7 @@ from torch.utils.data import Sampler
 
 from lit_sft.data.encoder import Encoder, Selection
 from lit_sft.data.mixture import epoch_order
-from lit_sft.data.packing import micro_batches
+from lit_sft.data.packing import group, micro_batches
 
 WINDOW = 4096
 """Examples that are packed, or grouped by length, among themselves."""
@@ -123,7 +123,7 @@ class EpochOrder(Sampler[MicroBatch]):
         self._rank = rank
         # Fetching begins before the trainer says which epoch it is.
         self._epoch = start.epoch
-        self._positions: OrderedDict[tuple[int, int], Position] = OrderedDict()
+        self._positions = OrderedDict({(start.epoch, start.num_batches): start})
 
     def set_epoch(self, epoch: int) -> None:
         """The trainer calls it when an epoch begins."""
@@ -131,7 +131,7 @@ class EpochOrder(Sampler[MicroBatch]):
 
     def position_after(self, epoch: int, num_batches: int) -> Position:
         """Where the epoch goes on after so many batches, the last of which was handed out a while ago at most."""
-        return self._positions.get((epoch, num_batches), Position(epoch)) if num_batches else Position(epoch)
+        return self._positions[epoch, num_batches] if num_batches else Position(epoch)
 
     def num_batches_estimated(self) -> int:
         """Batches of an epoch, reckoned from its first window; exact if there is no other."""
@@ -178,3 +178,32 @@ class EpochOrder(Sampler[MicroBatch]):
 
 def _part(selection: Selection, wanted: slice) -> Selection:
     return selection[0][wanted], selection[1][wanted]
+
+
+class HeldOutOrder(Sampler[MicroBatch]):
+    """One rank's share of records that are measured: similar lengths together, each record once.
+
+    Args:
+        records: What is measured.
+        batching: How much a micro-batch may hold.
+        encoder: Waits until they are encoded.
+        num_ranks: Processes that measure together; each gets equally many batches, the last of some is empty.
+        rank: Which of them this is.
+    """
+
+    def __init__(self, records: Selection, batching: Batching, encoder: Encoder, *, num_ranks: int, rank: int) -> None:
+        encoder.need(records, "held-out examples")
+        lengths = encoder.num_tokens(records)
+        kept = np.flatnonzero(lengths)
+        batches = group(lengths[kept], batching.num_rows * batching.row_length)
+        corpus_of, record = (part.tolist() for part in records)
+        own = [[[(corpus_of[i], record[i])] for i in kept[batch].tolist()] for batch in batches[rank::num_ranks]]
+        num_batches = -(-len(batches) // num_ranks)
+        self._batches = [*own, *([[]] * (num_batches - len(own)))]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for rows in self._batches:
+            yield MicroBatch(rows, epoch_share=1.0)

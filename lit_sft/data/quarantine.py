@@ -1,55 +1,68 @@
-"""What was wrong with the data: counted by reason, listed with file:line, never fatal and never silent."""
+"""What was wrong with the data: counted by reason, listed with file:line, never fatal by itself and never silent."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lit_sft.corpora._base import Finding
-from lit_sft.errors import DataError
+import numpy as np
 
-MAX_LISTED = 1000
-"""Findings listed for each reason; a file with a million CRLF lines should not make a second one as large."""
+from lit_sft.corpora._base import Finding
+from lit_sft.data.encoder import EncodedCorpus
+from lit_sft.data.scan import EMPTY_LINE, GOOD, LEFT_OUT, MAX_LISTED
+from lit_sft.errors import DataError
 
 
 class Quarantine:
-    """Collects findings; every one is counted, the first thousand of each reason are listed.
+    """What was found in corpora so far: in reading, all of it; in encoding, as far as that got.
 
     Args:
-        stop_at_first: Raise at the first record that would be skipped.
+        corpora: Where it was found.
     """
 
-    def __init__(self, *, stop_at_first: bool = False) -> None:
-        self.skipped: Counter[str] = Counter()
-        self.repaired: Counter[str] = Counter()
-        self._listed: list[Finding] = []
-        self._stop_at_first = stop_at_first
+    def __init__(self, corpora: Sequence[EncodedCorpus]) -> None:
+        self._corpora = corpora
 
-    def report(self, finding: Finding) -> None:
-        """Count a finding.
+    @property
+    def skipped(self) -> Counter[str]:
+        """Records that are not used, by reason."""
+        return self._count(is_kept=False)
+
+    @property
+    def repaired(self) -> Counter[str]:
+        """Records that are used after a repair or a cut, by reason."""
+        return self._count(is_kept=True)
+
+    def findings(self) -> Iterator[Finding]:
+        """The first thousand records of each reason and corpus."""
+        for corpus in self._corpora:
+            for is_kept, reason, numbers in _found_in(corpus):
+                for number in numbers[:MAX_LISTED].tolist():
+                    yield corpus.scanned.finding(number, reason, is_kept=is_kept)
+
+    def refuse_any(self) -> None:
+        """Stop at the first record that is not used.
 
         Raises:
-            DataError: If `stop_at_first` and the record cannot be kept.
+            DataError: Naming it.
         """
-        if self._stop_at_first and not finding.is_kept:
-            raise DataError(
-                f"{finding.source}: {finding.reason}: {finding.excerpt[:80]!r}. "
-                "Repair the record, or set on_bad_record: skip"
-            )
-        counts = self.repaired if finding.is_kept else self.skipped
-        counts[finding.reason] += 1
-        if counts[finding.reason] <= MAX_LISTED:
-            self._listed.append(finding)
+        for finding in self.findings():
+            if not finding.is_kept and finding.reason != EMPTY_LINE:
+                raise DataError(
+                    f"{finding.source}: {finding.reason}: {finding.excerpt[:80]!r}. "
+                    "Repair the record, or set on_bad_record: skip"
+                )
 
     def write(self, path: Path) -> None:
         """One JSON object for each listed finding, then one with all counts."""
-        lines = [asdict(finding) for finding in self._listed]
         counts = {"skipped": dict(self.skipped), "kept_after_repair": dict(self.repaired)}
+        lines = [*(asdict(finding) for finding in self.findings()), {"counts": counts}]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".partial")
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in [*lines, {"counts": counts}])
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
 
@@ -60,3 +73,24 @@ class Quarantine:
             for reason, count in counts.most_common()
         ]
         return ", ".join(parts) or "no bad records"
+
+    def _count(self, *, is_kept: bool) -> Counter[str]:
+        found: Counter[str] = Counter()
+        for corpus in self._corpora:
+            found.update({reason: len(numbers) for kept, reason, numbers in _found_in(corpus) if kept == is_kept})
+        return found
+
+
+def _found_in(corpus: EncodedCorpus) -> Iterator[tuple[bool, str, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
+    """Whether they are used, why they are listed, and numbers of the records of a corpus."""
+    scan, table = corpus.scanned.scan, corpus.store.table
+    for name in scan.verdict_names:
+        if name not in {GOOD, LEFT_OUT}:
+            yield False, name, scan.records_with(name)
+    for name in scan.repair_names:
+        yield True, name, scan.repaired_records(name)
+    for code, name in enumerate(corpus.store.remark_names):
+        if name:
+            numbers = np.flatnonzero(table["remark"] == code)
+            is_kept = bool(len(numbers)) and bool(table["num_tokens"][numbers[0]])
+            yield is_kept, name, numbers

@@ -92,8 +92,9 @@ class FileRecords:
         # Never closed: it lives as long as the process, and worker processes share it.
         return os.open(self._folder / "records" if self._is_copy else self.file, os.O_RDONLY)
 
-    def _array(self, name: str) -> Any:
-        return np.load(self._folder / f"{name}.npy", mmap_mode="r")
+    def _array(self, name: str) -> NDArray[Any]:
+        array: NDArray[Any] = np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        return array
 
 
 class Records:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -112,14 +111,6 @@ class ScannedCorpus:
         assert reading is not None
         return replace(reading, source=self.records.source(number))
 
-    def findings(self) -> Iterator[Finding]:
-        """What was found, the first thousand records of each reason."""
-        for name in self.scan.verdict_names:
-            if name not in {GOOD, LEFT_OUT}:
-                yield from self._findings(name, self.scan.records_with(name), is_kept=False)
-        for name in self.scan.repair_names:
-            yield from self._findings(name, self.scan.repaired_records(name), is_kept=True)
-
     def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
         """A finding about a record."""
         return Finding(self.records.source(number), reason, excerpt(self.records.read(number)), is_kept)
@@ -141,10 +132,6 @@ class ScannedCorpus:
                 f"{bad.total()} of {num_records} records of {self.corpus.path} are bad: {table}. Check the file and "
                 f"the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
             )
-
-    def _findings(self, reason: str, numbers: NDArray[np.int64], *, is_kept: bool) -> Iterator[Finding]:
-        for number in numbers[:MAX_LISTED].tolist():
-            yield self.finding(number, reason, is_kept=is_kept)
 
 
 def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> ScannedCorpus:

@@ -2,8 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
+
+from lit_sft.data.encoder import Selection
+from lit_sft.data.scan import ScannedCorpus
+
+
+@dataclass(frozen=True)
+class Split:
+    """Records to train on and records held out, corpus after corpus; `duplicates` say again what another says."""
+
+    train: Selection
+    validation: Selection
+    duplicates: Selection
+
+
+def split_corpora(corpora: Sequence[ScannedCorpus], fraction: float, seed: int, *, deduplicate: bool) -> Split:
+    """Share out the usable records of all corpora.
+
+    Args:
+        corpora: Where they are.
+        fraction: Share of the distinct conversations to hold out.
+        seed: Another one holds out others.
+        deduplicate: Whether a record that says what one before it says is left out.
+    """
+    corpus_of, records = all_good(corpora)
+    fingerprints = np.concatenate([corpus.scan.fingerprints[corpus.scan.good] for corpus in corpora])
+    is_new = is_first(fingerprints)
+    is_wanted = is_new if deduplicate else np.ones_like(is_new)
+    is_held_out = held_out(fingerprints, fraction, seed)
+
+    def those(chosen: NDArray[np.bool_]) -> Selection:
+        return corpus_of[chosen], records[chosen]
+
+    return Split(those(is_wanted & ~is_held_out), those(is_wanted & is_held_out), those(~is_new))
+
+
+def all_good(corpora: Sequence[ScannedCorpus]) -> Selection:
+    """Every usable record."""
+    good = [corpus.scan.good for corpus in corpora]
+    numbers = [np.full(len(records), number, dtype=np.uint8) for number, records in enumerate(good)]
+    return np.concatenate(numbers), np.concatenate(good)
 
 
 def held_out(fingerprints: NDArray[np.uint64], fraction: float, seed: int) -> NDArray[np.bool_]:
@@ -16,13 +59,14 @@ def held_out(fingerprints: NDArray[np.uint64], fraction: float, seed: int) -> ND
         fraction: Share of the distinct conversations to hold out; at least one if it is above zero and there are two.
         seed: Another one holds out others.
     """
-    distinct = np.unique(_mixed(fingerprints, seed))
+    mixed = _mixed(fingerprints, seed)
+    distinct = np.unique(mixed)
     num_held_out = round(fraction * len(distinct))
     if fraction > 0 and len(distinct) > 1:
         num_held_out = min(max(num_held_out, 1), len(distinct) - 1)
     if not num_held_out:
         return np.zeros(len(fingerprints), dtype=np.bool_)
-    return np.asarray(_mixed(fingerprints, seed) <= distinct[num_held_out - 1])
+    return np.asarray(mixed <= distinct[num_held_out - 1])
 
 
 def is_first(fingerprints: NDArray[np.uint64]) -> NDArray[np.bool_]:
