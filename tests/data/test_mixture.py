@@ -81,6 +81,11 @@ def test_corpora_stand_among_each_other_in_the_whole_epoch() -> None:
     assert max(shares) < 0.35
 
 
+def test_corpora_take_other_places_in_each_epoch() -> None:
+    places = [tuple(record >= 50 for record in order_of([50, 50], [50, 50], epoch=epoch)) for epoch in range(4)]
+    assert len(set(places)) == len(places)
+
+
 def test_records_are_shuffled_over_whole_corpora() -> None:
     order = np.array(order_of([4000], [4000]))
     assert abs(np.corrcoef(order, np.arange(4000))[0, 1]) < 0.05

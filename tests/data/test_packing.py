@@ -1,6 +1,7 @@
 """Micro-batches with little padding."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from lit_sft.data.packing import group, micro_batches, pack
+
+T = TypeVar("T")
 
 ROW = 64
 lengths_of_examples = st.lists(st.integers(1, ROW), max_size=300).map(lambda values: np.array(values, dtype=np.int64))
@@ -26,8 +29,8 @@ def cut(lengths: NDArray[np.int64], *, packing: bool, seed: int = 0, num_rows: i
     return [[row.tolist() for row in batch] for batch in batches]
 
 
-def flat(rows: Iterable[Iterable[int]]) -> list[int]:
-    return [index for row in rows for index in row]
+def flat(rows: Iterable[Iterable[T]]) -> list[T]:
+    return [entry for row in rows for entry in row]
 
 
 @given(lengths_of_examples)
