@@ -282,7 +282,7 @@ class SFTData(LightningDataModule):
     def _loader(self, examples: list[Example], order: Sampler[Any] | None = None) -> DataLoader[Batch]:
         pad_token_id = self.tokenizer.pad_token_id
         collate_fn: Callable[[list[Example]], Batch] = partial(
-            collate, pad_token_id=self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
+            _collate, pad_token_id=self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
         )
         return DataLoader(
             cast(Dataset[Batch], examples),
@@ -293,6 +293,10 @@ class SFTData(LightningDataModule):
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             persistent_workers=self.num_workers > 0,
         )
+
+
+def _collate(examples: list[Example], pad_token_id: int) -> Batch:
+    return collate([[example] for example in examples], pad_token_id)
 
 
 def _from_sources(corpora: Iterable[Corpus], sources: set[str]) -> list[Conversation]:
