@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
+
+    Ids = Sequence[int] | NDArray[np.integer[Any]]
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -89,13 +93,14 @@ class EncodedTurn:
 class Example:
     """One training example: `labels[i]` is `input_ids[i]` where supervised, else -100 (not shifted).
 
-    `truncation` names what was left out to fit the row, if anything.
+    `truncation` names what was left out to fit the row, if anything; `corpus` is the index of its corpus.
     """
 
-    input_ids: Sequence[int]
-    labels: Sequence[int]
+    input_ids: Ids
+    labels: Ids
     source: str = ""
     truncation: Literal["", "turns-dropped", "reply-cut"] = ""
+    corpus: int = 0
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -103,19 +108,26 @@ class Example:
 
 @dataclass
 class Batch:
-    """A micro-batch of rows padded on the right.
+    """A micro-batch of rows, each of one or more examples, padded on the right.
 
-    `input_ids` [B, T] int64; `labels` [B, T] int64, -100 where no loss, not shifted; `segment_ids` [B, T] int32,
-    0 where padding. `num_tokens` and `num_supervised` are counted before the transfer to the device, so that
-    reading them costs no synchronisation. `sources` names the records.
+    `input_ids` [B, T] int64; `labels` [B, T] int64, -100 where no loss, not shifted; `position_ids` [B, T] int64, from
+    0 in each example, None where each row holds one, so that networks count themselves; `segment_ids` [B, T] int32,
+    the examples of a row from 1, 0 where padding; `corpus_ids` [B, T] int64, index into `corpora`, which names all
+    corpora in each batch. `num_tokens` and `num_supervised` are counted before the transfer to the device, so that
+    reading them costs no synchronisation. `sources` names the records. `epoch_share` is the share of the epoch that is
+    done with this batch, the same on every rank.
     """
 
     input_ids: torch.Tensor
     labels: torch.Tensor
+    position_ids: torch.Tensor | None
     segment_ids: torch.Tensor
+    corpus_ids: torch.Tensor
+    corpora: list[str]
     num_tokens: int
     num_supervised: int
     sources: list[str]
+    epoch_share: float
 
     def to(self, device: torch.device, **kwargs: Any) -> Batch:
         """The batch with its tensors on `device` (Lightning calls this)."""

@@ -10,9 +10,9 @@ import torch
 from lightning import LightningModule
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_sft.conversation import Batch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import open_checkpoint
 from lit_sft.stages.schedules import Cosine, Schedule
@@ -55,6 +55,10 @@ class Stage(LightningModule):
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
         self.model: nn.Module | None = None
+        self.run_share = 0.0
+        """Share of the run that is done with the latest optimizer step."""
+        self._epoch_share = 0.0
+        self._base_rates: list[float] = []
         self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
         # A checkpoint holds only what trained; on_load_checkpoint compares the names instead.
         self.strict_loading = False
@@ -72,12 +76,16 @@ class Stage(LightningModule):
         return self._loaded_tokenizer
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot train.
+        """Refuse a precision that cannot train, and a run whose end a schedule cannot know.
 
         Raises:
-            ConfigError: For `16-true`.
+            ConfigError: For `16-true`, and for neither epochs nor steps.
         """
-        if stage == "fit" and str(self.trainer.precision) == "16-true":
+        if stage != "fit":
+            return
+        if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
+            raise ConfigError("the learning rate follows the share of the run: set trainer.max_epochs or max_steps")
+        if str(self.trainer.precision) == "16-true":
             raise ConfigError(
                 "trainer.precision 16-true cannot train: gradients and updates below 6e-8 become zero and sums above "
                 "65,504 infinite. Use bf16-mixed, bf16-true or 16-mixed"
@@ -107,8 +115,8 @@ class Stage(LightningModule):
         if asleep:
             raise TrainingError(f"{asleep[0]} and {len(asleep) - 1} other modules are in evaluation mode in training")
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer over what trains, and the schedule by optimizer step."""
+    def configure_optimizers(self) -> Optimizer:
+        """The optimizer over what trains."""
         self.tuning.settle_precision(self.model)
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         groups: list[dict[str, Any]] = [
@@ -116,9 +124,20 @@ class Stage(LightningModule):
             {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = self.make_optimizer([group for group in groups if group["params"]])
-        num_steps = max(1, int(self.trainer.estimated_stepping_batches))
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule.factor(step, num_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        # A checkpoint that is loaded into the optimizer brings its own rates; those of the configuration count.
+        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        return optimizer
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep the share of the epoch that is done with this batch; what ends the epoch first counts."""
+        self._epoch_share = max(batch.epoch_share, (batch_idx + 1) / self.trainer.num_training_batches)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Set the learning rate by the position in the run alone, so that a resumed run has that of a whole one."""
+        self.run_share = self._share_with_this_step()
+        factor = self.schedule.factor(self.run_share)
+        for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trained: the frozen base lies in its folder."""
@@ -140,6 +159,17 @@ class Stage(LightningModule):
                     f"the checkpoint is of another model or tuning: {name} has shape {stored.get(name, 'none')} in it "
                     f"and {own.get(name, 'none')} here. Start with the configuration it was trained with"
                 )
+
+    def _share_with_this_step(self) -> float:
+        """What ends the run first counts: its steps or its epochs."""
+        trainer = self.trainer
+        shares = []
+        if trainer.max_steps != -1:
+            shares.append((trainer.global_step + 1) / trainer.max_steps)
+        if trainer.max_epochs != -1:
+            assert trainer.max_epochs is not None
+            shares.append((trainer.current_epoch + self._epoch_share) / trainer.max_epochs)
+        return max(shares)
 
     def gradient_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients."""

@@ -1,4 +1,7 @@
-"""Learning rate over the run: a factor of the optimizer's rate, as a function of the share of steps done."""
+"""Learning rate over the run: a factor of the optimizer's rate, as a function of the share of the run that is done.
+
+How many steps an epoch has need not be known for that.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,9 @@ class Schedule(ABC):
 
     Args:
         warmup_fraction: Share of the run in which the rate rises from zero.
+
+    Raises:
+        ConfigError: If the warm-up would not end within the run.
     """
 
     def __init__(self, warmup_fraction: float = 0.03) -> None:
@@ -20,12 +26,11 @@ class Schedule(ABC):
             raise ConfigError(f"schedule warmup_fraction is {warmup_fraction}; it must be at least 0 and below 1")
         self.warmup_fraction = warmup_fraction
 
-    def factor(self, step: int, num_steps: int) -> float:
-        """Factor of the learning rate in optimizer step `step`, the first being 0."""
-        warmup_steps = math.ceil(self.warmup_fraction * num_steps)
-        if step < warmup_steps:
-            return (step + 1) / warmup_steps
-        return self.curve(min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps)))
+    def factor(self, progress: float) -> float:
+        """Factor of the learning rate in a step; `progress`, in (0, 1], is the share of the run done with that step."""
+        if progress < self.warmup_fraction:
+            return progress / self.warmup_fraction
+        return self.curve((progress - self.warmup_fraction) / (1 - self.warmup_fraction))
 
     @abstractmethod
     def curve(self, progress: float) -> float:

@@ -41,29 +41,42 @@ class SFT(Stage):
     def __init__(self, generation: Strategy | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.generation = generation or Greedy()
-        self._step: list[tuple[TokenTotals, list[str]]] = []
+        self._step: list[tuple[torch.Tensor, list[str]]] = []
         self._held_out: list[torch.Tensor] = []
+        self._corpora: list[str] = []
 
     def forward(self, batch: Batch) -> TokenTotals:
-        """Loss, tokens and correct tokens of a micro-batch, summed."""
+        """Loss, tokens and correct tokens of a micro-batch, summed by corpus."""
         network = self.causal_lm
-        hidden = network.get_decoder()(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        return supervised_cross_entropy(hidden, batch.labels, network.get_output_embeddings())
+        # Where positions restart, every family keeps the examples of a row apart.
+        decoded = network.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        return supervised_cross_entropy(
+            decoded.last_hidden_state,
+            batch.labels,
+            network.get_output_embeddings(),
+            groups=batch.corpus_ids,
+            num_groups=len(batch.corpora),
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss, scaled."""
         totals = self(batch)
-        self._step.append((TokenTotals(*(total.detach() for total in totals)), batch.sources))
+        self._step.append((totals.by_group, batch.sources))
+        self._corpora = batch.corpora
         loss: torch.Tensor = totals.loss * LOSS_SCALE
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Make summed gradients those of the mean over the step's tokens; runs after unscaling, before clipping."""
+        super().on_before_optimizer_step(optimizer)
         micro_batches, self._step = self._step, []
-        own = torch.stack([torch.stack([total.double() for total in totals]) for totals, _ in micro_batches])
-        loss, num_tokens, num_correct = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum").tolist()
+        own = torch.stack([by_corpus for by_corpus, _ in micro_batches])  # [M, C, 3]
+        by_corpus = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum").tolist()
+        loss, num_tokens, num_correct = map(math.fsum, zip(*by_corpus, strict=True))
+        if not num_tokens:
+            return  # no rank has data left for this step: its gradients are zero, and there is no mean
         if not math.isfinite(loss) or loss == 0:
-            raise self._harmful("loss", loss, own[:, 0], micro_batches)
+            raise self._harmful("loss", loss, own, micro_batches)
         # Lightning divided the loss by the accumulation, and the strategy averaged over the ranks.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         for parameter in self.parameters():
@@ -72,13 +85,14 @@ class SFT(Stage):
         norm = float(self.gradient_norm())
         # The loss scaler of fp16 skips overflowing steps by itself.
         if not math.isfinite(norm) and self.trainer.precision != "16-mixed":
-            raise self._harmful("gradient norm", norm, own[:, 0], micro_batches)
+            raise self._harmful("gradient norm", norm, own, micro_batches)
         loss /= num_tokens
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/perplexity", math.exp(min(loss, 700)))
         self.log("train/token_accuracy", num_correct / num_tokens, prog_bar=True)
         self.log("train/gradient_norm", norm, prog_bar=True)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"], prog_bar=True)
+        self._log_corpora(by_corpus)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of the validation split."""
@@ -124,12 +138,28 @@ class SFT(Stage):
         )
 
     def _measure(self, batch: Batch) -> None:
-        self._held_out.append(torch.stack([total.double() for total in self(batch)]))
+        self._held_out.append(self(batch).by_group)
+        self._corpora = batch.corpora
 
-    def _harmful(self, what: str, value: float, losses: torch.Tensor, micro_batches: list[Any]) -> TrainingError:
+    def _log_corpora(self, by_corpus: list[list[float]]) -> None:
+        """The loss of each corpus that has tokens in the step."""
+        step = self.trainer.global_step
+        if len(by_corpus) == 1 or (step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        losses = {
+            f"train/loss/{name}": loss / num_tokens
+            for name, (loss, num_tokens, _) in zip(self._corpora, by_corpus, strict=True)
+            if num_tokens
+        }
+        # self.log would repeat the last loss of a corpus in steps that have none of its tokens.
+        for logger in self.loggers:
+            logger.log_metrics(losses, step=step)
+
+    def _harmful(self, what: str, value: float, own: torch.Tensor, micro_batches: list[Any]) -> TrainingError:
         """The error that stops the run, naming the records of the micro-batches at fault, or of the whole step."""
-        suspects = [sources for loss, (_, sources) in zip(losses.tolist(), micro_batches, strict=True)
-                    if not math.isfinite(loss) or loss == 0]  # fmt: skip
+        totals = own.sum(1).tolist()
+        suspects = [sources for (loss, num_tokens, _), (_, sources) in zip(totals, micro_batches, strict=True)
+                    if num_tokens and (not math.isfinite(loss) or loss == 0)]  # fmt: skip
         records = [source for sources in suspects or [sources for _, sources in micro_batches] for source in sources]
         named = ", ".join(records[:MAX_NAMED]) + (f" and {len(records) - MAX_NAMED} more" * (len(records) > MAX_NAMED))
         return TrainingError(
@@ -140,13 +170,23 @@ class SFT(Stage):
     def _log_held_out(self, split: Split) -> None:
         """Means over the supervised tokens of all batches and ranks, summed in float64 whatever the precision."""
         own, self._held_out = self._held_out, []
-        nothing = torch.zeros(3, dtype=torch.float64, device=self.device)
-        totals = self.trainer.strategy.reduce(sum(own, nothing), reduce_op="sum")
-        loss, num_tokens, num_correct = totals.tolist()
-        values = {
-            f"{split}/loss": loss / num_tokens,
-            f"{split}/perplexity": math.exp(min(loss / num_tokens, 700)),
-            f"{split}/token_accuracy": num_correct / num_tokens,
-        }
+        by_corpus = self.trainer.strategy.reduce(torch.stack(own).sum(0), reduce_op="sum").tolist()
+        values = _held_out_metrics(split, "", *map(math.fsum, zip(*by_corpus, strict=True)))
+        if len(by_corpus) > 1:
+            for name, totals in zip(self._corpora, by_corpus, strict=True):
+                values |= _held_out_metrics(split, f"/{name}", *totals)
         # Every rank has the same values; saying so spares a warning of each.
         self.log_dict(values, prog_bar=True, sync_dist=True)
+
+
+def _held_out_metrics(
+    split: Split, suffix: str, loss: float, num_tokens: float, num_correct: float
+) -> dict[str, float]:
+    """The means of a corpus, or of all; none if it has no token."""
+    if not num_tokens:
+        return {}
+    return {
+        f"{split}/loss{suffix}": loss / num_tokens,
+        f"{split}/perplexity{suffix}": math.exp(min(loss / num_tokens, 700)),
+        f"{split}/token_accuracy{suffix}": num_correct / num_tokens,
+    }

@@ -1,26 +1,69 @@
-"""Rows and their padding."""
+"""Rows of examples and their padding."""
+
+from array import array
+
+import numpy as np
+import pytest
+import torch
 
 from lit_sft.conversation import IGNORE_INDEX, Example
 from lit_sft.data.collate import collate, pad_left
 
 X = IGNORE_INDEX
+A = Example([5, 6, 7], [X, 6, 7], "a:1")
+B = Example([8], [X], "a:2")
+C = Example([3, 4], [3, 4], "b:1", corpus=1)
 
 
 def test_rows_are_padded_on_the_right_without_loss() -> None:
-    batch = collate([Example([5, 6, 7], [X, 6, 7], "a:1"), Example([8], [X], "a:2")], pad_token_id=9)
+    batch = collate([[A], [B]], pad_token_id=9)
     assert batch.input_ids.tolist() == [[5, 6, 7], [8, 9, 9]]
     assert batch.labels.tolist() == [[X, 6, 7], [X, X, X]]
     assert batch.segment_ids.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert batch.sources == ["a:1", "a:2"]
+    assert batch.position_ids is None
 
 
-def test_tokens_are_counted_without_padding() -> None:
-    batch = collate([Example([5, 6, 7], [X, 6, 7]), Example([8], [X])], pad_token_id=9)
-    assert (batch.num_tokens, batch.num_supervised) == (4, 2)
+def test_examples_of_a_row_follow_each_other_and_count_from_zero() -> None:
+    batch = collate([[A, C, B], [C]], pad_token_id=9)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 3, 4, 8], [3, 4, 9, 9, 9, 9]]
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 3], [1, 1, 0, 0, 0, 0]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 0, 1, 2, 3]]
+    assert batch.sources == ["a:1", "b:1", "a:2", "b:1"]
 
 
-def test_the_first_position_predicts_nothing_and_is_not_counted() -> None:
-    assert collate([Example([5, 6], [5, 6])], pad_token_id=9).num_supervised == 1
+def test_the_first_token_of_an_example_is_not_predicted_from_its_neighbour() -> None:
+    assert collate([[A, C], [C]], pad_token_id=9).labels.tolist() == [[X, 6, 7, X, 4], [X, 4, X, X, X]]
+
+
+def test_every_position_names_its_corpus() -> None:
+    batch = collate([[A, C], [C]], pad_token_id=9, corpora=["a", "b"])
+    assert batch.corpora == ["a", "b"]
+    assert batch.corpus_ids.tolist() == [[0, 0, 0, 1, 1], [1, 1, 0, 0, 0]]
+
+
+def test_tokens_are_counted_without_padding_and_supervised_ones_where_they_carry_loss() -> None:
+    batch = collate([[A, C], [B]], pad_token_id=9)
+    assert (batch.num_tokens, batch.num_supervised) == (6, 3)
+
+
+def test_a_batch_of_nothing_is_one_row_of_padding_without_loss() -> None:
+    batch = collate([], pad_token_id=9, corpora=["a", "b"], epoch_share=1.0)
+    assert batch.input_ids.tolist() == [[9]]
+    assert batch.labels.tolist() == [[X]]
+    assert batch.segment_ids.tolist() == [[0]]
+    assert (batch.num_tokens, batch.num_supervised, batch.sources) == (0, 0, [])
+    assert (batch.corpora, batch.epoch_share) == (["a", "b"], 1.0)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint16, lambda ids: array("i", ids), tuple])
+def test_ids_of_any_kind_become_int64(kind: type) -> None:
+    as_numpy = Example(np.array([5, 6]), np.array([X, 6], np.int32))
+    batch = collate([[as_numpy, Example(kind([7, 8]), [X, 8])]], pad_token_id=9)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8]]
+    assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
+    assert batch.segment_ids.dtype == torch.int32
 
 
 def test_prompts_are_padded_on_the_left() -> None:

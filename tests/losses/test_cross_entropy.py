@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.losses.cross_entropy import supervised_cross_entropy
+from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
@@ -15,10 +15,14 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
     return hidden, labels, torch.nn.Linear(8, 20, dtype=torch.float64)
 
 
+def of_one_group(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, **options: int) -> TokenTotals:
+    return supervised_cross_entropy(hidden, labels, head, torch.zeros_like(labels), 1, **options)
+
+
 @pytest.mark.parametrize("chunk_size", [1, 5, 1000])
 def test_equals_the_loss_of_the_full_logits_with_its_gradients(chunk_size: int) -> None:
     hidden, labels, head = inputs()
-    totals = supervised_cross_entropy(hidden, labels, head, chunk_size=chunk_size)
+    totals = of_one_group(hidden, labels, head, chunk_size=chunk_size)
     gradients = torch.autograd.grad(totals.loss, [hidden, *head.parameters()])
 
     logits = head(hidden)[:, :-1].reshape(-1, 20)
@@ -29,8 +33,32 @@ def test_equals_the_loss_of_the_full_logits_with_its_gradients(chunk_size: int) 
         torch.testing.assert_close(gradient, wanted, rtol=1e-5, atol=1e-7)
 
     is_supervised = targets != IGNORE_INDEX
-    assert totals.num_tokens == is_supervised.sum()
-    assert totals.num_correct == (logits.argmax(-1) == targets)[is_supervised].sum()
+    loss, num_tokens, num_correct = totals.by_group[0]
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-6, atol=0)
+    assert num_tokens == is_supervised.sum()
+    assert num_correct == (logits.argmax(-1) == targets)[is_supervised].sum()
+
+
+@pytest.mark.parametrize("chunk_size", [5, 1000])
+def test_each_group_has_the_totals_it_has_alone(chunk_size: int) -> None:
+    hidden, labels, head = inputs()
+    groups = torch.randint(0, 3, labels.shape)
+    together = supervised_cross_entropy(hidden, labels, head, groups, 4, chunk_size=chunk_size)
+    assert not together.by_group.requires_grad
+    for group in range(3):
+        alone = of_one_group(hidden, labels.where(groups == group, IGNORE_INDEX), head)
+        torch.testing.assert_close(together.by_group[group], alone.by_group[0])
+    assert together.by_group[3].tolist() == [0, 0, 0]
+    torch.testing.assert_close(together.by_group.sum(0)[0], together.loss.double(), rtol=1e-6, atol=0)
+
+
+def test_a_loss_that_is_no_number_stays_in_its_group() -> None:
+    hidden, labels, head = inputs()
+    groups = torch.arange(3)[:, None].expand_as(labels)
+    broken = hidden.detach().clone()
+    broken[2] = float("nan")
+    totals = supervised_cross_entropy(broken, labels, head, groups, 3)
+    assert totals.by_group[:, 0].isnan().tolist() == [False, False, True]
 
 
 def test_the_head_sees_no_more_positions_than_a_chunk_and_only_supervised_ones() -> None:
@@ -38,20 +66,24 @@ def test_the_head_sees_no_more_positions_than_a_chunk_and_only_supervised_ones()
     seen: list[int] = []
     head.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
     with torch.no_grad():
-        totals = supervised_cross_entropy(hidden, labels, head, chunk_size=4)
+        totals = of_one_group(hidden, labels, head, chunk_size=4)
     assert max(seen) <= 4
-    assert sum(seen) == totals.num_tokens
+    assert sum(seen) == totals.by_group[0, 1]
 
 
-def test_a_batch_without_supervised_tokens_has_zero_loss_and_a_graph() -> None:
+@pytest.mark.parametrize("length", [1, 10])
+def test_a_batch_without_supervised_tokens_has_zero_loss_and_zero_gradients(length: int) -> None:
     hidden, labels, head = inputs()
-    totals = supervised_cross_entropy(hidden, torch.full_like(labels, IGNORE_INDEX), head)
-    assert (totals.loss, totals.num_tokens) == (0, 0)
+    totals = of_one_group(hidden[:, :length], torch.full_like(labels[:, :length], IGNORE_INDEX), head)
+    assert totals.loss == 0
+    assert totals.by_group.tolist() == [[0, 0, 0]]
+    for gradient in torch.autograd.grad(totals.loss, [hidden, *head.parameters()]):
+        assert not gradient.any()
 
 
 def test_half_precision_is_summed_in_float32() -> None:
     hidden, labels, head = inputs()
-    exact = supervised_cross_entropy(hidden, labels, head)
-    rounded = supervised_cross_entropy(hidden.bfloat16(), labels, head.bfloat16())
+    exact = of_one_group(hidden, labels, head)
+    rounded = of_one_group(hidden.bfloat16(), labels, head.bfloat16())
     assert rounded.loss.dtype == torch.float32
     torch.testing.assert_close(rounded.loss, exact.loss.float(), rtol=0.02, atol=0)
