@@ -108,7 +108,7 @@ def test_a_corpus_is_read_once_wherever_its_files_are_moved(tmp_path: Path, monk
     file.write_text(LINES, encoding="utf-8")
     first = scanned(Belle(str(file)), tmp_path)
     moved = file.rename(tmp_path / "moved.json")
-    monkeypatch.setattr(scan, "_scan", None)
+    monkeypatch.setattr(scan, "_scan", lambda *args: pytest.fail("read again"))
     again = scanned(Belle(str(moved)), tmp_path)
     assert again.fingerprint == first.fingerprint
     assert again.conversation(3).source == f"{moved}:4"

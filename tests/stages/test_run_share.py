@@ -22,8 +22,11 @@ class Share(Schedule):
     def __init__(self) -> None:
         super().__init__(warmup_fraction=0.0)
 
+    def factor(self, before: float, after: float) -> float:
+        return after
+
     def curve(self, progress: float) -> float:
-        return progress
+        raise NotImplementedError
 
 
 class Rates(Callback):
