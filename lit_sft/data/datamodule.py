@@ -23,6 +23,7 @@ from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import Split, all_good, split_corpora
+from lit_sft.data.table import preparation_table
 from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -232,12 +233,7 @@ class SFTData(LightningDataModule):
             self.quarantine.refuse_any()
         self._settle_intervals()
         self._write_quarantine()
-        train, validation, duplicates = (len(part[0]) for part in vars(self.split).values())
-        log.info(
-            "%d conversations to train on, %d to validate on; %d left out by filters, %d duplicates%s; %s",
-            train, validation, sum(corpus.scan.num_left_out for corpus in self.scanned), duplicates,
-            " left out" if self.deduplicate else "", self.quarantine,
-        )  # fmt: skip
+        log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
 
     def _check_examples(self) -> None:
         """Encode the first window: is there anything to learn?"""

@@ -70,6 +70,12 @@ class Scan:
             {name: self._count(name) for name in self.verdict_names if name not in {GOOD, LEFT_OUT, EMPTY_LINE}}
         )
 
+    @property
+    def findings(self) -> Counter[str]:
+        """Records by what is wrong with them, or was before it was repaired."""
+        repaired = {name: len(self.repaired_records(name)) for name in self.repair_names}
+        return self.bad + Counter(repaired) + Counter({EMPTY_LINE: self._count(EMPTY_LINE)})
+
     def records_with(self, verdict: str) -> NDArray[np.int64]:
         """Numbers of the records with a verdict."""
         return np.flatnonzero(self.verdicts == self.verdict_names.index(verdict))
