@@ -204,14 +204,15 @@ class SFTData(LightningDataModule):
         Raises:
             ConfigError: In the middle of an epoch of other data, or of data that was cut into other batches.
         """
-        own = self._identity()
-        differing = [
-            f"{name} {state['data'].get(name)}, not {own[name]}" for name in own if state["data"].get(name) != own[name]
-        ]
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # it measures or answers all there is
+        own, stored = self._identity(), state["data"]
+        differing = [name for name in own if stored.get(name) != own[name]]
         if state["num_batches"] and differing:
+            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in differing)
             raise ConfigError(
-                f"the checkpoint stands in the middle of an epoch of other data; go on with data: "
-                f"{'; '.join(differing)}"
+                f"the checkpoint stands in the middle of an epoch of other data or other batches: {values}. "
+                "Go on with the data and options of its run"
             )
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
@@ -318,7 +319,7 @@ class SFTData(LightningDataModule):
             "deduplicate": self.deduplicate,
             "seed": self.seed,
             "counts": self.mixture.counts,
-            "corpora": [corpus.fingerprint for corpus in self.scanned],
+            "corpora": [f"{corpus.name} {corpus.fingerprint[:8]}" for corpus in self.scanned],
         }
 
     def _check_options(self) -> None:

@@ -114,7 +114,12 @@ def encoded_corpora(
     )
     return [
         EncodedCorpus(
-            corpus, TokenStore(cache / "tokens" / digest(corpus.fingerprint, *writing), len(corpus.records)), number
+            corpus,
+            TokenStore(
+                cache / "tokens" / digest(corpus.fingerprint, code_digest(type(corpus.corpus)), *writing),
+                len(corpus.records),
+            ),
+            number,
         )
         for number, corpus in enumerate(scanned)
     ]
@@ -145,14 +150,20 @@ class Encoder:
         self._error: BaseException | None = None
 
     def need(self, selection: Selection, what: str = "examples") -> None:
-        """Return when all of these records are encoded."""
+        """Return when all of these records are encoded: at once here, or by the process that does it."""
         while not self._is_ready(selection):
-            if self._error:
-                raise self._error
-            if self._is_first and (self._thread is None or not self._thread.is_alive()):
+            if self._is_first:
                 self._encode_now(selection, what)
             else:
                 time.sleep(POLL_SECONDS)
+
+    def await_begun(self, selection: Selection) -> None:
+        """The same for records that the background comes to, if there is one."""
+        while self._thread is not None and self._thread.is_alive() and not self._is_ready(selection):
+            time.sleep(POLL_SECONDS)
+        if self._error:
+            raise self._error
+        self.need(selection)
 
     def begin(self, selection: Selection) -> None:
         """Encode these records in the background, in this order, in worker processes."""

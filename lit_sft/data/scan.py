@@ -96,20 +96,22 @@ class ScannedCorpus:
         corpus: How a record is read.
         records: Its records.
         layouts: The layout of each file, as a place in `corpus.layouts`.
-        scan: What was found in it.
     """
 
-    def __init__(self, name: str, corpus: Corpus, records: Records, layouts: list[int], scan: Scan) -> None:
+    scan: Scan
+    """What was found in it."""
+
+    def __init__(self, name: str, corpus: Corpus, records: Records, layouts: list[int]) -> None:
         self.name = name
         self.corpus = corpus
         self.records = records
         self.layouts = layouts
-        self.scan = scan
 
     @property
     def fingerprint(self) -> str:
         """A name for the content of the files and the way they are read, wherever they lie."""
-        return _fingerprint_of(self.corpus, self.records)
+        contents = [file.sha256 for file in self.records.files]
+        return digest(contents, type(self.corpus).__qualname__, sorted(self.corpus.options.items()))
 
     def conversation(self, number: int) -> Conversation:
         """The conversation in a usable record."""
@@ -149,8 +151,8 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     records = index_records(corpus, cache)
     layouts = [_layout_of(corpus, records, file) for file in range(len(records.files))]
     build = partial(_scan, name, corpus, records, layouts, num_workers)
-    folder = build_once(cache / "scans" / _fingerprint_of(corpus, records), build)
-    found = ScannedCorpus(name, corpus, records, layouts, _load(folder))
+    found = ScannedCorpus(name, corpus, records, layouts)
+    found.scan = _load(build_once(cache / "scans" / digest(found.fingerprint, code_digest(type(corpus))), build))
     _check_usable(found)
     return found
 
@@ -162,12 +164,6 @@ def fingerprint(conversation: Conversation) -> int:
         said += (message.role, message.content, message.thoughts, message.commands)
     hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
-
-
-def _fingerprint_of(corpus: Corpus, records: Records) -> str:
-    cls = type(corpus)
-    contents = [file.sha256 for file in records.files]
-    return digest(contents, cls.__qualname__, sorted(corpus.options.items()), code_digest(cls))
 
 
 def _read(corpus: Corpus, records: Records, layouts: list[int], number: int) -> Conversation | None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,6 +176,23 @@ def test_a_run_starts_before_all_is_encoded(tmp_path: Path, monkeypatch: pytest.
     (store,) = (corpus.store for corpus in data.prepared.corpora)
     assert store.is_ready(np.arange(400)).sum() == 10
     assert len(sources(data.train_dataloader())) == 400
+
+
+def test_what_is_held_out_does_not_wait_for_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "WINDOW", 10)
+    data = data_of(tmp_path, [f"answer {i}" for i in range(400)], num_workers=2, cache=str(tmp_path))
+    append, go_on = TokenStore.append, Event()
+
+    def slow(self: TokenStore, encoded: Any) -> None:
+        if current_thread() is not main_thread():
+            go_on.wait(60)
+        append(self, encoded)
+
+    monkeypatch.setattr(TokenStore, "append", slow)
+    batches = iter(data.train_dataloader())
+    validated = sources(data.val_dataloader())
+    go_on.set()
+    assert len(validated) + len(sources(batches)) == 400
 
 
 def test_an_error_in_the_background_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
