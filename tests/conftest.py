@@ -1,6 +1,7 @@
 """Shared by all tests: a tiny Baichuan-7B on disk, and a corpus to train it on."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,14 @@ TINY = TinySize(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2,
 # The same examples in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +79,7 @@ def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type:
                 "init_args": {
                     "corpora": [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}],
                     "max_length": 128,
-                    "micro_batch_size": 4,
+                    "micro_batch_size": 1,
                     "validation_fraction": 0.2,
                     **(data or {}),
                 },
