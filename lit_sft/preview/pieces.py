@@ -67,7 +67,7 @@ class PieceReader:
             ids = [int(token) for token in input_ids[start:stop]]
             is_control = self._is_control(ids[0])
             text = self._name(ids[0]) if is_control else self.text(ids)
-            if len(ids) == 1 and BYTE.fullmatch(self._name(ids[0])):
+            if BROKEN in text and BYTE.fullmatch(self._name(ids[0])):
                 text = self._name(ids[0])
             pieces.append(Piece(ids, [int(label) for label in labels[start:stop]], text, is_control))
             start = stop

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.datamodule import SFTData
 from lit_sft.data.encoder import EncodedCorpus, Selection
-from lit_sft.data.order import WINDOW
+from lit_sft.data.order import WINDOW, EpochOrder, Mixture, Position
 from lit_sft.data.scan import GOOD, LEFT_OUT, ScannedCorpus
 from lit_sft.data.split import Split, is_first
 
@@ -241,20 +241,19 @@ def _split(data: SFTData) -> SplitStatistics:
 
 def _epoch(data: SFTData, records: Selection, num_devices: int, accumulation: int) -> EpochStatistics:
     total = len(records[0])
-    num_windows = -(-min(total, SAMPLE) // WINDOW)
-    seen = min(total, num_windows * WINDOW)
-    batches: list[list[list[tuple[int, int]]]] = []
+    seen = min(total, -(-min(total, SAMPLE) // WINDOW) * WINDOW)
+    beginning = _Beginning(**vars(data.mixture), num_records=seen)
+    encoder = data.prepared.encoder
+    order = EpochOrder(beginning, data.batching, encoder, start=Position(), num_ranks=1, rank=0)
+    batches = [batch.rows for batch in order]
     num_tokens = num_positions = num_rows = 0
-    for window in range(num_windows):
-        corpus_of, record = (part[window * WINDOW : (window + 1) * WINDOW] for part in records)
-        data.prepared.encoder.need((corpus_of, record))
-        lengths = data.prepared.encoder.num_tokens((corpus_of, record))
-        for rows in data.batching.cut(lengths, data.seed, 0, window):
-            sums = [int(lengths[row].sum()) for row in rows]
-            num_tokens += sum(sums)
-            num_positions += len(sums) * max(sums)
-            num_rows += len(sums)
-            batches.append([list(zip(corpus_of[row].tolist(), record[row].tolist(), strict=True)) for row in rows])
+    for rows in batches:
+        corpus_of, record = np.array([example for row in rows for example in row]).T
+        first_of_row = np.cumsum([0, *map(len, rows[:-1])])
+        sums = np.add.reduceat(encoder.num_tokens((corpus_of, record)), first_of_row)
+        num_tokens += int(sums.sum())
+        num_positions += len(rows) * int(sums.max())
+        num_rows += len(rows)
     scale = total / max(1, seen)
     num_micro_batches = len(batches) * scale
     return EpochStatistics(
@@ -265,10 +264,21 @@ def _epoch(data: SFTData, records: Selection, num_devices: int, accumulation: in
         num_devices=num_devices,
         accumulation=accumulation,
         row_fill=num_tokens / max(1, num_rows * data.batching.row_length),
-        padding_share=1 - num_tokens / max(1, num_positions),
+        padding_share=1 - num_tokens / num_positions if num_positions else 0.0,
         is_sampled=seen < total,
         first=batches[0] if batches else [],
     )
+
+
+@dataclass(frozen=True)
+class _Beginning(Mixture):
+    """The first records of each epoch, cut as the whole is."""
+
+    num_records: int
+
+    def epoch(self, epoch: int) -> Selection:
+        corpus_of, records = super().epoch(epoch)
+        return corpus_of[: self.num_records], records[: self.num_records]
 
 
 def _records_of(number: int, selection: Selection) -> NDArray[np.uint32]:
