@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import ConfigError
 from lit_sft.preview.pieces import Piece, PieceReader
-from lit_sft.preview.statistics import Statistics, measure
+from lit_sft.preview.statistics import SAMPLE, Statistics, measure
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,14 @@ def collect(data: SFTData, checkpoint: Path, *, count: int, num_devices: int, ac
 
 
 def _examples(data: SFTData, number: int, count: int) -> list[ShownExample]:
-    """Some that are trained on, the same for the same seed."""
+    """Those with which the first epoch begins: a random choice that the seed decides."""
     corpus = data.prepared.corpora[number]
-    corpus_of, records = data.split.train
-    trained = records[corpus_of == number]
-    candidates = trained[corpus.store.num_tokens(trained) > 0]
-    rng = np.random.default_rng((data.seed, number))
-    chosen = np.sort(rng.choice(candidates, min(count, len(candidates)), replace=False))
+    corpus_of, records = data.mixture.epoch(0)
+    encoded = records[corpus_of == number][:SAMPLE]
+    chosen = dict.fromkeys(encoded[corpus.store.num_tokens(encoded) > 0].tolist())
     reader = PieceReader(data.tokenizer)
     shown = []
-    for record in chosen.tolist():
+    for record in islice(chosen, count):
         input_ids, labels = corpus.store.read(record)
         labels[0] = IGNORE_INDEX  # nothing predicts the first token
         pieces = reader.read(input_ids.tolist(), labels.tolist())

@@ -90,7 +90,7 @@ def _tokens(preview: Preview) -> Table:
                 corpus.name,
                 *(about(count, is_estimated=rough) for count in counts),
                 percent(share, is_estimated=rough),
-                f"{'~' * rough}{encoded.characters_per_token:.2f}",
+                f"{'~' * rough}{encoded.characters_per_token:.2f}" if encoded.characters_per_token else "-",
             ]
         )
     for corpus in preview.statistics.corpora:
