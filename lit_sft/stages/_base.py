@@ -171,7 +171,8 @@ class Stage(LightningModule):
         if trainer.max_epochs != -1:
             assert trainer.max_epochs is not None
             shares.append((trainer.current_epoch + self._epoch_share) / trainer.max_epochs)
-        return max(shares)
+        # Beyond its end a schedule would turn the rate negative, or up again.
+        return min(1.0, max(shares))
 
     def gradient_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients."""
