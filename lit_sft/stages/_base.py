@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -118,14 +119,23 @@ class Stage(LightningModule):
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over what trains."""
         self.tuning.settle_precision(self.model)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[self.tuning.rate_factor(name), parameter.ndim >= 2].append(parameter)
+        optimizer = self.make_optimizer(
+            [
+                {"params": parameters, **({} if is_decayed else {"weight_decay": 0.0})}
+                for (_, is_decayed), parameters in groups.items()
+            ]
+        )
+        # A fused optimizer offers to undo the loss scaling of fp16 in its step; the mean over the tokens and the
+        # clipping need it undone before, and Lightning does so unless the optimizer offers it.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # A checkpoint that is loaded into the optimizer brings its own rates; those of the configuration count.
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        self._base_rates = [
+            group["lr"] * factor for group, (factor, _) in zip(optimizer.param_groups, groups, strict=True)
+        ]
         return optimizer
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

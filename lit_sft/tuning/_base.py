@@ -32,6 +32,10 @@ class Tuning(ABC):
     def settle_precision(self, model: Any) -> None:  # noqa: B027 - most tunings have nothing to settle
         """Called once Lightning has converted the network to the precision of the trainer."""
 
+    def rate_factor(self, name: str) -> float:
+        """Learning rate of the parameter `name`, as a multiple of the optimizer's."""
+        return 1.0
+
     @abstractmethod
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The transformers network inside what `load` returned, adapters in place."""
