@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning import LightningModule
@@ -110,6 +110,15 @@ class Stage(LightningModule):
             self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / num_total,
         )  # fmt: skip
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move, but leave all types as the tuning chose them for the precision.
+
+        Under `bf16-true` Lightning asks for bfloat16 throughout, after it restored a checkpoint: that would round the
+        trained adapters, and the angles of rotary positions.
+        """
+        kwargs.pop("dtype", None)
+        return super().to(*args, **kwargs) if args or kwargs else self
+
     def on_train_start(self) -> None:
         """Guard against the silent loss of dropout and gradient checkpointing."""
         asleep = [name for name, module in self.named_modules() if name.startswith("model") and not module.training]
@@ -118,7 +127,6 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over what trains."""
-        self.tuning.settle_precision(self.model)
         groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:

@@ -64,7 +64,10 @@ class LoRA(Tuning):
         self.adapter = adapter
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
-        """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero."""
+        """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero.
+
+        peft makes adapters float32 beside half-precision weights: their updates are smaller than a step of bfloat16.
+        """
         from peft import LoraConfig, PeftModel, get_peft_model
 
         model = self.load_base(checkpoint, precision)
@@ -89,12 +92,6 @@ class LoRA(Tuning):
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The frozen base."""
         return checkpoint.load_model(dtype=half_or_full(precision))
-
-    def settle_precision(self, model: Any) -> None:
-        """Adapters stay in float32 under `bf16-true` too: their updates are smaller than a step of bfloat16."""
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
 
     def rate_factor(self, name: str) -> float:
         """B may learn faster than A."""
