@@ -5,7 +5,7 @@ manifest.json     versions, git commit, seed, fingerprints of tokenizer and data
 summary.json      held-out metrics and sample answers, before and after
 quarantine.jsonl  records that were skipped or repaired, with file:line and reason
 tensorboard/      curves and sample answers
-checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, schedule, position in the data
+checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, position in the data
 adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
 predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of the model before tuning
 """

@@ -1,7 +1,7 @@
 """Shared by all tests: tiny checkpoints on disk, and a corpus to train them on."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,14 @@ PACKABLE = TinySize(
 # The same examples in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is read from, or left in, the cache of whoever runs the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +98,7 @@ def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type:
                 "init_args": {
                     "corpora": [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}],
                     "max_length": 128,
-                    "micro_batch_size": 4,
+                    "micro_batch_size": 1,
                     "validation_fraction": 0.2,
                     **(data or {}),
                 },

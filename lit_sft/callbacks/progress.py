@@ -9,6 +9,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from lit_sft.stages._base import Stage
+
 SHOWN = {
     "train/loss": ("loss", ".3g"),
     "train/token_accuracy": ("acc", ".2f"),
@@ -22,16 +24,22 @@ SHOWN = {
 }
 """Metric -> its short name and format in the bar; they fit into 120 columns."""
 
-FORMAT = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+COUNTED = "{desc} {percentage:3.0f}% {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}"
+UNCOUNTED = "{desc} {percentage:3.0f}% [{elapsed}<{remaining}]{postfix}"
 
 
 class RunProgress(ProgressBar):
-    """Optimizer steps of the run, and batches of each validation, test or prediction; on standard error."""
+    """Optimizer steps of the run, and batches of each validation, test or prediction; on standard error.
+
+    Where nobody knows how many steps the run will have, the bar measures the share of it that is done.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._is_enabled = True
         self._steps: tqdm[Any] | None = None
+        self._is_counted = True
+        self._global_step = 0
         self._batches: tqdm[Any] | None = None
 
     def disable(self) -> None:
@@ -42,17 +50,27 @@ class RunProgress(ProgressBar):
         """The opposite."""
         self._is_enabled = True
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Stage) -> None:  # type: ignore[override]
         """Open the bar at the step the run stands at."""
-        self._steps = self._open("training", trainer.estimated_stepping_batches, done=trainer.global_step)
+        self._global_step = trainer.global_step
+        self._is_counted = trainer.num_training_batches != float("inf")
+        if self._is_counted:
+            self._steps = self._open("training", trainer.estimated_stepping_batches, done=trainer.global_step)
+        else:
+            self._steps = self._open("training", 1, done=pl_module.run_share, form=UNCOUNTED)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Move to the step reached."""
-        if self._steps is not None and trainer.global_step > self._steps.n:
-            self._steps.set_postfix_str(_postfix(trainer.callback_metrics), refresh=False)
-            self._steps.update(trainer.global_step - self._steps.n)
+        if self._steps is None or trainer.global_step == self._global_step:
+            return
+        self._global_step = trainer.global_step
+        metrics = _postfix(trainer.callback_metrics)
+        if not self._is_counted:
+            metrics = f"step {trainer.global_step} {metrics}"
+        self._steps.set_postfix_str(metrics, refresh=False)
+        self._steps.update((trainer.global_step if self._is_counted else pl_module.run_share) - self._steps.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the full bar on the screen."""
@@ -100,7 +118,9 @@ class RunProgress(ProgressBar):
         self._close_batches()
         self._close()
 
-    def _open(self, description: str, total: float, *, done: int = 0, leaves: bool = True) -> tqdm[Any] | None:
+    def _open(
+        self, description: str, total: float, *, done: float = 0, leaves: bool = True, form: str = COUNTED
+    ) -> tqdm[Any] | None:
         if not self._is_enabled:
             return None
         # A log file gets a line each ten seconds instead of a bar that is drawn over.
@@ -112,7 +132,7 @@ class RunProgress(ProgressBar):
             mininterval=interval,
             leave=leaves,
             dynamic_ncols=True,
-            bar_format=FORMAT,
+            bar_format=form,
         )
 
     def _count_batch(self) -> None:

@@ -1,4 +1,4 @@
-"""Tokens per second, padding and memory, into the curves and the progress bar."""
+"""Tokens per second, padding, memory and waiting for data, into the curves and the progress bar."""
 
 from __future__ import annotations
 
@@ -15,35 +15,49 @@ GIB = 1 << 30
 
 
 class Throughput(Callback):
-    """Logs tokens and supervised tokens a second, share of padding, and memory, over the steps since the last log.
+    """Logs speed, memory, and the shares of padding and of waiting for data, over the steps since the last log.
 
-    Tokens are counted without padding; every device is taken to have as many as the first. Waiting for data counts as
-    training time, validation between two steps does not.
+    Speed is in tokens and supervised tokens a second, without padding; every device is taken to have as many as the
+    first. Waiting for data counts as training time, validation between two steps does not.
     """
 
     def __init__(self) -> None:
         self._step = 0
         self._started = 0.0
+        self._idle_since: float | None = None
+        self._waited = 0.0
         self._num_tokens = 0
         self._num_supervised = 0
         self._num_positions = 0
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
+        self._started = self._idle_since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock where none runs."""
-        self._started = self._started or time.perf_counter()
+        """Wait from here on: what came before may be a checkpoint."""
+        self._idle_since = time.perf_counter()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop the clock: from here on `_started` holds minus the time that ran."""
         self._started -= time.perf_counter()
+        # Loaders work on meanwhile, and a checkpoint may follow: the next batch was not waited for.
+        self._idle_since = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let it go on."""
-        self._started = 0.0 if trainer.sanity_checking else self._started + time.perf_counter()
+        self._started += time.perf_counter()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Add the time since the last batch."""
+        if self._idle_since is not None:
+            self._waited += time.perf_counter() - self._idle_since
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count, and log with the other metrics of the step."""
+        now = self._idle_since = time.perf_counter()
         self._num_tokens += batch.num_tokens
         self._num_supervised += batch.num_supervised
         self._num_positions += batch.input_ids.numel()
@@ -51,8 +65,8 @@ class Throughput(Callback):
         self._step = trainer.global_step
         if not is_step_done or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
-        now = time.perf_counter()
-        rate = trainer.world_size / (now - self._started)
+        elapsed = now - self._started
+        rate = trainer.world_size / elapsed
         pl_module.log_dict(
             {
                 "speed/tokens_per_second": rate * self._num_tokens,
@@ -62,7 +76,9 @@ class Throughput(Callback):
             },
             prog_bar=True,
         )
+        pl_module.log("speed/data_wait_share", self._waited / elapsed)
         self._started = now
+        self._waited = 0.0
         self._num_tokens = self._num_supervised = self._num_positions = 0
 
 

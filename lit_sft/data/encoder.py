@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lit_sft.conversation import IGNORE_INDEX, Example, PromptFormat, TextInterface
+from lit_sft.conversation import Example, PromptFormat, TextInterface
 from lit_sft.data.cache import code_digest, digest
 from lit_sft.data.encode import LossOn, encode_conversation
 from lit_sft.data.scan import ScannedCorpus
-from lit_sft.data.tokens import EncodedRecords, TokenStore, to_words
+from lit_sft.data.tokens import OTHER_LABEL, OWN_LABEL, EncodedRecords, TokenStore, to_words
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord
 
@@ -66,10 +66,11 @@ class Encoding:
             except Exception as error:
                 error.add_note(f"in the record at {conversation.source}")
                 raise
-            words.append(to_words(example.input_ids, example.labels))
+            encoded = to_words(example.input_ids, example.labels)
+            words.append(encoded)
             remarks.append(example.truncation)
             num_tokens[place] = len(example)
-            num_supervised[place] = len(example.labels) - example.labels.count(IGNORE_INDEX)
+            num_supervised[place] = np.count_nonzero(encoded[: len(example)] & (OWN_LABEL | OTHER_LABEL))
         num_words = np.array([len(some) for some in words], dtype=np.int64)
         return EncodedRecords(records, num_words, num_tokens, num_supervised, remarks, np.concatenate(words))
 

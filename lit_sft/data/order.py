@@ -1,7 +1,8 @@
 """The order of training: micro-batches as a function of (seed, epoch), for any ranks and workers, from any position.
 
-The records of an epoch are cut into windows; each window is cut into micro-batches by itself, so that a resumed run
-needs to know nothing of the windows before its own. Rank r of R takes every R-th micro-batch.
+The records of an epoch are cut into windows; each window is cut into blocks by itself, so that a resumed run needs to
+know nothing of the windows before its own. The blocks of all windows are one stream, from which all ranks take their
+share of each step: so a step sees the same rows, whether its four are one micro-batch of one rank or one each of four.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch.utils.data import Sampler
 
 from lit_sft.data.encoder import Encoder, Selection
 from lit_sft.data.mixture import epoch_order
-from lit_sft.data.packing import group, micro_batches
+from lit_sft.data.packing import cut_window, group
 
 WINDOW = 4096
 """Examples that are packed, or grouped by length, among themselves."""
@@ -34,7 +36,7 @@ class Position:
     Args:
         epoch: Which one.
         num_batches: Batches of it that every rank has trained on.
-        window: The window of the next micro-batch.
+        window: The window of the next block.
         offset: Its place in the window.
     """
 
@@ -81,21 +83,31 @@ class Batching:
     Args:
         row_length: Tokens of a row at most.
         num_rows: Rows of a micro-batch, as long as that.
-        packing: Several examples in a row.
+        packing: Several examples in a row; otherwise as many shorter rows of one example as fit into those tokens.
     """
 
     row_length: int
     num_rows: int
     packing: bool
 
-    def cut(self, lengths: NDArray[np.int64], *key: int) -> list[list[NDArray[np.int64]]]:
-        """Micro-batches of rows of places in `lengths`; examples of length 0 were left out and stand in none."""
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of a micro-batch."""
+        return self.num_rows if self.packing else 1
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a micro-batch at most, padding included."""
+        return self.num_rows * self.row_length
+
+    def cut(self, lengths: NDArray[np.int64], *, seed: int, epoch: int, window: int) -> list[list[NDArray[np.int64]]]:
+        """Blocks of rows of places in `lengths`; examples of length 0 were left out and stand in none."""
         kept = np.flatnonzero(lengths)
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(key)))
-        cut = micro_batches(
-            lengths[kept], row_length=self.row_length, num_rows=self.num_rows, packing=self.packing, rng=rng
+        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(epoch, window, 1))))
+        blocks = cut_window(
+            lengths[kept], row_length=self.row_length, budget=self.budget, packing=self.packing, rng=rng
         )
-        return [[kept[row] for row in rows] for rows in cut]
+        return [[kept[row] for row in rows] for rows in blocks]
 
 
 class EpochOrder(Sampler[MicroBatch]):
@@ -138,8 +150,9 @@ class EpochOrder(Sampler[MicroBatch]):
         corpus_of, _ = first = self.first_window(0)
         records = self._mixture.epoch(0)
         self._encoder.need(first)
-        cut = self._batching.cut(self._encoder.num_tokens(first), self._mixture.seed, 0, 0)
-        return max(1, round(len(cut) / self._num_ranks * len(records[0]) / len(corpus_of)))
+        blocks = self._batching.cut(self._encoder.num_tokens(first), seed=self._mixture.seed, epoch=0, window=0)
+        num_blocks = len(blocks) * len(records[0]) / len(corpus_of)
+        return ceil(num_blocks / (self._batching.num_blocks * self._num_ranks))
 
     def first_window(self, epoch: int) -> Selection:
         """The records with which an epoch begins."""
@@ -147,18 +160,22 @@ class EpochOrder(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         position = self._start if self._start.epoch == self._epoch else Position(self._epoch)
-        stream = self._stream(position)
-        while handed_out := list(islice(stream, self._num_ranks)):
+        blocks = self._blocks(position)
+        share_of_rank = self._batching.num_blocks
+        following = list(islice(blocks, share_of_rank * self._num_ranks))
+        while handed_out := following:
+            following = list(islice(blocks, share_of_rank * self._num_ranks))
+            own = handed_out[self._rank * share_of_rank : (self._rank + 1) * share_of_rank]
+            rows = [row for block, _, _ in own for row in block]
             _, share, after = handed_out[-1]
-            rows = handed_out[self._rank][0] if self._rank < len(handed_out) else []
             position = Position(position.epoch, position.num_batches + 1, *after)
             self._positions[position.epoch, position.num_batches] = position
             if len(self._positions) > MAX_AHEAD:
                 self._positions.popitem(last=False)
-            yield MicroBatch(rows, share)
+            yield MicroBatch(rows, share if following else 1.0)
 
-    def _stream(self, position: Position) -> Iterator[tuple[Any, float, tuple[int, int]]]:
-        """Rows, share of the epoch done with them, and (window, offset) behind them, of all ranks in order."""
+    def _blocks(self, position: Position) -> Iterator[tuple[Any, float, tuple[int, int]]]:
+        """Rows of each block, share of the epoch that is done with it, and (window, offset) behind it."""
         records = self._mixture.epoch(position.epoch)
         total = len(records[0])
         offset = position.offset
@@ -167,7 +184,7 @@ class EpochOrder(Sampler[MicroBatch]):
             chosen = _part(records, slice(window * WINDOW, (window + 1) * WINDOW))
             self._encoder.need(chosen)
             lengths = self._encoder.num_tokens(chosen)
-            cut = self._batching.cut(lengths, self._mixture.seed, position.epoch, window)
+            cut = self._batching.cut(lengths, seed=self._mixture.seed, epoch=position.epoch, window=window)
             corpus_of, record = (part.tolist() for part in chosen)
             for place in range(offset, len(cut)):
                 rows = [[(corpus_of[index], record[index]) for index in row] for row in cut[place]]
@@ -195,7 +212,7 @@ class HeldOutOrder(Sampler[MicroBatch]):
         encoder.need(records, "held-out examples")
         lengths = encoder.num_tokens(records)
         kept = np.flatnonzero(lengths)
-        batches = group(lengths[kept], batching.num_rows * batching.row_length)
+        batches = group(lengths[kept], batching.budget)
         corpus_of, record = (part.tolist() for part in records)
         own = [[[(corpus_of[i], record[i])] for i in kept[batch].tolist()] for batch in batches[rank::num_ranks]]
         num_batches = -(-len(batches) // num_ranks)

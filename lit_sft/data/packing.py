@@ -64,38 +64,30 @@ def group(lengths: NDArray[np.int64], budget: int) -> list[Indices]:
     return batches
 
 
-def micro_batches(
-    lengths: NDArray[np.int64],
-    *,
-    row_length: int,
-    num_rows: int,
-    packing: bool,
-    rng: np.random.Generator,
+def cut_window(
+    lengths: NDArray[np.int64], *, row_length: int, budget: int, packing: bool, rng: np.random.Generator
 ) -> list[list[Indices]]:
-    """Cut a window of examples into micro-batches of up to `num_rows * row_length` tokens, in random order.
+    """Cut a window of examples into blocks, the smallest parts of a micro-batch, in random order.
 
-    How little is padded depends on the window: on single questions, some 30 micro-batches pad 5% without packing,
-    and 100 rows are full to 99% with it. Rows stay emptier where most examples fill more than half of one; longer
-    rows help there, a larger window does not.
+    How little is padded depends on the window: on single questions, some 30 blocks pad 5% without packing, and 100
+    rows are full to 99% with it. Rows stay emptier where most examples fill more than half of one; longer rows help
+    there, a larger window does not.
 
     Args:
         lengths: Tokens of each example [N], from 1 to `row_length`.
         row_length: Tokens of a row at most.
-        num_rows: Rows of a micro-batch at most where rows are packed.
-        packing: Several examples in a row; otherwise one, and the shorter they are, the more rows.
+        budget: Tokens of a block at most where rows are not packed, padding included.
+        packing: A block is one row of several examples; otherwise rows of one example, of similar lengths.
         rng: Where the order comes from.
 
     Returns:
-        Micro-batches as lists of rows, a row being the indices of its examples.
+        Blocks as lists of rows, a row being the indices of its examples.
 
     Raises:
         ValueError: If rows are packed and an example is longer than one.
     """
-    if not packing:
-        batches = group(lengths, num_rows * row_length)
-        return [list(batches[number].reshape(-1, 1)) for number in rng.permutation(len(batches))]
-    rows = pack(lengths, row_length)
-    order = rng.permutation(len(rows))
-    num_batches = -(-len(rows) // num_rows)
-    # In strides, all are nearly full; in slices, the last might hold a single row.
-    return [[rows[number] for number in order[first::num_batches]] for first in range(num_batches)]
+    if packing:
+        blocks = [[row] for row in pack(lengths, row_length)]
+    else:
+        blocks = [list(batch.reshape(-1, 1)) for batch in group(lengths, budget)]
+    return [blocks[number] for number in rng.permutation(len(blocks))]

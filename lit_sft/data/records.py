@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,15 @@ class Records:
 
     def __init__(self, files: Sequence[FileRecords]) -> None:
         self.files = files
-        self.bounds = np.cumsum([0, *(len(file) for file in files)])
+        self.bounds = [0, *accumulate(len(file) for file in files)]
 
     def __len__(self) -> int:
-        return int(self.bounds[-1])
+        return self.bounds[-1]
 
     def locate(self, number: int) -> tuple[int, int]:
         """Number of the file, and of the record in it."""
-        file = int(np.searchsorted(self.bounds, number, side="right")) - 1
-        return file, number - int(self.bounds[file])
+        file = bisect_right(self.bounds, number) - 1
+        return file, number - self.bounds[file]
 
     def read(self, number: int) -> bytes:
         """The bytes of a record."""
@@ -123,7 +124,7 @@ class Records:
 
     def read_range(self, start: int, stop: int) -> Iterator[tuple[int, bytes, str]]:
         """Number of the file, bytes and group of consecutive records."""
-        for number, (file, begin) in enumerate(zip(self.files, self.bounds.tolist(), strict=False)):
+        for number, (file, begin) in enumerate(zip(self.files, self.bounds, strict=False)):
             first, last = max(start - begin, 0), min(stop - begin, len(file))
             if first < last:
                 for within, data in enumerate(file.read_range(first, last), start=first):

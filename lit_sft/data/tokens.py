@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
+
+if TYPE_CHECKING:
+    from lit_sft.conversation import Ids
 
 OWN_LABEL = np.uint32(1 << 31)
 OTHER_LABEL = np.uint32(1 << 30)
@@ -55,7 +57,7 @@ class EncodedRecords:
     words: NDArray[np.uint32]
 
 
-def to_words(input_ids: Sequence[int], labels: Sequence[int]) -> NDArray[np.uint32]:
+def to_words(input_ids: Ids, labels: Ids) -> NDArray[np.uint32]:
     """Tokens and labels [T] as at least T words."""
     ids, wanted = np.array(input_ids, dtype=np.int64), np.array(labels, dtype=np.int64)
     words = ids.astype(np.uint32)

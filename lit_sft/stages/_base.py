@@ -159,6 +159,7 @@ class Stage(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trained: the frozen base lies in its folder."""
+        checkpoint["run_share"] = self.run_share
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
@@ -168,6 +169,7 @@ class Stage(LightningModule):
         Raises:
             TrainingError: Naming the first weight that differs.
         """
+        self.run_share = checkpoint.get("run_share", 0.0)
         self.configure_model()
         own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         stored = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}

@@ -2,23 +2,28 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fakes import LetterText
 
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
+from lit_sft.data import order
 from lit_sft.data.datamodule import SFTData
+from lit_sft.data.encoder import Encoding
+from lit_sft.data.tokens import TokenStore
 from lit_sft.errors import ConfigError, DataError
 
 
-def data_of(tmp_path: Path, outputs: list[str], **options: Any) -> SFTData:
+def data_of(tmp_path: Path, outputs: list[str], corpus: dict[str, Any] | None = None, **options: Any) -> SFTData:
     file = tmp_path / "belle.json"
     records = [{"instruction": f"q{i:02d}", "input": "", "output": output} for i, output in enumerate(outputs)]
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     options = {"max_length": 32, "micro_batch_size": 4, "validation_fraction": 0.25, **options}
-    data = SFTData(LetterText(), [Belle(str(file))], **options)
+    data = SFTData(LetterText(), [Belle(str(file), **(corpus or {}))], **options)
     data.setup("fit")
     return data
 
@@ -96,7 +101,7 @@ def test_exact_duplicates_can_be_dropped_over_all_corpora(tmp_path: Path) -> Non
     assert len(sources(read().train_dataloader())) == 4
     deduplicated = read(deduplicate=True)
     assert sorted(sources(deduplicated.train_dataloader())) == [f"{belle}:1", f"{belle}:2", f"{firefly}:2"]
-    assert deduplicated.num_duplicates == 1
+    assert len(deduplicated.split.duplicates[0]) == 1
 
 
 def test_rows_longer_than_the_context_of_the_model_are_refused() -> None:
@@ -117,3 +122,126 @@ def test_held_out_prompts_come_with_their_reference(tmp_path: Path) -> None:
     number = int(prompt.text[1:])
     assert prompt.reference == f"answer{number}"
     assert prompt.source.endswith(f":{number + 1}")
+
+
+def rows(batches: Any) -> list[Any]:
+    return [(batch.input_ids.tolist(), batch.labels.tolist(), batch.sources) for batch in batches]
+
+
+@pytest.mark.parametrize("packing", [True, False])
+def test_batches_are_the_same_cold_or_warm_and_with_any_number_of_workers(tmp_path: Path, packing: bool) -> None:
+    """A second run finds what the first one prepared, in whatever order that was."""
+    outputs = [f"{'x' * (i % 23)}{i}" for i in range(300)]
+    cold = [
+        rows(
+            data_of(tmp_path, outputs, packing=packing, num_workers=n, cache=str(tmp_path / f"{n}")).train_dataloader()
+        )
+        for n in (0, 1, 2)
+    ]
+    warm = rows(data_of(tmp_path, outputs, packing=packing, cache=str(tmp_path / "0")).train_dataloader())
+    assert cold[0] == cold[1] == cold[2] == warm
+
+
+def test_what_the_second_run_needs_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs = [f"answer {i}" for i in range(30)]
+    first = rows(data_of(tmp_path, outputs).train_dataloader())
+    monkeypatch.setattr(Encoding, "encode", None)
+    assert rows(data_of(tmp_path, outputs).train_dataloader()) == first
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"max_length": 24}, {"loss_on": "all"}, {"outputs": ["another"] * 30}, {"corpus": {"min_characters": 1}}],
+)
+def test_what_was_prepared_for_something_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    data_of(tmp_path, ["answer"] * 30)
+    encode, encoded = Encoding.encode, []
+    monkeypatch.setattr(Encoding, "encode", lambda self, *args: encoded.append(1) or encode(self, *args))
+    data_of(tmp_path, **{"outputs": ["answer"] * 30, **options})
+    assert encoded
+
+
+def test_a_file_that_changes_is_read_again(tmp_path: Path) -> None:
+    assert len(sources(data_of(tmp_path, ["answer"] * 30, validation_fraction=0.0).train_dataloader())) == 30
+    assert len(sources(data_of(tmp_path, ["answer"] * 31, validation_fraction=0.0).train_dataloader())) == 31
+
+
+def test_a_run_starts_before_all_is_encoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a window of 10 examples of 400, the first batch needs no more than 10, and all come in the end."""
+    monkeypatch.setattr(order, "WINDOW", 10)
+    data = data_of(tmp_path, [f"answer {i}" for i in range(400)], validation_fraction=0.0, cache=str(tmp_path))
+    (store,) = (corpus.store for corpus in data.prepared.corpora)
+    assert store.is_ready(np.arange(400)).sum() == 10
+    assert len(sources(data.train_dataloader())) == 400
+
+
+def test_an_error_in_the_background_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "WINDOW", 10)
+    data = data_of(tmp_path, [f"answer {i}" for i in range(400)], num_workers=2, cache=str(tmp_path))
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(TokenStore, "append", fail)
+    with pytest.raises(RuntimeError, match="the disk is on fire"):
+        list(data.train_dataloader())
+
+
+def test_a_corpus_can_count_more_or_less_than_once(tmp_path: Path) -> None:
+    double, few = tmp_path / "double.json", tmp_path / "few.json"
+    for file in (double, few):
+        file.write_text("".join(f'{{"instruction": "{file.stem[0]}{i:02d}", "output": "a"}}\n' for i in range(10)))
+    corpora = [Belle(str(double), weight=2.0), Belle(str(few), count=4)]
+    data = SFTData(LetterText(), corpora, max_length=32, validation_fraction=0.0)
+    data.setup("fit")
+    epochs = []
+    for epoch in range(5):
+        loader = data.train_dataloader()
+        data.order.set_epoch(epoch)
+        epochs.append(sources(loader))
+    for epoch in epochs:
+        assert sorted(s for s in epoch if "double" in s) == sorted([f"{double}:{i}" for i in range(1, 11)] * 2)
+        assert len([s for s in epoch if "few" in s]) == 4
+    # Ten records, four at a time: after five epochs each was seen twice.
+    assert sorted(s for epoch in epochs for s in epoch if "few" in s) == sorted(
+        [f"{few}:{i}" for i in range(1, 11)] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"weight": 0}, "must be above 0"),
+        ({"count": -1}, "must be above 0"),
+        ({"weight": 2, "count": 3}, "both a weight"),
+    ],
+)
+def test_a_corpus_that_counts_nothing_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Belle("x.json", **options)
+
+
+def test_batches_name_their_corpora(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    file.write_text('{"instruction": "q", "output": "a"}\n')
+    data = SFTData(LetterText(), [Belle(str(file)), Belle(str(file))], max_length=32, validation_fraction=0.0)
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert batch.corpora == ["Belle", "Belle-2"]
+    assert sorted(set(batch.corpus_ids.flatten().tolist())) == [0, 1]
+
+
+def test_processes_of_one_machine_encode_each_record_once(tmp_path: Path) -> None:
+    """The second process waits for what the first one encodes."""
+    outputs = [f"answer {i}" for i in range(40)]
+    first = data_of(tmp_path, outputs, validation_fraction=0.0)
+    second = SFTData(LetterText(), first.corpora, max_length=32, micro_batch_size=4, validation_fraction=0.0)
+    device = SimpleNamespace(type="cpu")
+    second.trainer = SimpleNamespace(  # type: ignore[assignment]
+        local_rank=1, global_rank=1, world_size=2, is_global_zero=False, val_check_interval=1.0,
+        limit_train_batches=1.0, strategy=SimpleNamespace(root_device=device),
+    )  # fmt: skip
+    second.setup("fit")
+    assert sources(second.train_dataloader())

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from lit_sft.data.packing import group, micro_batches, pack
+from lit_sft.data.packing import cut_window, group, pack
 
 T = TypeVar("T")
 
@@ -23,10 +23,9 @@ def chat_lengths(count: int, seed: int = 0) -> NDArray[np.int64]:
 
 
 def cut(lengths: NDArray[np.int64], *, packing: bool, seed: int = 0, num_rows: int = 4) -> list[list[list[int]]]:
-    batches = micro_batches(
-        lengths, row_length=ROW, num_rows=num_rows, packing=packing, rng=np.random.default_rng(seed)
-    )
-    return [[row.tolist() for row in batch] for batch in batches]
+    rng = np.random.default_rng(seed)
+    blocks = cut_window(lengths, row_length=ROW, budget=num_rows * ROW, packing=packing, rng=rng)
+    return [[row.tolist() for row in block] for block in blocks]
 
 
 def flat(rows: Iterable[Iterable[T]]) -> list[T]:
@@ -87,23 +86,17 @@ def test_no_batch_mixes_shorter_examples_with_longer_ones_of_another(lengths: ND
 
 def test_batches_of_similar_lengths_pad_little() -> None:
     lengths = chat_lengths(4096)
-    batches = micro_batches(lengths, row_length=2048, num_rows=4, packing=False, rng=np.random.default_rng(0))
+    batches = cut_window(lengths, row_length=2048, budget=8192, packing=False, rng=np.random.default_rng(0))
     padded = sum(len(batch) * max(lengths[row].item() for row in batch) for batch in batches)
     assert lengths.sum() >= 0.95 * padded
 
 
 @given(lengths_of_examples, st.booleans(), st.integers(1, 9))
-def test_every_example_stands_in_one_micro_batch(lengths: NDArray[np.int64], packing: bool, num_rows: int) -> None:
-    batches = cut(lengths, packing=packing, num_rows=num_rows)
-    assert sorted(flat(flat(batches))) == list(range(len(lengths)))
-    assert all(len(batch) * max(lengths[row].sum() for row in batch) <= num_rows * ROW for batch in batches)
-
-
-@given(lengths_of_examples, st.integers(1, 9))
-def test_packed_micro_batches_are_as_few_and_as_equal_as_can_be(lengths: NDArray[np.int64], num_rows: int) -> None:
-    sizes = [len(batch) for batch in cut(lengths, packing=True, num_rows=num_rows)]
-    assert len(sizes) == -(-sum(sizes) // num_rows)
-    assert max(sizes, default=0) - min(sizes, default=0) <= 1
+def test_every_example_stands_in_one_block(lengths: NDArray[np.int64], packing: bool, num_rows: int) -> None:
+    blocks = cut(lengths, packing=packing, num_rows=num_rows)
+    assert sorted(flat(flat(blocks))) == list(range(len(lengths)))
+    budget = ROW if packing else num_rows * ROW
+    assert all(len(block) * max(lengths[row].sum() for row in block) <= budget for block in blocks)
 
 
 @given(lengths_of_examples)
@@ -112,7 +105,7 @@ def test_rows_hold_one_example_without_packing(lengths: NDArray[np.int64]) -> No
 
 
 @pytest.mark.parametrize("packing", [True, False])
-def test_the_order_of_micro_batches_is_a_function_of_the_generator(packing: bool) -> None:
+def test_the_order_of_blocks_is_a_function_of_the_generator(packing: bool) -> None:
     lengths = chat_lengths(500).clip(max=ROW)
     assert cut(lengths, packing=packing, seed=1) == cut(lengths, packing=packing, seed=1)
     assert cut(lengths, packing=packing, seed=1) != cut(lengths, packing=packing, seed=2)

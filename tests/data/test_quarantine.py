@@ -4,41 +4,67 @@ import json
 from pathlib import Path
 
 import pytest
+from fakes import LetterText
 
-from lit_sft.corpora._base import Finding
-from lit_sft.data.quarantine import MAX_LISTED, Quarantine
+from lit_sft.corpora.belle import Belle
+from lit_sft.data import quarantine
+from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import DataError
 
-BROKEN = Finding("belle.json:3", "broken-json", '{"instruction', is_kept=False)
-CRLF = Finding("belle.json:4", "crlf", "{", is_kept=True)
+GOOD = '{"instruction": "q", "input": "", "output": "answer"}'
 
 
-def test_skipped_and_repaired_records_are_counted_apart_and_listed(tmp_path: Path) -> None:
-    quarantine = Quarantine()
-    quarantine.report(BROKEN)
-    quarantine.report(CRLF)
-    quarantine.write(tmp_path / "run" / "quarantine.jsonl")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
-    assert [(line["source"], line["reason"], line["is_kept"]) for line in lines[:2]] == [
-        ("belle.json:3", "broken-json", False),
-        ("belle.json:4", "crlf", True),
+def data_of(tmp_path: Path, lines: list[str], **options: str) -> SFTData:
+    file = tmp_path / "belle.json"
+    file.write_bytes("".join(line + "\n" for line in lines).encode())
+    data = SFTData(
+        LetterText(),
+        [Belle(str(file))],
+        max_length=8,
+        validation_fraction=0.0,
+        max_bad_fraction=0.5,
+        **options,  # type: ignore[arg-type]
+    )
+    data.setup("fit")
+    return data
+
+
+def test_skipped_and_repaired_records_are_counted_apart_and_listed_with_their_place(tmp_path: Path) -> None:
+    lines = [GOOD, '{"instruction', GOOD + "\r", GOOD.replace("answer", "too long"), GOOD.replace('"q"', '"qqqqqqqq"')]
+    data = data_of(tmp_path, lines)
+    data.quarantine.write(tmp_path / "run" / "quarantine.jsonl")
+    *listed, counts = map(json.loads, (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines())
+    assert [(line["source"], line["reason"], line["is_kept"]) for line in listed] == [
+        (f"{tmp_path}/belle.json:2", "broken-json", False),
+        (f"{tmp_path}/belle.json:3", "crlf", True),
+        (f"{tmp_path}/belle.json:1", "reply-cut", True),
+        (f"{tmp_path}/belle.json:3", "reply-cut", True),
+        (f"{tmp_path}/belle.json:4", "reply-cut", True),
+        (f"{tmp_path}/belle.json:5", "prompt-too-long", False),
     ]
-    assert lines[2] == {"counts": {"skipped": {"broken-json": 1}, "kept_after_repair": {"crlf": 1}}}
-    assert str(quarantine) == "1 skipped: broken-json, 1 kept: crlf"
+    assert listed[0]["excerpt"] == '{"instruction'
+    assert counts == {
+        "counts": {
+            "skipped": {"broken-json": 1, "prompt-too-long": 1},
+            "kept_after_repair": {"reply-cut": 3, "crlf": 1},
+        }
+    }
 
 
-def test_all_are_counted_though_not_all_are_listed(tmp_path: Path) -> None:
-    quarantine = Quarantine()
-    for _ in range(MAX_LISTED + 5):
-        quarantine.report(CRLF)
-    quarantine.write(tmp_path / "quarantine.jsonl")
-    lines = (tmp_path / "quarantine.jsonl").read_text().splitlines()
-    assert len(lines) == MAX_LISTED + 1
-    assert quarantine.repaired["crlf"] == MAX_LISTED + 5
+def test_all_are_counted_though_not_all_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quarantine, "MAX_LISTED", 2)
+    data = data_of(tmp_path, [GOOD.replace("answer", "a") + "\r"] * 5)
+    assert len(list(data.quarantine.findings())) == 2
+    assert data.quarantine.repaired == {"crlf": 5}
 
 
-def test_on_request_the_first_lost_record_stops_the_run_and_a_repaired_one_does_not() -> None:
-    quarantine = Quarantine(stop_at_first=True)
-    quarantine.report(CRLF)
-    with pytest.raises(DataError, match="belle.json:3: broken-json"):
-        quarantine.report(BROKEN)
+@pytest.mark.parametrize(
+    ("bad", "reason"), [('{"instruction', "broken-json"), (GOOD.replace('"q"', '"qqqqqqqq"'), "prompt-too-long")]
+)
+def test_on_request_the_first_lost_record_stops_the_run(tmp_path: Path, bad: str, reason: str) -> None:
+    with pytest.raises(DataError, match=f"belle.json:2: {reason}"):
+        data_of(tmp_path, [GOOD, bad, GOOD], on_bad_record="error")
+
+
+def test_a_repaired_record_or_an_empty_line_does_not_stop_it(tmp_path: Path) -> None:
+    data_of(tmp_path, [GOOD + "\r", "", GOOD], on_bad_record="error")

@@ -11,6 +11,7 @@ from torch.optim import SGD
 from lit_sft.corpora.belle import Belle
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import TrainingError
+from lit_sft.losses.cross_entropy import TokenTotals
 from lit_sft.stages.schedules import Constant
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning._base import Tuning
@@ -124,7 +125,9 @@ def test_a_harmful_loss_stops_before_the_weights_change_and_names_step_and_recor
     class Spoiled(SFT):
         def forward(self, batch: Any) -> Any:
             totals = super().forward(batch)
-            return totals._replace(loss=totals.loss * value) if "uneven.json:3" in batch.sources[0] else totals
+            if "uneven.json:3" not in batch.sources[0]:
+                return totals
+            return TokenTotals(totals.loss * value, totals.by_group * torch.tensor([value, 1, 1]))
 
     stage = Spoiled(checkpoint=str(tiny_folder), tuning=Full(), optimizer=lambda groups: SGD(groups, lr=0.1))
     with pytest.raises(TrainingError, match=r"optimizer step \d.*uneven.json:3") as error:

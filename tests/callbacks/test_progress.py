@@ -1,0 +1,62 @@
+"""What the bar of a run says."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning import Callback, Trainer
+from streams import batches_of, fit, stream_of
+from torch.utils.data import DataLoader
+
+from lit_sft.callbacks.progress import RunProgress
+from lit_sft.stages.sft import SFT
+from lit_sft.tuning.lora import LoRA
+
+LastBar = Callable[..., str]
+
+
+@pytest.fixture
+def last_bar(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> LastBar:
+    """Train on the batches of a loader; the bar as it was drawn last."""
+
+    def run(loader: Any, *callbacks: Callback, **options: Any) -> str:
+        stage = SFT(checkpoint=str(tiny_folder), tuning=LoRA(rank=2))
+        fit(stage, loader, RunProgress(), *callbacks, enable_progress_bar=True, **options)
+        bars = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.startswith("training")]
+        return bars[-1].rstrip()
+
+    return run
+
+
+def test_a_bar_counts_the_steps_where_their_number_is_known(last_bar: LastBar) -> None:
+    loader = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
+    bar = last_bar(loader, max_epochs=2, limit_train_batches=3)
+    assert re.fullmatch(r"training 100% 6/6 \[00:\d\d<00:00\], loss .* grad .*", bar)
+
+
+def test_a_bar_shows_the_share_of_the_run_where_nobody_knows_their_number(last_bar: LastBar) -> None:
+    bar = last_bar(stream_of(batches_of(4)), max_epochs=2)
+    assert re.fullmatch(r"training 100% \[00:\d\d<00:00\], step 8 loss .* grad .*", bar)
+
+
+def test_a_resumed_run_goes_on_from_its_share(last_bar: LastBar, tmp_path: Path) -> None:
+    batches, checkpoint = batches_of(4), tmp_path / "x.ckpt"
+
+    class Stop(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            if trainer.global_step == 2:
+                trainer.save_checkpoint(checkpoint)
+                trainer.should_stop = True
+
+    bar = last_bar(stream_of(batches), Stop(), max_epochs=1)
+    assert re.match(r"training  50% \[00:\d\d<.*\], step 2 ", bar)
+    starts: list[float] = []
+
+    class Start(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+            starts.append(pl_module.run_share)
+
+    last_bar(stream_of(batches, 2), Start(), max_epochs=1, ckpt_path=checkpoint)
+    assert starts == [0.5]

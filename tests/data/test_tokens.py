@@ -1,0 +1,79 @@
+"""Tokens on the disk come back as they were, whoever wrote them and whatever was interrupted."""
+
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.data.tokens import ENTRY, EncodedRecords, TokenStore, from_words, to_words
+
+ids_and_labels = st.lists(
+    st.integers(0, 300_000).flatmap(
+        lambda token: st.tuples(st.just(token), st.sampled_from([IGNORE_INDEX, token, 2, 299_999]))
+    ),
+    max_size=40,
+)
+
+
+@given(ids_and_labels)
+def test_tokens_and_labels_come_back_as_they_were(pairs: list[tuple[int, int]]) -> None:
+    input_ids, labels = [token for token, _ in pairs], [label for _, label in pairs]
+    read_ids, read_labels = from_words(to_words(input_ids, labels), len(pairs))
+    assert read_ids.tolist() == input_ids
+    assert read_labels.tolist() == labels
+
+
+def encoded(records: list[int], remark: str = "") -> EncodedRecords:
+    """Record i has i tokens."""
+    words = [to_words([*range(10, 10 + i)], [*range(10, 10 + i)]) for i in records]
+    lengths = np.array(records, dtype=np.int64)
+    return EncodedRecords(lengths, lengths, lengths, lengths, [remark] * len(records), np.concatenate(words))
+
+
+def test_records_can_be_added_in_any_order_and_twice(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 10)
+    store.append(encoded([7, 2, 0], remark="reply-cut"))
+    store.append(encoded([2, 3]))
+    assert store.is_ready(np.arange(10)).tolist() == [i in {0, 2, 3, 7} for i in range(10)]
+    for record in (0, 2, 3, 7):
+        assert store.read(record)[0].tolist() == [*range(10, 10 + record)]
+    assert store.num_tokens(np.array([7, 3])).tolist() == [7, 3]
+    assert [store.remark(record) for record in (2, 3)] == ["reply-cut", ""]
+
+
+def test_another_process_sees_what_was_added(tmp_path: Path) -> None:
+    """Two processes add every record; each is kept once."""
+    store = TokenStore(tmp_path / "store", 40)
+    processes = [get_context("spawn").Process(target=add_all, args=(store,)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert store.is_ready(np.arange(40)).all()
+    assert [len(store.read(record)[0]) for record in range(40)] == [*range(40)]
+    assert (tmp_path / "store" / "words").stat().st_size <= 2 * 4 * sum(range(40))
+
+
+def add_all(store: TokenStore) -> None:
+    for record in range(40):
+        store.append(encoded([record]))
+
+
+def test_what_a_dying_process_left_unfinished_is_passed_over(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 4)
+    store.append(encoded([2]))
+    with (tmp_path / "store" / "words").open("ab") as file:
+        file.write(b"\x01\x02\x03")  # three bytes of a word, and no entry in the table
+    store.append(encoded([3]))
+    again = TokenStore(tmp_path / "store", 4)
+    assert again.is_ready(np.arange(4)).tolist() == [False, False, True, True]
+    assert again.read(3)[0].tolist() == [10, 11, 12]
+
+
+def test_the_table_costs_no_more_than_24_bytes_a_record(tmp_path: Path) -> None:
+    TokenStore(tmp_path / "store", 1000)
+    assert (tmp_path / "store" / "table").stat().st_size == 1000 * ENTRY.itemsize == 24_000
