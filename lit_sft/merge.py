@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
 from pathlib import Path
@@ -70,6 +71,7 @@ def merge(
             f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {folder / CONFIG} "
             f"--ckpt_path {folder / LAST_CHECKPOINT}"
         )
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
     data.setup("predict")
     asked = islice(chain.from_iterable(data.predict_dataloader()), MAX_PROMPTS)
     precision = str(config["trainer"]["precision"] or "32-true")
@@ -157,8 +159,9 @@ def _open(config: dict[str, Any], prompts: str | None) -> tuple[Stage, SFTData]:
 
     parser = ShortErrorParser()
     parser.add_argument("--seed_everything", type=int)
-    parser.add_subclass_arguments(Stage, "model")
-    parser.add_subclass_arguments(SFTData, "data")
+    # As LightningCLI does: the optimizers of other libraries declare no types.
+    parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
+    parser.add_subclass_arguments(SFTData, "data", fail_untyped=False)
     parser.link_arguments("model", "data.init_args.text", lambda model: model.checkpoint, apply_on="instantiate")
     parser.link_arguments("seed_everything", "data.init_args.seed")
     if prompts:

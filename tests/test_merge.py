@@ -107,7 +107,11 @@ def test_a_quantized_base_is_compared_too_and_is_another_model(tiny: Tiny, tmp_p
 def test_a_run_is_merged_and_measured_on_its_held_out_prompts(
     write_config: WriteConfig, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], tuning: str
 ) -> None:
-    model = {"checkpoint": str(tiny("baichuan-7b")), "tuning": {"class_path": tuning, "init_args": {"rank": 4}}}
+    model = {
+        "checkpoint": str(tiny("baichuan-7b")),
+        "tuning": {"class_path": tuning, "init_args": {"rank": 4}},
+        "optimizer": {"class_path": "bitsandbytes.optim.AdamW8bit", "init_args": {"lr": 0.01}},
+    }
     config = write_config(model=model, data={"max_length": 64}, trainer={"precision": "bf16-mixed"})
     assert main(["fit", "--config", config]) == 0
     (run,) = (tmp_path / "runs").iterdir()
