@@ -69,6 +69,7 @@ class LoRA(Tuning):
         peft makes adapters float32 beside half-precision weights: their updates are smaller than a step of bfloat16.
         """
         from peft import LoraConfig, PeftModel, get_peft_model
+        from peft.tuners.lora import LoraLayer
 
         model = self.load_base(checkpoint, precision)
         if self.adapter:
@@ -87,6 +88,11 @@ class LoRA(Tuning):
         )
         wrapped = get_peft_model(model, config)
         assert isinstance(wrapped, PeftModel)
+        if self.dora:
+            # peft measured the rows before it made the adapters float32, with the rounding of half precision.
+            for layer in wrapped.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.lora_variant["default"].init(layer, "default")
         return wrapped
 
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
