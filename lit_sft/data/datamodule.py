@@ -230,7 +230,7 @@ class SFTData(LightningDataModule):
         self._check_examples()
         if self.on_bad_record == "error":
             self.quarantine.refuse_any()
-        self._settle_fractions()
+        self._settle_intervals()
         self._write_quarantine()
         train, validation, duplicates = (len(part[0]) for part in vars(self.split).values())
         log.info(
@@ -250,16 +250,26 @@ class SFTData(LightningDataModule):
                 "Raise data.max_length"
             )
 
-    def _settle_fractions(self) -> None:
-        """Turn intervals that are given as a share of an epoch into batches, for Lightning would have to count them."""
+    def _settle_intervals(self) -> None:
+        """Turn intervals that are given as a share of an epoch into batches, for Lightning would have to count them.
+
+        Raises:
+            ConfigError: If validation would come after more batches than there are.
+        """
         trainer: Any = self.trainer
         if trainer is None:
             return
         num_batches = self.order.num_batches_estimated()
         for name in ("val_check_interval", "limit_train_batches"):
-            share = getattr(trainer, name)
-            if isinstance(share, float) and 0 < share < 1:
-                setattr(trainer, name, max(1, int(share * num_batches)))
+            value = getattr(trainer, name)
+            if isinstance(value, float) and 0 < value < 1:
+                setattr(trainer, name, max(1, int(value * num_batches)))
+        interval = trainer.val_check_interval
+        if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > 1.1 * num_batches:
+            raise ConfigError(
+                f"trainer.val_check_interval is {interval}, but an epoch has about {num_batches} batches: nothing "
+                "would be validated. Lower it, or set trainer.check_val_every_n_epoch: null to count over epochs"
+            )
 
     def _write_quarantine(self) -> None:
         if self.trainer is not None and self.trainer.is_global_zero:

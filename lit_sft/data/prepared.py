@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_sft.conversation import Batch, Conversation, TextInterface
@@ -86,4 +87,5 @@ class Prepared(Dataset[Batch]):
             num_workers=num_workers,
             pin_memory=pin_memory,
             worker_init_fn=settle_in,
+            generator=torch.Generator(),  # nothing here is random; training draws from the common one
         )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 Item = TypeVar("Item")
@@ -27,6 +28,8 @@ def in_workers(function: Callable[[Item], Result], items: Sequence[Item], num_wo
         collate_fn=_as_it_is,
         worker_init_fn=settle_in,
         prefetch_factor=4 if num_workers and items else None,
+        # Its own, so that training draws the same numbers whether there was something to prepare or not.
+        generator=torch.Generator(),
     )
     return iter(loader)
 

@@ -152,8 +152,8 @@ class Stage(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Set the learning rate by the position in the run alone, so that a resumed run has that of a whole one."""
-        self.run_share = self._share_with_this_step()
-        factor = self.schedule.factor(self.run_share)
+        before, self.run_share = self.run_share, self._share_with_this_step()
+        factor = self.schedule.factor(before, self.run_share)
         for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
 
@@ -189,7 +189,8 @@ class Stage(LightningModule):
         if trainer.max_epochs != -1:
             assert trainer.max_epochs is not None
             shares.append((trainer.current_epoch + self._epoch_share) / trainer.max_epochs)
-        return max(shares)
+        # Beyond its end a schedule would turn the rate negative, or up again.
+        return min(1.0, max(shares))
 
     def gradient_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients."""

@@ -26,11 +26,19 @@ class Schedule(ABC):
             raise ConfigError(f"schedule warmup_fraction is {warmup_fraction}; it must be at least 0 and below 1")
         self.warmup_fraction = warmup_fraction
 
-    def factor(self, progress: float) -> float:
-        """Factor of the learning rate in a step; `progress`, in (0, 1], is the share of the run done with that step."""
-        if progress < self.warmup_fraction:
-            return progress / self.warmup_fraction
-        return self.curve((progress - self.warmup_fraction) / (1 - self.warmup_fraction))
+    def factor(self, before: float, after: float) -> float:
+        """Factor of the learning rate in a step.
+
+        The warm-up counts the step itself and the curve only those before it, so neither the first step nor the last
+        has a rate of zero.
+
+        Args:
+            before: Share of the run that was done before the step.
+            after: Share that is done with it.
+        """
+        if after < self.warmup_fraction:
+            return after / self.warmup_fraction
+        return self.curve(max(before - self.warmup_fraction, 0.0) / (1 - self.warmup_fraction))
 
     @abstractmethod
     def curve(self, progress: float) -> float:

@@ -1,5 +1,6 @@
 """The learning rate follows the share of the run that is done, however many steps that is."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,11 @@ class Share(Schedule):
     def __init__(self) -> None:
         super().__init__(warmup_fraction=0.0)
 
+    def factor(self, before: float, after: float) -> float:
+        return after
+
     def curve(self, progress: float) -> float:
-        return progress
+        raise NotImplementedError
 
 
 class Rates(Callback):
@@ -94,6 +98,11 @@ def test_a_resumed_run_has_the_rates_of_a_whole_one_and_the_base_rate_of_the_con
     stage = stage_of(tiny_folder, Cosine(0.3), 0.25, AdamW)
     fit(stage, stream_of(batches, step % 4), resumed, ckpt_path=checkpoint, **limits)
     assert [2 * rate for rate in resumed.found] == whole.found[step:]
+
+
+def test_an_epoch_that_turns_out_longer_than_it_was_thought_ends_at_one(tiny_folder: Path) -> None:
+    batches = [replace(batch, epoch_share=2 * batch.epoch_share) for batch in batches_of(3)]
+    assert shares(tiny_folder, stream_of(batches), max_epochs=1) == pytest.approx([2 / 3, 1, 1])
 
 
 def test_a_run_without_an_end_is_refused(tiny_folder: Path) -> None:

@@ -1,0 +1,154 @@
+"""Every record is read once, before training, and what is in it is known."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_sft.corpora.belle import Belle
+from lit_sft.corpora.firefly import Firefly
+from lit_sft.corpora.safety_prompts import SafetyPrompts
+from lit_sft.data import scan
+from lit_sft.data.records import index_records
+from lit_sft.data.scan import ScannedCorpus, scan_corpus
+from lit_sft.errors import DataError
+
+RECORDS = [{"instruction": f"问{i}", "input": "", "output": f"答{i}"} for i in range(30)]
+LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
+
+
+def scanned(corpus: Any, tmp_path: Path, num_workers: int = 0) -> ScannedCorpus:
+    return scan_corpus("Corpus", corpus, tmp_path / "cache", num_workers)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES.encode(),
+        LINES.rstrip("\n").encode(),
+        gzip.compress(LINES.encode()),
+        json.dumps(RECORDS).encode(),
+        json.dumps(RECORDS, indent=1, ensure_ascii=False).encode(),
+    ],
+    ids=["lines", "no-last-line-break", "gzip", "array", "array-over-lines"],
+)
+def test_any_record_can_be_read_by_its_number_from_any_container(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "belle.json"
+    file.write_bytes(content)
+    corpus = Belle(str(file))
+    in_order = list(corpus.conversations(lambda finding: None))
+    found = scanned(corpus, tmp_path)
+    assert found.scan.good.tolist() == [*range(30)]
+    assert [found.conversation(number) for number in reversed(range(30))] == in_order[::-1]
+
+
+def test_records_of_several_files_are_numbered_through(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(LINES, encoding="utf-8")
+    (tmp_path / "b.json").write_text(json.dumps(RECORDS[:3]), encoding="utf-8")
+    corpus = Belle(str(tmp_path / "[ab].json"))
+    found = scanned(corpus, tmp_path)
+    assert [found.conversation(number).source for number in (29, 30, 32)] == [
+        f"{tmp_path}/a.json:30",
+        f"{tmp_path}/b.json:1",
+        f"{tmp_path}/b.json:1#3",
+    ]
+    assert [found.conversation(number) for number in range(33)] == list(corpus.conversations(lambda finding: None))
+
+
+def test_a_scenario_is_known_by_the_array_it_stands_in(tmp_path: Path) -> None:
+    file = tmp_path / "safety.json"
+    record = {"prompt": "p", "response": "r", "type": "X"}
+    file.write_text(json.dumps({"A": [record], "B": [record, record]}))
+    found = scanned(SafetyPrompts(str(file), scenarios=["B"]), tmp_path)
+    assert found.scan.good.tolist() == [1, 2]
+    assert found.scan.num_left_out == 1
+
+
+def test_verdicts_repairs_and_filters_are_counted(tmp_path: Path) -> None:
+    file = tmp_path / "firefly.jsonl"
+    good = '{"kind": "NLI", "input": "q", "target": "a"}'
+    lines = [
+        good,
+        "{",
+        good + "\r",
+        "",
+        good.replace("NLI", "Cot"),
+        good.replace('"a"', '""'),
+        good.replace("q", "\\u0000q"),
+    ]
+    file.write_text("\n".join(lines), newline="")
+    found = scanned(Firefly(str(file), kinds=["NLI"]), tmp_path)
+    assert found.scan.good.tolist() == [0, 2, 6]
+    assert found.scan.bad == {"broken-json": 1, "no-answer": 1}
+    assert found.scan.num_left_out == 1
+    assert found.scan.repaired_records("crlf").tolist() == [2]
+    assert found.scan.repaired_records("control-characters").tolist() == [6]
+    assert found.scan.fingerprints[0] == found.scan.fingerprints[2] == found.scan.fingerprints[6]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_worker_processes_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int) -> None:
+    monkeypatch.setattr(scan, "CHUNK", 7)
+    file = tmp_path / "belle.json"
+    file.write_text(LINES + "{\n" + LINES, encoding="utf-8")
+    alone = scanned(Belle(str(file)), tmp_path).scan
+    shutil.rmtree(tmp_path / "cache")
+    together = scanned(Belle(str(file)), tmp_path, num_workers).scan
+    for name in ("verdicts", "repairs", "fingerprints"):
+        assert np.array_equal(getattr(alone, name), getattr(together, name))
+    assert alone.verdict_names == together.verdict_names == ["", "broken-json"]
+
+
+def test_a_corpus_is_read_once_wherever_its_files_are_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "belle.json"
+    file.write_text(LINES, encoding="utf-8")
+    first = scanned(Belle(str(file)), tmp_path)
+    moved = file.rename(tmp_path / "moved.json")
+    monkeypatch.setattr(scan, "_scan", lambda *args: pytest.fail("read again"))
+    again = scanned(Belle(str(moved)), tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert again.conversation(3).source == f"{moved}:4"
+
+
+def test_the_index_takes_eight_bytes_a_record(tmp_path: Path) -> None:
+    file = tmp_path / "belle.json"
+    file.write_text(LINES, encoding="utf-8")
+    index_records(Belle(str(file)), tmp_path / "cache")
+    (offsets,) = (tmp_path / "cache").glob("records/*/offsets.npy")
+    assert len(np.load(offsets)) == 31
+    assert np.load(offsets).itemsize == 8
+
+
+@pytest.mark.parametrize(
+    ("lines", "options", "message"),
+    [
+        ([], {}, "is empty"),
+        (["{"], {}, r"could be read as Belle \(broken-json\). Expected one JSON object"),
+        (['{"kind": "x", "text": "y"}'], {}, r"could be read as Belle \(unknown-layout\)"),
+        (
+            ['{"instruction": "q", "output": "a"}'] * 4,
+            {"min_characters": 100},
+            "the filters leave no record of .*: 4 left",
+        ),
+    ],
+)
+def test_a_corpus_without_a_usable_record_is_an_error(
+    tmp_path: Path, lines: list[str], options: dict[str, Any], message: str
+) -> None:
+    file = tmp_path / "belle.json"
+    file.write_text("".join(line + "\n" for line in lines))
+    with pytest.raises(DataError, match=message):
+        scanned(Belle(str(file), **options), tmp_path)
+    with pytest.raises(DataError, match=message):  # what failed is not kept as done
+        scanned(Belle(str(file), **options), tmp_path)
+
+
+def test_a_kind_that_does_not_exist_is_an_error_naming_those_that_do(tmp_path: Path) -> None:
+    file = tmp_path / "firefly.jsonl"
+    file.write_text('{"kind": "NLI", "input": "q", "target": "a"}\n')
+    with pytest.raises(DataError, match="has kind Cot. Found: NLI"):
+        scanned(Firefly(str(file), kinds=["Cot"]), tmp_path)
