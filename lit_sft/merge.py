@@ -71,6 +71,8 @@ def merge(
             f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {folder / CONFIG} "
             f"--ckpt_path {folder / LAST_CHECKPOINT}"
         )
+    if not (prompts or data.validation_fraction or data.test_corpora):
+        raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
     data.setup("predict")
     asked = islice(chain.from_iterable(data.predict_dataloader()), MAX_PROMPTS)

@@ -157,6 +157,16 @@ def test_what_has_no_adapter_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_run_that_held_nothing_out_asks_for_prompts(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(data={"validation_fraction": 0.0}, trainer={"max_steps": 1})]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    capsys.readouterr()
+    assert main(["merge", "--run", str(run), "--output", str(tmp_path / "merged")]) == 2
+    assert capsys.readouterr().err == f"error: {run} held nothing out to measure on: give --prompts FILE\n"
+
+
 def test_weights_that_do_not_fit_the_type_are_refused_and_nothing_is_left(tiny: Tiny, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("baichuan-7b"))
     adapter = write_adapter(checkpoint, tmp_path / "adapter")
