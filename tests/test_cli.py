@@ -360,6 +360,10 @@ class TestMistakes:
         line = mistake(model={"tuning": {"class_path": "LoRa"}})
         assert "model.tuning: there is no class 'LoRa'. did you mean 'LoRA'?" in line
 
+    def test_unknown_optimizer(self, mistake: Any) -> None:
+        line = mistake(model={"optimizer": {"class_path": "bitsandbytes.optim.AdamW9bit"}})
+        assert line == "error: model.optimizer: module 'bitsandbytes.optim' has no attribute 'AdamW9bit'"
+
     def test_wrong_type(self, mistake: Any) -> None:
         assert mistake(data={"max_length": "long"}) == "error: data.max_length expects int, not long"
         assert mistake(trainer={"max_epochs": "many"}) == "error: trainer.max_epochs expects int, not many"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning import LightningModule
@@ -109,6 +110,15 @@ class Stage(LightningModule):
             self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / num_total,
         )  # fmt: skip
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move, but leave all types as the tuning chose them for the precision.
+
+        Under `bf16-true` Lightning asks for bfloat16 throughout, after it restored a checkpoint: that would round the
+        trained adapters, and the angles of rotary positions.
+        """
+        kwargs.pop("dtype", None)
+        return super().to(*args, **kwargs) if args or kwargs else self
+
     def on_train_start(self) -> None:
         """Guard against the silent loss of dropout and gradient checkpointing."""
         asleep = [name for name, module in self.named_modules() if name.startswith("model") and not module.training]
@@ -117,15 +127,23 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over what trains."""
-        self.tuning.settle_precision(self.model)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
+        groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[self.tuning.rate_factor(name), parameter.ndim >= 2].append(parameter)
+        optimizer = self.make_optimizer(
+            [
+                {"params": parameters, **({} if is_decayed else {"weight_decay": 0.0})}
+                for (_, is_decayed), parameters in groups.items()
+            ]
+        )
+        # A fused optimizer offers to undo the loss scaling of fp16 in its step; the mean over the tokens and the
+        # clipping need it undone before, and Lightning does so unless the optimizer offers it.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
         # A checkpoint that is loaded into the optimizer brings its own rates; those of the configuration count.
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
+        self._base_rates = [
+            group["lr"] * factor for group, (factor, _) in zip(optimizer.param_groups, groups, strict=True)
+        ]
         return optimizer
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
