@@ -219,7 +219,12 @@ def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
             save_config_callback=RunRecord,
             seed_everything_default=42,
             # The data module shares its examples out by itself: exactly once, and resumable.
-            trainer_defaults={"enable_model_summary": False, "use_distributed_sampler": False},
+            # What validation gathers of sharded weights serves training too, so it must not be an inference tensor.
+            trainer_defaults={
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                "inference_mode": False,
+            },
             parser_class=Parser,
             subclass_mode_model=True,
             subclass_mode_data=True,

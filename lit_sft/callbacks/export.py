@@ -13,6 +13,8 @@ class Export(Callback):
     """Writes `adapter/` (LoRA) or `model/` (full tuning) into the run folder."""
 
     def on_train_end(self, trainer: Trainer, pl_module: Stage) -> None:  # type: ignore[override]
-        """Write it, on the first process only."""
+        """Write it, on the first process only; all take part, for each may hold a part of the weights."""
+        state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            pl_module.tuning.export(pl_module.model, Path(trainer.default_root_dir), pl_module.checkpoint)
+            weights = {name.removeprefix("model."): weight for name, weight in state.items()}
+            pl_module.tuning.export(pl_module.model, Path(trainer.default_root_dir), pl_module.checkpoint, weights)

@@ -11,6 +11,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from lit_sft.errors import ConfigError
 from lit_sft.runs import PREDICTIONS
+from lit_sft.sharding import FSDP2
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +33,15 @@ class PredictionWriter(Callback):
         """Settle where to write, before any weight is loaded.
 
         Raises:
-            ConfigError: On more than one device, where each would answer a part.
+            ConfigError: On more than one device, unless each holds a part of the weights and so has to answer all.
         """
         if stage != "predict":
             return
-        if trainer.world_size > 1:
-            raise ConfigError("predict writes one ordered file and runs on one device: set trainer.devices to 1")
+        if trainer.world_size > 1 and not isinstance(trainer.strategy, FSDP2):
+            raise ConfigError(
+                "predict writes one ordered file and runs on one device: set trainer.devices to 1. "
+                "For a model that one device does not hold, set trainer.strategy to fsdp2"
+            )
         self.path = self.path or Path(trainer.default_root_dir) / self.default_name
         if self.path.is_dir():
             raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
@@ -48,7 +52,8 @@ class PredictionWriter(Callback):
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open under a temporary name, so that a file of the final name is always whole."""
-        self._file = self._partial().open("w", encoding="utf-8")
+        if trainer.is_global_zero:
+            self._file = self._partial().open("w", encoding="utf-8")
 
     def on_predict_batch_end(
         self,
@@ -60,7 +65,8 @@ class PredictionWriter(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Append the rows of a batch; what is written survives an interruption."""
-        assert self._file is not None
+        if self._file is None:
+            return
         for row in outputs:
             self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
@@ -68,7 +74,8 @@ class PredictionWriter(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the file its name."""
-        assert self._file is not None
+        if self._file is None:
+            return
         assert self.path is not None
         self._file.close()
         self._partial().replace(self.path)

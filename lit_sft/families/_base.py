@@ -203,15 +203,22 @@ class Checkpoint(TextInterface):
 
         return load_network(self.path, lambda: self.family.load_model(dtype or torch.float32, quantization))
 
-    def save_model(self, model: PreTrainedModel, folder: str | Path) -> None:
+    def save_model(
+        self, model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
+    ) -> None:
         """Write a network loaded from here as a checkpoint of its own, in the original layout with the tokenizer.
+
+        Args:
+            model: The network.
+            folder: Where to.
+            weights: Its weights by name, where it holds a part of them only.
 
         Raises:
             ConfigError: If adapters are still attached to it.
         """
         from lit_sft.families._saving import save_model
 
-        save_model(self, model, Path(folder))
+        save_model(self, model, Path(folder), weights)
 
     def save_native(self, model: PreTrainedModel, folder: str | Path) -> None:
         """Write a network loaded from here so that plain `AutoModelForCausalLM.from_pretrained` loads it without us.

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lit_sft.families._base import Checkpoint
 
 
-def save_model(checkpoint: Checkpoint, model: Any, folder: Path) -> None:
+def save_model(
+    checkpoint: Checkpoint, model: Any, folder: Path, weights: dict[str, torch.Tensor] | None = None
+) -> None:
     """A folder in the original layout with the base's tokenizer, which `open_checkpoint` recognises.
 
     A quantized network is written as it is, under the network's own tensor names; it reads back to the bit.
@@ -25,12 +27,13 @@ def save_model(checkpoint: Checkpoint, model: Any, folder: Path) -> None:
         checkpoint: What `model` was loaded from.
         model: The network, adapters merged.
         folder: Where to write.
+        weights: Its weights by name, where it holds a part of them only.
 
     Raises:
         ConfigError: If adapters are still attached.
     """
     _refuse_adapters(model)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=weights)
     # transformers writes our class's name; the original one is what other loaders, and ours, go by.
     config = _read(folder / "config.json")
     if architectures := checkpoint.config.get("architectures"):

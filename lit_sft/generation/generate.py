@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch.distributed.fsdp import FSDPModule
 
 from lit_sft.data.collate import pad_left
 from lit_sft.generation.strategies import Strategy
@@ -30,7 +31,7 @@ class Answer:
     finish_reason: FinishReason
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what is gathered of sharded weights must serve training too
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -74,6 +75,8 @@ def _generate(model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             generation_config=GenerationConfig(**strategy.options(), eos_token_id=stop, pad_token_id=stop[0]),
+            # Where weights are sharded, every process goes on until the last has its answer.
+            synced_gpus=any(isinstance(module, FSDPModule) for module in model.modules()),
         )
     finally:
         model.train(was_training)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_sft.conversation import Batch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import open_checkpoint
+from lit_sft.sharding import FSDP2, shard, whole
 from lit_sft.stages.schedules import Cosine, Schedule
 from lit_sft.tuning._base import Tuning
 
@@ -37,6 +40,9 @@ class Stage(LightningModule):
         schedule: The learning rate over the run; a cosine after a short warm-up if not given.
         gradient_checkpointing: Compute activations again in the backward pass: about a third slower, far less memory.
     """
+
+    network_methods: ClassVar[tuple[str, ...]] = ()
+    """Methods beside `forward` that set the network to work."""
 
     def __init__(
         self,
@@ -77,11 +83,12 @@ class Stage(LightningModule):
         return self._loaded_tokenizer
 
     def setup(self, stage: str) -> None:
-        """Refuse a precision that cannot train, and a run whose end a schedule cannot know.
+        """Refuse a strategy or a precision that cannot train, and a run whose end a schedule cannot know.
 
         Raises:
-            ConfigError: For `16-true`, and for neither epochs nor steps.
+            ConfigError: For another way of sharding than `fsdp2`, for `16-true`, and for neither epochs nor steps.
         """
+        self._check_strategy()
         if stage != "fit":
             return
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
@@ -93,9 +100,16 @@ class Stage(LightningModule):
             )
 
     def configure_model(self) -> None:
-        """Load the weights; Lightning may call it more than once."""
-        if self.model is not None:
-            return
+        """Load the weights; Lightning may call it more than once.
+
+        The processes of a machine do so one after the other, each bringing its weights to its device before the next
+        begins: there is one whole model in the memory of a machine at any time, and its files are read from disk once.
+        """
+        if self.model is None:
+            with self._in_turn():
+                self._load()
+
+    def _load(self) -> None:
         precision = self._trainer.precision if self._trainer else "32-true"
         model = self.tuning.load(self.checkpoint, str(precision))
         if self.gradient_checkpointing:
@@ -103,12 +117,51 @@ class Stage(LightningModule):
             self.tuning.causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
         # from_pretrained returns networks in evaluation mode, and Lightning leaves it so.
         self.model = model.train()
+        self._log_sizes(model)
+        if self._trainer is None:
+            return
+        strategy = self._trainer.strategy
+        if isinstance(strategy, FSDP2):
+            blocks = set(self.causal_lm._no_split_modules or ())
+            shard(self, [m for m in model.modules() if type(m).__name__ in blocks], self.network_methods)
+        else:
+            self.to(strategy.root_device)
+
+    def _log_sizes(self, model: nn.Module) -> None:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
         num_total, num_trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
         log.info(
             "%s: %s parameters, %s train (%.2f%%)",
             self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / num_total,
         )  # fmt: skip
+
+    @contextmanager
+    def _in_turn(self) -> Iterator[None]:
+        """Let the processes of a machine through one by one."""
+        if self._trainer is None:
+            yield
+            return
+        strategy = self._trainer.strategy
+        for _ in range(self._trainer.local_rank):
+            strategy.barrier()
+        yield
+        for _ in range(self._trainer.num_devices - self._trainer.local_rank):
+            strategy.barrier()
+
+    def _check_strategy(self) -> None:
+        """Refuse what would fail, or train something else, in the middle of a run."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)) and not isinstance(strategy, FSDP2):
+            # The first neither measures nor clips the norm of all gradients, and wants weights of one type; the
+            # checkpoints of the second only as many devices can read.
+            raise ConfigError(f"trainer.strategy {type(strategy).__name__} is not supported: set it to fsdp2")
+        if not isinstance(strategy, FSDP2):
+            return
+        reason = self.tuning.why_not_sharded()
+        if str(self.trainer.precision) == "16-mixed":
+            reason = "no device sees all gradients that overflow in 16-mixed: use precision bf16-mixed or bf16-true"
+        if reason:
+            raise ConfigError(f"trainer.strategy fsdp2 does not work here. {reason}")
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move, but leave all types as the tuning chose them for the precision.
@@ -137,6 +190,11 @@ class Stage(LightningModule):
                 for (_, is_decayed), parameters in groups.items()
             ]
         )
+        if isinstance(self.trainer.strategy, FSDP2) and type(optimizer).__module__.startswith("bitsandbytes."):
+            raise ConfigError(
+                f"trainer.strategy fsdp2 does not work here. {type(optimizer).__name__} of bitsandbytes updates no sharded "
+                "weight: use torch.optim.AdamW, whose states are sharded too"
+            )
         # A fused optimizer offers to undo the loss scaling of fp16 in its step; the mean over the tokens and the
         # clipping need it undone before, and Lightning does so unless the optimizer offers it.
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
@@ -195,4 +253,4 @@ class Stage(LightningModule):
     def gradient_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        return whole(nn.utils.get_total_norm(gradients))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import chain
 from typing import Any, Literal
 
 import torch
+from torch.distributed import all_gather_object
 from torch.optim import Optimizer
 
 from lit_sft.conversation import Batch, Prompt
@@ -41,6 +43,8 @@ class SFT(Stage):
             arXiv:2310.05914), 5 for example; none if not given.
         kwargs: What every stage takes.
     """
+
+    network_methods = ("answer",)
 
     def __init__(self, generation: Strategy | None = None, neftune_alpha: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -169,12 +173,21 @@ class SFT(Stage):
         totals = own.sum(1).tolist()
         suspects = [sources for (loss, num_tokens, _), (_, sources) in zip(totals, micro_batches, strict=True)
                     if num_tokens and (not math.isfinite(loss) or loss == 0)]  # fmt: skip
-        records = [source for sources in suspects or [sources for _, sources in micro_batches] for source in sources]
+        blamed = self._of_all_processes([source for sources in suspects for source in sources])
+        records = blamed or self._of_all_processes([source for _, sources in micro_batches for source in sources])
         named = ", ".join(records[:MAX_NAMED]) + (f" and {len(records) - MAX_NAMED} more" * (len(records) > MAX_NAMED))
         return TrainingError(
             f"{what} is {value} in optimizer step {self.trainer.global_step + 1}; the weights were left as they are. "
             f"Records of the step: {named}. Lower the learning rate, use bf16 or float32, or look at them"
         )
+
+    def _of_all_processes(self, own: list[str]) -> list[str]:
+        """What each process names, one after the other; all stop for the same reason at the same time."""
+        if self.trainer.world_size == 1:
+            return own
+        named: list[list[str]] = [[]] * self.trainer.world_size
+        all_gather_object(named, own)
+        return list(chain.from_iterable(named))
 
     def _log_held_out(self, split: Split) -> None:
         """Means over the supervised tokens of all batches and ranks, summed in float64 whatever the precision."""

@@ -37,16 +37,27 @@ class Tuning(ABC):
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The transformers network inside what `load` returned, adapters in place."""
 
-    @abstractmethod
-    def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
-        """Write what trained in the standard format of its kind."""
+    def why_not_sharded(self) -> str | None:
+        """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""
+        return None
 
-    def export(self, model: Any, folder: Path, checkpoint: Checkpoint) -> Path:
+    @abstractmethod
+    def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
+        """Write what trained in the standard format of its kind.
+
+        Args:
+            model: What `load` returned.
+            folder: Where to.
+            checkpoint: The base.
+            weights: What trained by name, where the model holds a part of it only.
+        """
+
+    def export(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> Path:
         """`save` into `folder/export_name`, replaced as a whole: nothing half-written is left under that name."""
         target = folder / self.export_name
         temporary = folder / f"{self.export_name}.partial"
         shutil.rmtree(temporary, ignore_errors=True)
-        self.save(model, temporary, checkpoint)
+        self.save(model, temporary, checkpoint, weights)
         shutil.rmtree(target, ignore_errors=True)
         temporary.rename(target)
         return target

@@ -29,6 +29,6 @@ class Full(Tuning):
         network: PreTrainedModel = model
         return network
 
-    def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
+    def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
         """A folder in the original layout, with the base's tokenizer, that `open_checkpoint` reads."""
-        checkpoint.save_model(model, folder)
+        checkpoint.save_model(model, folder, weights)

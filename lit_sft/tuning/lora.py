@@ -108,11 +108,11 @@ class LoRA(Tuning):
         network: PreTrainedModel = model.get_base_model()
         return network
 
-    def save(self, model: Any, folder: Path, checkpoint: Checkpoint) -> None:
+    def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
         """A PEFT folder that `peft.PeftModel.from_pretrained` opens on the loaded base."""
         model.peft_config["default"].base_model_name_or_path = str(checkpoint.path.resolve())
         # "auto" would ask the hub whether the vocabulary was resized.
-        model.save_pretrained(folder, save_embedding_layers=False)
+        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

@@ -37,6 +37,12 @@ class QLoRA(LoRA):
                 "of its rows. Use quant_type nf4, or dora: false"
             )
 
+    def why_not_sharded(self) -> str | None:
+        """Int8 layers keep their weight a second time, beside what is sharded."""
+        if self.quant_type != "int8":
+            return None
+        return "QLoRA int8 keeps every weight whole beside the sharded one: use quant_type nf4, or strategy ddp"
+
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The base in 4 or 8 bits, computed with in bfloat16 unless the run is in float32."""
         from transformers import BitsAndBytesConfig
