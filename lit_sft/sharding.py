@@ -74,7 +74,7 @@ class FSDP2(ModelParallelStrategy):
         assert self.lightning_module is not None
         return self.lightning_module
 
-    def _gathered(self, state: Any) -> Any:
+    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
         """The state with whole tensors on the CPU of the first process; all take part, the others get nothing."""
 
         def collect(value: Any) -> Any:
@@ -83,7 +83,7 @@ class FSDP2(ModelParallelStrategy):
             value = whole(value.detach())
             return value.cpu() if self.is_global_zero else None
 
-        gathered = tree_map(collect, state)
+        gathered: dict[str, Any] = tree_map(collect, state)
         return gathered if self.is_global_zero else {}
 
 
@@ -102,12 +102,13 @@ def shard(stage: LightningModule, blocks: Iterable[nn.Module], methods: Iterable
         blocks: Modules that are gathered one at a time.
         methods: Methods beside `forward` that set it to work.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in stage.modules():
         if isinstance(module, Linear4bit):
             # A gathered weight is a plain one: the scales must be found beside it, and its layout must stay.
-            module.quant_state = module.weight.quant_state
+            packed: Any = module.weight
+            module.quant_state = packed.quant_state
             module.support_avx512bf16_for_cpu = False
     mesh = stage.device_mesh["data_parallel"]  # type: ignore[index]
     for module in [*blocks, stage]:

@@ -19,6 +19,7 @@ from lit_sft.conversation import Batch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import open_checkpoint
 from lit_sft.sharding import FSDP2, shard, whole
+from lit_sft.stages._recount import recount_batches
 from lit_sft.stages.schedules import Cosine, Schedule
 from lit_sft.tuning._base import Tuning
 
@@ -192,8 +193,8 @@ class Stage(LightningModule):
         )
         if isinstance(self.trainer.strategy, FSDP2) and type(optimizer).__module__.startswith("bitsandbytes."):
             raise ConfigError(
-                f"trainer.strategy fsdp2 does not work here. {type(optimizer).__name__} of bitsandbytes updates no sharded "
-                "weight: use torch.optim.AdamW, whose states are sharded too"
+                f"trainer.strategy fsdp2 does not work here. {type(optimizer).__name__} of bitsandbytes updates no "
+                "sharded weight: use torch.optim.AdamW, whose states are sharded too"
             )
         # A fused optimizer offers to undo the loss scaling of fp16 in its step; the mean over the tokens and the
         # clipping need it undone before, and Lightning does so unless the optimizer offers it.
@@ -218,6 +219,7 @@ class Stage(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trained: the frozen base lies in its folder."""
         checkpoint["run_share"] = self.run_share
+        checkpoint["num_devices"] = self.trainer.world_size
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
 
@@ -228,6 +230,8 @@ class Stage(LightningModule):
             TrainingError: Naming the first weight that differs.
         """
         self.run_share = checkpoint.get("run_share", 0.0)
+        if self._trainer is not None and self._trainer.state.fn == "fit":
+            recount_batches(checkpoint, type(self._trainer.datamodule).__qualname__, self._trainer.world_size)  # type: ignore[attr-defined]
         self.configure_model()
         own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         stored = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}

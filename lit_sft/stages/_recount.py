@@ -1,0 +1,32 @@
+"""A checkpoint counts the micro-batches of each device; shared out over others the same rows make other counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_sft.errors import ConfigError
+
+
+def recount_batches(checkpoint: dict[str, Any], data: str, num_devices: int) -> None:
+    """Turn the counts of the running epoch into those of `num_devices`, in place.
+
+    Args:
+        checkpoint: What Lightning and the data module restore from.
+        data: Key of the data module's state in it.
+        num_devices: Devices of this run.
+
+    Raises:
+        ConfigError: If so many devices would stand within a micro-batch.
+    """
+    stored = checkpoint.get("num_devices", num_devices)
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    for counts in (progress, checkpoint.get(data, {})):
+        for name, count in counts.items():
+            if name not in {"ready", "started", "processed", "completed", "num_batches"}:
+                continue
+            counts[name], left = divmod(count * stored, num_devices)
+            if left:
+                raise ConfigError(
+                    f"the checkpoint stands in the middle of an epoch, after {count} micro-batches on each of {stored} "
+                    f"devices, which {num_devices} devices cannot share evenly. Go on with {stored}, or with a divisor"
+                )
