@@ -219,3 +219,5 @@ class Encoder:
                 self._corpora[number].store.append(encoded)
         except BaseException as error:
             self._error = error
+        finally:
+            del results  # ends the processes now, and not whenever the error is forgotten
