@@ -18,8 +18,8 @@ import psutil
 from inputs import CHECKPOINTS, open_data
 
 
-def limit(layout: str, file: str, checkpoint: str, folder: str) -> dict[str, float]:
-    """CPU seconds of the tokenizer alone, and of each step of ours, in one process without workers.
+def limit(files: dict[str, str], checkpoint: str, folder: str, repetitions: int) -> dict[str, list[dict[str, float]]]:
+    """CPU seconds of the tokenizer alone, and of each step of ours, in turns, in one process without workers.
 
     CPU time, because others who use the machine lengthen the wall time only.
     """
@@ -27,17 +27,25 @@ def limit(layout: str, file: str, checkpoint: str, folder: str) -> dict[str, flo
 
     model = str(Path(checkpoint) / CHECKPOINTS[Path(checkpoint).name][1])
     processor = SentencePieceProcessor(model_file=model)
-    with tempfile.TemporaryDirectory(dir=folder) as cache:
-        data = open_data(layout, file, checkpoint, cache)
-        times = {"scan": _cpu_seconds(lambda: data.scanned)}
-        (corpus,) = data.scanned
-        conversations = map(corpus.conversation, corpus.scan.good.tolist())
-        texts = [text for talk in conversations for said in talk.messages for text in said[1:] if text]
-        times["limit"] = _cpu_seconds(lambda: processor.encode(texts, num_threads=1))
-        epoch = data.mixture.epoch(0)
-        encoder = data.prepared.encoder
-        times["encode"] = _cpu_seconds(lambda: encoder.need(epoch))
-        times["pack"] = _cpu_seconds(lambda: sum(1 for _ in data.train_dataloader()))
+    runs: dict[str, list[dict[str, float]]] = {layout: [] for layout in files}
+    for _ in range(repetitions):
+        for layout, file in files.items():
+            with tempfile.TemporaryDirectory(dir=folder) as cache:
+                runs[layout].append(_steps(layout, file, checkpoint, cache, processor))
+    return runs
+
+
+def _steps(layout: str, file: str, checkpoint: str, cache: str, processor: Any) -> dict[str, float]:
+    data = open_data(layout, file, checkpoint, cache)
+    times = {"scan": _cpu_seconds(lambda: data.scanned)}
+    (corpus,) = data.scanned
+    conversations = map(corpus.conversation, corpus.scan.good.tolist())
+    texts = [text for talk in conversations for said in talk.messages for text in said[1:] if text]
+    times["limit"] = _cpu_seconds(lambda: processor.encode(texts, num_threads=1))
+    epoch = data.mixture.epoch(0)
+    encoder = data.prepared.encoder
+    times["encode"] = _cpu_seconds(lambda: encoder.need(epoch))
+    times["pack"] = _cpu_seconds(lambda: sum(1 for _ in data.train_dataloader()))
     return {**times, "records": len(epoch[0]), "bytes": Path(file).stat().st_size}
 
 

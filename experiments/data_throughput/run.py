@@ -36,18 +36,15 @@ class Bench:
 
     def limit(self) -> list[dict[str, Any]]:
         """CPU time of each step beside that of the bare tokenizer."""
-        rows = []
-        for family in CHECKPOINTS:
-            for layout in FORMATS:
-                # Conversations of MOSS are twenty times as long.
-                num_records = self.options.records // (10 if layout.startswith("moss") else 1)
-                file = expand(self.options.shared, layout, num_records, self.folder)
-                runs = [
-                    self._measure("limit", family, layout=layout, file=str(file), folder=str(self.folder))
-                    for _ in range(self.options.repetitions)
-                ]
-                rows.append({"family": family, "corpus": layout, **_limit_row(runs)})
-        return rows
+        # Conversations of MOSS are twenty times as long.
+        sizes = {layout: self.options.records // (10 if layout.startswith("moss") else 1) for layout in FORMATS}
+        files = {layout: str(expand(self.options.shared, layout, size, self.folder)) for layout, size in sizes.items()}
+        where = {"files": files, "folder": str(self.folder), "repetitions": self.options.repetitions}
+        return [
+            {"family": family, "corpus": layout, **_limit_row(runs)}
+            for family in CHECKPOINTS
+            for layout, runs in self._measure("limit", family, **where).items()
+        ]
 
     def first_batch(self) -> list[dict[str, Any]]:
         """Seconds to the first batch with a fresh cache and again."""
