@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +117,7 @@ class ScannedCorpus:
         """The conversation in a usable record."""
         reading = _read(self.corpus, self.records, self.layouts, number)
         assert reading is not None
-        return replace(reading, source=self.records.source(number))
+        return Conversation(reading.messages, self.records.source(number))
 
     def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
         """A finding about a record."""

@@ -185,14 +185,15 @@ def test_what_is_held_out_does_not_wait_for_the_background(tmp_path: Path, monke
 
     def slow(self: TokenStore, encoded: Any) -> None:
         if current_thread() is not main_thread():
-            go_on.wait(60)
+            assert go_on.wait(60)
         append(self, encoded)
 
     monkeypatch.setattr(TokenStore, "append", slow)
-    batches = iter(data.train_dataloader())
+    data.prepared.encoder.begin(data.mixture.epoch(0))
     validated = sources(data.val_dataloader())
+    assert not go_on.is_set()
     go_on.set()
-    assert len(validated) + len(sources(batches)) == 400
+    assert len(validated) + len(sources(data.train_dataloader())) == 400
 
 
 def test_an_error_in_the_background_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,8 +204,9 @@ def test_an_error_in_the_background_stops_training(tmp_path: Path, monkeypatch: 
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(TokenStore, "append", fail)
+    data.prepared.encoder.begin(data.mixture.epoch(0))
     with pytest.raises(RuntimeError, match="the disk is on fire"):
-        list(data.train_dataloader())
+        data.prepared.encoder.await_begun(data.mixture.epoch(0))
 
 
 def test_a_corpus_can_count_more_or_less_than_once(tmp_path: Path) -> None:
