@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_sft.__main__ import main
 from lit_sft.errors import ConfigError
+from lit_sft.sharding import FSDP2
 from lit_sft.stages._recount import recount_batches
+from lit_sft.stages.sft import SFT
+from lit_sft.tuning.full import Full
 
 pytestmark = pytest.mark.slow
 
@@ -28,7 +32,7 @@ TUNINGS = {
 }
 STRATEGIES = ("ddp", "fsdp2")
 ROWS_OF_A_STEP = 8
-SAVED_STEP = 4
+SAVED_STEP = 6
 """In the middle of the second epoch."""
 WORKER = str(Path(__file__).with_name("several_fits.py"))
 
@@ -265,8 +269,12 @@ class TestMistakes:
         error = mistake(model={"optimizer": optimizer}, trainer={"strategy": "fsdp2"})
         assert "AdamW8bit of bitsandbytes updates no sharded weight: use torch.optim.AdamW" in error
 
-    def test_half_precision_under_fsdp2(self, mistake: Any) -> None:
-        assert "use precision bf16-mixed" in mistake(trainer={"strategy": "fsdp2", "precision": "16-mixed"})
+    def test_half_precision_under_fsdp2(self, tiny_folder: Path) -> None:
+        stage = SFT(checkpoint=str(tiny_folder), tuning=Full())
+        # A trainer on a CPU would turn it into bf16-mixed.
+        stage._trainer = SimpleNamespace(strategy=FSDP2(), precision="16-mixed")
+        with pytest.raises(ConfigError, match="use precision bf16-mixed"):
+            stage._check_strategy()
 
     def test_other_ways_of_sharding(self, mistake: Any) -> None:
         strategy = {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy"}

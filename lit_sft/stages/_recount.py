@@ -20,13 +20,15 @@ def recount_batches(checkpoint: dict[str, Any], data: str, num_devices: int) -> 
     """
     stored = checkpoint.get("num_devices", num_devices)
     progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-    for counts in (progress, checkpoint.get(data, {})):
-        for name, count in counts.items():
-            if name not in {"ready", "started", "processed", "completed", "num_batches"}:
-                continue
-            counts[name], left = divmod(count * stored, num_devices)
-            if left:
-                raise ConfigError(
-                    f"the checkpoint stands in the middle of an epoch, after {count} micro-batches on each of {stored} "
-                    f"devices, which {num_devices} devices cannot share evenly. Go on with {stored}, or with a divisor"
-                )
+    count = progress["ready"]
+    recounted, left = divmod(count * stored, num_devices)
+    if left:
+        raise ConfigError(
+            f"the checkpoint stands in the middle of an epoch, after {count} micro-batches on each of {stored} "
+            f"devices, which {num_devices} devices cannot share evenly. Go on with {stored}, or with a divisor"
+        )
+    # Lightning tells from how far they lie apart at which moment of a batch the checkpoint was saved.
+    for name in ("ready", "started", "processed", "completed"):
+        progress[name] += recounted - count
+    if data in checkpoint and checkpoint[data].get("num_batches"):
+        checkpoint[data]["num_batches"] = recounted
