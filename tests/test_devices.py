@@ -180,11 +180,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) 
 
 def assert_same(runs: Runs, name: str, other: str, *, from_step: int = 0) -> None:
     """The same curves from that step on, the same weights and the same gradients."""
-    for tag in ("train/loss", "train/gradient_norm", "train/token_accuracy"):
+    for tag in ("train/loss", "train/token_accuracy"):
         assert runs.curve(name, tag) == pytest.approx(runs.curve(other, tag)[from_step:], abs=1e-5), tag
-    # Before training, where that is the same, and after each epoch since.
-    measured, expected = (runs.curve(run, "val/loss")[1 if from_step else 0 :] for run in (name, other))
-    assert measured == pytest.approx(expected[-len(measured) :], abs=1e-5)
+    # The root of a hundred thousand squares, which float32 adds up in another order.
+    norms = runs.curve(other, "train/gradient_norm")[from_step:]
+    assert runs.curve(name, "train/gradient_norm") == pytest.approx(norms, rel=2e-5)
+    measured = runs.curve(name, "val/loss")
+    assert measured == pytest.approx(runs.curve(other, "val/loss")[-len(measured) :], abs=1e-5)
     mine, theirs = runs.end(name), runs.end(other)
     torch.testing.assert_close(mine["state_dict"], theirs["state_dict"], rtol=0, atol=1e-5)
     # The running mean of the gradients is as good as the gradients of all steps.
