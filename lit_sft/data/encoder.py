@@ -46,14 +46,13 @@ class Encoding:
 
     def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
-        tokenizer = _Remembering(self.tokenizer)
         examples: list[Example] = []
         remarks: list[str] = []
         for record in records.tolist():
             conversation = corpus.conversation(record)
             try:
                 example = encode_conversation(
-                    conversation, self.prompt_format, tokenizer, max_length=self.max_length, loss_on=self.loss_on
+                    conversation, self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
                 )
             except BadRecord as bad:
                 examples.append(Example([], []))
@@ -65,18 +64,6 @@ class Encoding:
             examples.append(example)
             remarks.append(example.truncation)
         return EncodedRecords.of(records, examples, remarks)
-
-
-class _Remembering:
-    """A tokenizer that is asked for each attribute once: transformers looks `eos_token_id` up anew every time."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._tokenizer, name)
-        setattr(self, name, value)
-        return value
 
 
 class EncodedCorpus:
