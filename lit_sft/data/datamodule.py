@@ -192,26 +192,27 @@ class SFTData(LightningDataModule):
         if self.trainer is None or self._order is None:
             return {}
         fit = self.trainer.fit_loop
-        epochs: Any = fit.epoch_progress.current
-        # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
-        num_batches = 0 if epochs.ready == epochs.processed else fit.epoch_loop.batch_progress.current.ready
-        return {**asdict(self._order.position_after(epochs.processed, num_batches)), "data": self._identity()}
+        # How many are done is another number in each hook, and wrong where max_steps ends the run within an epoch.
+        epoch = max(0, fit.epoch_progress.current.ready - 1)
+        is_over = fit.epoch_loop._num_ready_batches_reached()
+        num_batches = fit.epoch_loop.batch_progress.current.ready
+        position = Position(epoch + 1) if is_over else self._order.position_after(epoch, num_batches)
+        return {**asdict(position), "data": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
 
         Raises:
-            ConfigError: In the middle of an epoch of other data, or of data that was cut into other batches.
+            ConfigError: For other data, and in the middle of an epoch for data that was cut into other batches.
         """
         own = self._identity()
-        differing = [
-            f"{name} {state['data'].get(name)}, not {own[name]}" for name in own if state["data"].get(name) != own[name]
-        ]
-        if state["num_batches"] and differing:
-            raise ConfigError(
-                f"the checkpoint stands in the middle of an epoch of other data; go on with data: "
-                f"{'; '.join(differing)}"
-            )
+        differing = {name for name in own if state["data"].get(name) != own[name]}
+        if not state["num_batches"]:
+            differing -= {*asdict(self.batching), "loss_on", "counts"}
+        if differing:
+            where = "in the middle of an epoch" if state["num_batches"] else "at the end of an epoch"
+            named = "; ".join(f"{name} {state['data'].get(name)}, not {own[name]}" for name in sorted(differing))
+            raise ConfigError(f"the checkpoint stands {where} of other data; go on with data: {named}")
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
 
@@ -263,7 +264,9 @@ class SFTData(LightningDataModule):
         for name in ("val_check_interval", "limit_train_batches"):
             value = getattr(trainer, name)
             if isinstance(value, float) and 0 < value < 1:
-                setattr(trainer, name, max(1, int(value * num_batches)))
+                # Whole optimizer steps: within one there is nothing to measure that was not there before.
+                size = trainer.accumulate_grad_batches
+                setattr(trainer, name, min(max(1, int(value * num_batches / size)) * size, num_batches))
         interval = trainer.val_check_interval
         if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > 1.1 * num_batches:
             raise ConfigError(
@@ -322,7 +325,7 @@ class SFTData(LightningDataModule):
             "deduplicate": self.deduplicate,
             "seed": self.seed,
             "counts": self.mixture.counts,
-            "corpora": [corpus.fingerprint for corpus in self.scanned],
+            "corpora": [f"{corpus.name} with content {corpus.fingerprint[:12]}" for corpus in self.scanned],
         }
 
     def _check_options(self) -> None:
