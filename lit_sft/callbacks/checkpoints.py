@@ -173,8 +173,11 @@ class Checkpoints(Checkpoint):
         raise Stopped(signal)
 
     def _save(self, trainer: Trainer, name: str = LAST_CHECKPOINT, *, is_validation_due: bool = False) -> None:
+        # The curves must reach as far as the checkpoint; Lightning would log this step later, and write it later still.
+        if trainer.training:
+            trainer._logger_connector.update_train_step_metrics()
         for logger in trainer.loggers:
-            logger.save()  # what the curves show up to here must outlive this process as well
+            logger.save()
         self._is_validation_due = is_validation_due
         trainer.save_checkpoint(Path(trainer.default_root_dir) / name)
         self._saved_step = trainer.global_step
