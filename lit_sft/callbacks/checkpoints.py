@@ -91,10 +91,14 @@ class Checkpoints(Checkpoint):
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
         is_validation_due = loop._should_check_val_fx(fetcher)
+        # A validation or the end of an epoch saves by itself.
+        is_time = is_time and not is_validation_due and not loop._num_ready_batches_reached()
+        if signal or is_time:
+            # Lightning logs a step only after the hook in which it ends.
+            trainer._logger_connector.update_train_step_metrics()
         if signal:
             self._stop(trainer, signal, is_validation_due=is_validation_due)
-        # A validation or the end of an epoch saves by itself.
-        if is_time and not is_validation_due and not loop._num_ready_batches_reached():
+        if is_time:
             self._save(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -173,9 +177,7 @@ class Checkpoints(Checkpoint):
         raise Stopped(signal)
 
     def _save(self, trainer: Trainer, name: str = LAST_CHECKPOINT, *, is_validation_due: bool = False) -> None:
-        # The curves must reach as far as the checkpoint; Lightning would log this step later, and write it later still.
-        if trainer.training:
-            trainer._logger_connector.update_train_step_metrics()
+        # The curves must reach as far as the checkpoint.
         for logger in trainer.loggers:
             logger.save()
         self._is_validation_due = is_validation_due
