@@ -9,14 +9,19 @@ from importlib import import_module
 import lit_sft
 from lit_sft.errors import Stopped, UserError, accepted
 
-TRAINER_VERBS = {
-    "fit": "fine-tune a model: fit --config configs/quickstart.yaml",
-    "validate": "measure a run, or a base model, on the validation split",
-    "test": "measure it on the test corpora",
-    "predict": "answer prompts; without options those held out from the newest run",
+CONFIGURED_VERBS = {
+    "preview": (
+        "lit_sft.cli_preview",
+        "show what the model will see of the data: preview --config configs/quickstart.yaml",
+    ),
+    "fit": ("lit_sft.cli", "fine-tune a model: fit --config configs/quickstart.yaml"),
+    "validate": ("lit_sft.cli", "measure a run, or a base model, on the validation split"),
+    "test": ("lit_sft.cli", "measure it on the test corpora"),
+    "predict": ("lit_sft.cli", "answer prompts; without options those held out from the newest run"),
 }
 FUNCTION_VERBS = {
     "tiny": ("lit_sft.families._tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "merge": ("lit_sft.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
     "summary": ("lit_sft.summary:summary", "print what a run learned"),
 }
 EPILOG = """\
@@ -50,8 +55,8 @@ def _run(words: list[str]) -> int:
         print(_help())
     elif verb == "--version":
         print(f"lit_sft {lit_sft.__version__}")
-    elif verb in TRAINER_VERBS:
-        import_module("lit_sft.cli").main(words)
+    elif verb in CONFIGURED_VERBS:
+        import_module(CONFIGURED_VERBS[verb][0]).main(words)
     elif verb in FUNCTION_VERBS:
         from jsonargparse import auto_cli
 
@@ -66,7 +71,7 @@ def _run(words: list[str]) -> int:
             parser_class=ShortErrorParser,
         )
     else:
-        raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*TRAINER_VERBS, *FUNCTION_VERBS])}")
+        raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*CONFIGURED_VERBS, *FUNCTION_VERBS])}")
     return 0
 
 
@@ -77,8 +82,7 @@ def _underscored(word: str) -> str:
 
 
 def _help() -> str:
-    verbs = TRAINER_VERBS | {verb: text for verb, (_, text) in FUNCTION_VERBS.items()}
-    lines = [f"  {verb:<10}{text}" for verb, text in verbs.items()]
+    lines = [f"  {verb:<10}{text}" for verb, (_, text) in (CONFIGURED_VERBS | FUNCTION_VERBS).items()]
     return "\n".join([lit_sft.__doc__ or "", "usage: python -m lit_sft VERB [options]", "", *lines, "", EPILOG])
 
 

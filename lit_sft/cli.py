@@ -241,6 +241,20 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UserError: For everything that the user can put right.
     """
+    run_cli(CLI, arguments)
+
+
+def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
+    """Read a configuration and do what it says.
+
+    Args:
+        cli: Whether that is `CLI`, or less.
+        arguments: The verb and its options.
+        options: What LightningCLI takes beside.
+
+    Raises:
+        UserError: For everything that the user can put right.
+    """
     _quieten()
     for base, package in KINDS.values():
         members(package, base)  # makes their short class names known
@@ -248,7 +262,7 @@ def main(arguments: Sequence[str]) -> None:
     if not is_launcher:
         end_with_parent()
     try:
-        CLI(
+        cli(
             Stage,
             SFTData,
             save_config_callback=RunRecord,
@@ -262,6 +276,7 @@ def main(arguments: Sequence[str]) -> None:
             # Hyper-parameters stored in a checkpoint must never win over the configuration.
             load_from_checkpoint_support=False,
             args=expand_run(list(arguments)),
+            **options,
         )
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.
@@ -280,7 +295,7 @@ def main(arguments: Sequence[str]) -> None:
 def expand_run(arguments: list[str]) -> list[str]:
     """Put the configuration that `--run DIR`, or `--resume DIR`, stands for in front of the other options.
 
-    Without a configuration and without `--run`, validate, test and predict take the newest run and say so.
+    Without a configuration and without `--run`, all but fit take the newest run and say so.
 
     Raises:
         ConfigError: If there is no such run.

@@ -17,6 +17,7 @@ CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
 KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
 UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+NO_CALLABLE = re.compile(r"expects a function or a callable class: (.+?)\.? Got value")
 UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
 REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
 EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
@@ -63,6 +64,8 @@ class ShortErrorParser(ArgumentParser):
             chosen = next(filter(None, kinds), None)
             names = list(members(chosen[1], chosen[0])) if chosen else []
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
+        if found := NO_CALLABLE.search(message):
+            return f"{place}: {found[1]}"
         if found := REQUIRED.search(message):
             keys = [key.strip().removeprefix("fit.") for key in found[1].split(",")]
             missing = ", ".join(f"{place}.{key}" if place else key for key in keys)

@@ -1,7 +1,7 @@
-"""Shared by all tests: a tiny Baichuan-7B on disk, and a corpus to train it on."""
+"""Shared by all tests: tiny checkpoints on disk, and a corpus to train them on."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,14 @@ import torch
 import yaml
 from hypothesis import settings
 
-from lit_sft.families._base import TinySize, find_family
+from lit_sft.families._base import TinySize, families, find_family
 from lit_sft.families._tiny import demo_texts
 
 TINY = TinySize(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=1200, context_length=256)
+# Widths that bitsandbytes can pack on a CPU.
+PACKABLE = TinySize(
+    hidden_size=64, intermediate_size=128, num_layers=2, num_heads=4, vocab_size=1400, context_length=128
+)
 
 # The same examples in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
@@ -35,6 +39,21 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     find_family("baichuan-7b").write_tiny(folder, demo_texts(), TINY)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A checkpoint of each family, made when first asked for; not to be changed."""
+    written: dict[str, Path] = {}
+
+    def folder_of(family: str) -> Path:
+        if family not in written:
+            written[family] = tmp_path_factory.mktemp(family)
+            torch.manual_seed(0)
+            families()[family].write_tiny(written[family], demo_texts(), PACKABLE)
+        return written[family]
+
+    return folder_of
 
 
 @pytest.fixture

@@ -196,15 +196,27 @@ def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteC
     }
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("step", [3, 4, 6])
+@pytest.mark.parametrize(
+    ("step", "num_workers", "packing"), [(3, 0, True), (3, 2, True), (4, 0, False), (9, 2, True), (9, 2, False)]
+)
 def test_an_interrupted_run_goes_on_with_the_batch_it_would_have_had(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], step: int, num_workers: int
+    write_config: WriteConfig,
+    tmp_path: Path,
+    corpus_file: Path,
+    capsys: pytest.CaptureFixture[str],
+    step: int,
+    num_workers: int,
+    packing: bool,
 ) -> None:
-    """Four steps an epoch: saved in the middle of the first, at its end, in the middle of the second."""
+    """Saved in the first epoch of some seven batches and in the second, of two corpora of which one counts more."""
     no_dropout = {"class_path": "LoRA", "init_args": {"rank": 4}}
     trainer = {"max_epochs": 3, "val_check_interval": step, "check_val_every_n_epoch": None}
-    config = write_config(model={"tuning": no_dropout}, data={"num_workers": num_workers}, trainer=trainer)
+    corpora = [
+        {"class_path": "Belle", "init_args": {"path": str(corpus_file), "weight": 1.5}},
+        {"class_path": "Belle", "init_args": {"path": str(corpus_file), "count": 5}},
+    ]
+    data = {"corpora": corpora, "num_workers": num_workers, "packing": packing}
+    config = write_config(model={"tuning": no_dropout}, data=data, trainer=trainer)
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     interrupt = json.dumps([{"class_path": "fakes.Interrupt", "init_args": {"step": step + 1}}])
     assert main(["fit", "--config", config, "--name", "half", "--trainer.callbacks", interrupt]) == 130
@@ -347,6 +359,10 @@ class TestMistakes:
     def test_unknown_class(self, mistake: Any) -> None:
         line = mistake(model={"tuning": {"class_path": "LoRa"}})
         assert "model.tuning: there is no class 'LoRa'. did you mean 'LoRA'?" in line
+
+    def test_unknown_optimizer(self, mistake: Any) -> None:
+        line = mistake(model={"optimizer": {"class_path": "bitsandbytes.optim.AdamW9bit"}})
+        assert line == "error: model.optimizer: module 'bitsandbytes.optim' has no attribute 'AdamW9bit'"
 
     def test_wrong_type(self, mistake: Any) -> None:
         assert mistake(data={"max_length": "long"}) == "error: data.max_length expects int, not long"

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,12 +97,9 @@ def test_the_others_end_when_a_process_dies(write_config: WriteConfig, tmp_path:
     config = write_config(trainer={"max_epochs": 10000, "devices": 2, "strategy": "ddp", "val_check_interval": 1.0})
     for victim in ("first", "second"):
         run = start(config, "--name", victim, *callbacks("Kill", step=2, rank=int(victim == "second")))
-        assert run.wait(timeout=60) != 0
-        assert run.stderr is not None
-        # Whoever still held the pipe would keep it open.
-        begun = time.monotonic()
-        run.stderr.read()
-        assert time.monotonic() - begun < 60
+        # The one that lives would hold the pipe open.
+        run.communicate(timeout=180)
+        assert run.returncode != 0
 
 
 @pytest.mark.slow
@@ -175,7 +171,7 @@ def test_a_checkpoint_that_is_cut_off_changed_or_of_other_data_or_model_is_refus
     lines = corpus_file.read_text().splitlines(keepends=True)
     corpus_file.write_text("".join(lines[:-1]))
     assert main(["fit", "--config", config, "--ckpt_path", str(checkpoint)]) == 2
-    assert "at the end of an epoch of other data; go on with data: corpora ['Belle with" in capsys.readouterr().err
+    assert "at the end of an epoch of other data or other batches: corpora: ['Belle " in capsys.readouterr().err
 
 
 def test_a_damaged_last_checkpoint_is_passed_over_for_the_best(write_config: WriteConfig, tmp_path: Path) -> None:

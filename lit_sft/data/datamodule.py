@@ -23,6 +23,7 @@ from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import Split, all_good, split_corpora
+from lit_sft.data.table import preparation_table
 from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -205,14 +206,19 @@ class SFTData(LightningDataModule):
         Raises:
             ConfigError: For other data, and in the middle of an epoch for data that was cut into other batches.
         """
-        own = self._identity()
-        differing = {name for name in own if state["data"].get(name) != own[name]}
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # it measures or answers all there is
+        own, stored = self._identity(), state["data"]
+        differing = {name for name in own if stored.get(name) != own[name]}
         if not state["num_batches"]:
             differing -= {*asdict(self.batching), "loss_on", "counts"}
         if differing:
-            where = "in the middle of an epoch" if state["num_batches"] else "at the end of an epoch"
-            named = "; ".join(f"{name} {state['data'].get(name)}, not {own[name]}" for name in sorted(differing))
-            raise ConfigError(f"the checkpoint stands {where} of other data; go on with data: {named}")
+            where = "in the middle" if state["num_batches"] else "at the end"
+            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in sorted(differing))
+            raise ConfigError(
+                f"the checkpoint stands {where} of an epoch of other data or other batches: {values}. "
+                "Go on with the data and options of its run"
+            )
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
 
@@ -233,12 +239,7 @@ class SFTData(LightningDataModule):
             self.quarantine.refuse_any()
         self._settle_intervals()
         self._write_quarantine()
-        train, validation, duplicates = (len(part[0]) for part in vars(self.split).values())
-        log.info(
-            "%d conversations to train on, %d to validate on; %d left out by filters, %d duplicates%s; %s",
-            train, validation, sum(corpus.scan.num_left_out for corpus in self.scanned), duplicates,
-            " left out" if self.deduplicate else "", self.quarantine,
-        )  # fmt: skip
+        log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
 
     def _check_examples(self) -> None:
         """Encode the first window: is there anything to learn?"""
@@ -325,7 +326,7 @@ class SFTData(LightningDataModule):
             "deduplicate": self.deduplicate,
             "seed": self.seed,
             "counts": self.mixture.counts,
-            "corpora": [f"{corpus.name} with content {corpus.fingerprint[:12]}" for corpus in self.scanned],
+            "corpora": [f"{corpus.name} {corpus.fingerprint[:8]}" for corpus in self.scanned],
         }
 
     def _check_options(self) -> None:

@@ -18,7 +18,7 @@ from lit_sft.conversation import Example, PromptFormat, TextInterface
 from lit_sft.data.cache import code_digest, digest
 from lit_sft.data.encode import LossOn, encode_conversation
 from lit_sft.data.scan import ScannedCorpus
-from lit_sft.data.tokens import OTHER_LABEL, OWN_LABEL, EncodedRecords, TokenStore, to_words
+from lit_sft.data.tokens import EncodedRecords, TokenStore
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord
 
@@ -46,33 +46,37 @@ class Encoding:
 
     def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
-        words: list[NDArray[np.uint32]] = []
+        tokenizer = _Remembering(self.tokenizer)
+        examples: list[Example] = []
         remarks: list[str] = []
-        num_tokens, num_supervised = np.zeros((2, len(records)), dtype=np.int64)
-        for place, record in enumerate(records.tolist()):
+        for record in records.tolist():
             conversation = corpus.conversation(record)
             try:
                 example = encode_conversation(
-                    conversation,
-                    self.prompt_format,
-                    self.tokenizer,
-                    max_length=self.max_length,
-                    loss_on=self.loss_on,
+                    conversation, self.prompt_format, tokenizer, max_length=self.max_length, loss_on=self.loss_on
                 )
             except BadRecord as bad:
-                words.append(np.zeros(0, dtype=np.uint32))
+                examples.append(Example([], []))
                 remarks.append(bad.reason)
                 continue
             except Exception as error:
                 error.add_note(f"in the record at {conversation.source}")
                 raise
-            encoded = to_words(example.input_ids, example.labels)
-            words.append(encoded)
+            examples.append(example)
             remarks.append(example.truncation)
-            num_tokens[place] = len(example)
-            num_supervised[place] = np.count_nonzero(encoded[: len(example)] & (OWN_LABEL | OTHER_LABEL))
-        num_words = np.array([len(some) for some in words], dtype=np.int64)
-        return EncodedRecords(records, num_words, num_tokens, num_supervised, remarks, np.concatenate(words))
+        return EncodedRecords.of(records, examples, remarks)
+
+
+class _Remembering:
+    """A tokenizer that is asked for each attribute once: transformers looks `eos_token_id` up anew every time."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._tokenizer, name)
+        setattr(self, name, value)
+        return value
 
 
 class EncodedCorpus:
@@ -114,7 +118,12 @@ def encoded_corpora(
     )
     return [
         EncodedCorpus(
-            corpus, TokenStore(cache / "tokens" / digest(corpus.fingerprint, *writing), len(corpus.records)), number
+            corpus,
+            TokenStore(
+                cache / "tokens" / digest(corpus.fingerprint, code_digest(type(corpus.corpus)), *writing),
+                len(corpus.records),
+            ),
+            number,
         )
         for number, corpus in enumerate(scanned)
     ]
@@ -145,14 +154,20 @@ class Encoder:
         self._error: BaseException | None = None
 
     def need(self, selection: Selection, what: str = "examples") -> None:
-        """Return when all of these records are encoded."""
+        """Return when all of these records are encoded: at once here, or by the process that does it."""
         while not self._is_ready(selection):
-            if self._error:
-                raise self._error
-            if self._is_first and (self._thread is None or not self._thread.is_alive()):
+            if self._is_first:
                 self._encode_now(selection, what)
             else:
                 time.sleep(POLL_SECONDS)
+
+    def await_begun(self, selection: Selection) -> None:
+        """The same for records that the background comes to, if there is one."""
+        while self._thread is not None and self._thread.is_alive() and not self._is_ready(selection):
+            time.sleep(POLL_SECONDS)
+        if self._error:
+            raise self._error
+        self.need(selection)
 
     def begin(self, selection: Selection) -> None:
         """Encode these records in the background, in this order, in worker processes."""
@@ -208,3 +223,5 @@ class Encoder:
                 self._corpora[number].store.append(encoded)
         except BaseException as error:
             self._error = error
+        finally:
+            del results  # ends the processes now, and not whenever the error is forgotten

@@ -182,7 +182,7 @@ class EpochOrder(Sampler[MicroBatch]):
         self._encoder.begin(_part(records, slice(position.window * WINDOW, None)))
         for window in range(position.window, -(-total // WINDOW)):
             chosen = _part(records, slice(window * WINDOW, (window + 1) * WINDOW))
-            self._encoder.need(chosen)
+            self._encoder.await_begun(chosen)
             lengths = self._encoder.num_tokens(chosen)
             cut = self._batching.cut(lengths, seed=self._mixture.seed, epoch=position.epoch, window=window)
             corpus_of, record = (part.tolist() for part in chosen)

@@ -11,7 +11,7 @@ import json
 import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -88,14 +88,30 @@ class FileRecords:
     def _group_numbers(self) -> NDArray[np.uint16]:
         return self._array("groups")
 
-    @cached_property
+    @property
     def _descriptor(self) -> int:
-        # Never closed: it lives as long as the process, and worker processes share it.
-        return os.open(self._folder / "records" if self._is_copy else self.file, os.O_RDONLY)
+        return _opened(self._folder / "records" if self._is_copy else self.file).number
 
     def _array(self, name: str) -> NDArray[Any]:
-        array: NDArray[Any] = np.load(self._folder / f"{name}.npy", mmap_mode="r")
+        # Not memory-mapped: each map holds a file open, and there may be thousands of files.
+        array: NDArray[Any] = np.load(self._folder / f"{name}.npy")
         return array
+
+
+class _Descriptor:
+    """A file that is open for reading as long as this lives."""
+
+    def __init__(self, file: Path) -> None:
+        self.number = os.open(file, os.O_RDONLY)
+
+    def __del__(self) -> None:
+        os.close(self.number)
+
+
+@lru_cache(maxsize=128)
+def _opened(file: Path) -> _Descriptor:
+    """A glob may name more files than a process may hold open."""
+    return _Descriptor(file)
 
 
 class Records:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,12 @@ class Scan:
             {name: self._count(name) for name in self.verdict_names if name not in {GOOD, LEFT_OUT, EMPTY_LINE}}
         )
 
+    @property
+    def findings(self) -> Counter[str]:
+        """Records by what is wrong with them, or was before it was repaired."""
+        repaired = {name: len(self.repaired_records(name)) for name in self.repair_names}
+        return self.bad + Counter(repaired) + Counter({EMPTY_LINE: self._count(EMPTY_LINE)})
+
     def records_with(self, verdict: str) -> NDArray[np.int64]:
         """Numbers of the records with a verdict."""
         return np.flatnonzero(self.verdicts == self.verdict_names.index(verdict))
@@ -90,26 +96,28 @@ class ScannedCorpus:
         corpus: How a record is read.
         records: Its records.
         layouts: The layout of each file, as a place in `corpus.layouts`.
-        scan: What was found in it.
     """
 
-    def __init__(self, name: str, corpus: Corpus, records: Records, layouts: list[int], scan: Scan) -> None:
+    scan: Scan
+    """What was found in it."""
+
+    def __init__(self, name: str, corpus: Corpus, records: Records, layouts: list[int]) -> None:
         self.name = name
         self.corpus = corpus
         self.records = records
         self.layouts = layouts
-        self.scan = scan
 
     @property
     def fingerprint(self) -> str:
         """A name for the content of the files and the way they are read, wherever they lie."""
-        return _fingerprint_of(self.corpus, self.records)
+        contents = [file.sha256 for file in self.records.files]
+        return digest(contents, type(self.corpus).__qualname__, sorted(self.corpus.options.items()))
 
     def conversation(self, number: int) -> Conversation:
         """The conversation in a usable record."""
         reading = _read(self.corpus, self.records, self.layouts, number)
         assert reading is not None
-        return replace(reading, source=self.records.source(number))
+        return Conversation(reading.messages, self.records.source(number))
 
     def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
         """A finding about a record."""
@@ -143,8 +151,8 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     records = index_records(corpus, cache)
     layouts = [_layout_of(corpus, records, file) for file in range(len(records.files))]
     build = partial(_scan, name, corpus, records, layouts, num_workers)
-    folder = build_once(cache / "scans" / _fingerprint_of(corpus, records), build)
-    found = ScannedCorpus(name, corpus, records, layouts, _load(folder))
+    found = ScannedCorpus(name, corpus, records, layouts)
+    found.scan = _load(build_once(cache / "scans" / digest(found.fingerprint, code_digest(type(corpus))), build))
     _check_usable(found)
     return found
 
@@ -156,12 +164,6 @@ def fingerprint(conversation: Conversation) -> int:
         said += (message.role, message.content, message.thoughts, message.commands)
     hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
-
-
-def _fingerprint_of(corpus: Corpus, records: Records) -> str:
-    cls = type(corpus)
-    contents = [file.sha256 for file in records.files]
-    return digest(contents, cls.__qualname__, sorted(corpus.options.items()), code_digest(cls))
 
 
 def _read(corpus: Corpus, records: Records, layouts: list[int], number: int) -> Conversation | None:

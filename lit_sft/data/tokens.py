@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from lit_sft.conversation import IGNORE_INDEX
 
 if TYPE_CHECKING:
-    from lit_sft.conversation import Ids
+    from lit_sft.conversation import Example, Ids
 
 OWN_LABEL = np.uint32(1 << 31)
 OTHER_LABEL = np.uint32(1 << 30)
@@ -56,17 +58,37 @@ class EncodedRecords:
     remarks: list[str]
     words: NDArray[np.uint32]
 
+    @classmethod
+    def of(cls, records: NDArray[Any], examples: Sequence[Example], remarks: list[str]) -> EncodedRecords:
+        """The words of all examples at once: an array of each would take longer than its tokens.
 
-def to_words(input_ids: Ids, labels: Ids) -> NDArray[np.uint32]:
-    """Tokens and labels [T] as at least T words."""
-    ids, wanted = np.array(input_ids, dtype=np.int64), np.array(labels, dtype=np.int64)
-    words = ids.astype(np.uint32)
-    is_other = (wanted != ids) & (wanted != IGNORE_INDEX)
-    words[wanted == ids] |= OWN_LABEL
-    if not is_other.any():
-        return words
-    words[is_other] |= OTHER_LABEL
-    return np.concatenate([words, wanted[is_other].astype(np.uint32)])
+        Args:
+            records: Numbers of the records [N].
+            examples: What became of them [N]; without tokens where a record was left out.
+            remarks: What is to be said of each [N].
+        """
+        num_tokens = np.array([len(example) for example in examples], dtype=np.int64)
+        ends = np.cumsum(num_tokens)
+        ids = _joined([example.input_ids for example in examples])
+        labels = _joined([example.labels for example in examples])
+        is_own = labels == ids
+        is_other = (labels != ids) & (labels != IGNORE_INDEX)
+        words = ids.astype(np.uint32)
+        words[is_own] |= OWN_LABEL
+        words[is_other] |= OTHER_LABEL
+        num_others = _count(is_other, ends)
+        words = np.insert(words, ends.repeat(num_others), labels[is_other])
+        num_supervised = _count(is_own, ends) + num_others
+        return cls(records, num_tokens + num_others, num_tokens, num_supervised, remarks, words)
+
+
+def _joined(rows: Sequence[Ids]) -> NDArray[np.int64]:
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=sum(map(len, rows)))
+
+
+def _count(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many are set in each of the stretches that end there [N]."""
+    return np.diff(np.concatenate([[0], np.cumsum(flags)])[ends], prepend=0)
 
 
 def from_words(words: NDArray[np.uint32], num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -128,7 +128,9 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that somebody wrote: `<eop>` or `[gMASK]` in it stay ordinary characters."""
-        return [self.num_image_tokens + piece for piece in self.pieces.encode(write_whitespace(text))]
+        pieces: list[int] = self.pieces.encode(write_whitespace(text))
+        first = self.num_image_tokens
+        return [first + piece for piece in pieces] if first else pieces
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """`encode_text` of many texts, in parallel: up to twice as fast as one by one."""
@@ -183,8 +185,10 @@ class ChatGLM6BTokenizer(PreTrainedTokenizer):
         return read_whitespace(self.pieces.decode_pieces(tokens))
 
     def _marks_after(self, prompt: list[int]) -> list[int]:
+        if not self.is_first_revision:
+            return [self.gmask_token_id]
         masks = (self.mask_token_id, self.gmask_token_id)
-        if not self.is_first_revision or not any(token in masks for token in prompt):
+        if not any(token in masks for token in prompt):
             return [self.gmask_token_id]
         return [] if prompt[-1] in masks else [self._convert_token_to_id("</s>")]
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from lightning import LightningModule
@@ -112,6 +113,15 @@ class Stage(LightningModule):
             self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / num_total,
         )  # fmt: skip
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move, but leave all types as the tuning chose them for the precision.
+
+        Under `bf16-true` Lightning asks for bfloat16 throughout, after it restored a checkpoint: that would round the
+        trained adapters, and the angles of rotary positions.
+        """
+        kwargs.pop("dtype", None)
+        return super().to(*args, **kwargs) if args or kwargs else self
+
     def on_train_start(self) -> None:
         """Guard against the silent loss of dropout and gradient checkpointing; go on with the random numbers.
 
@@ -137,14 +147,22 @@ class Stage(LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over what trains."""
-        self.tuning.settle_precision(self.model)
-        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        groups: list[dict[str, Any]] = [
-            {"params": [parameter for parameter in trained if parameter.ndim >= 2]},
-            {"params": [parameter for parameter in trained if parameter.ndim < 2], "weight_decay": 0.0},
+        groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                groups[self.tuning.rate_factor(name), parameter.ndim >= 2].append(parameter)
+        optimizer = self.make_optimizer(
+            [
+                {"params": parameters, **({} if is_decayed else {"weight_decay": 0.0})}
+                for (_, is_decayed), parameters in groups.items()
+            ]
+        )
+        # A fused optimizer offers to undo the loss scaling of fp16 in its step; the mean over the tokens and the
+        # clipping need it undone before, and Lightning does so unless the optimizer offers it.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        self._base_rates = [
+            group["lr"] * factor for group, (factor, _) in zip(optimizer.param_groups, groups, strict=True)
         ]
-        optimizer = self.make_optimizer([group for group in groups if group["params"]])
-        self._base_rates = [group["lr"] for group in optimizer.param_groups]
         self._configure_loaded_optimizer(optimizer)
         return optimizer
 
@@ -155,9 +173,10 @@ class Stage(LightningModule):
         (stored,), own = self._loaded["optimizers"], type(optimizer).__name__
         if stored != own:
             raise TrainingError(f"the checkpoint's optimizer is {stored}, but that of the configuration is {own}")
-        for group, configured in zip(
-            self._loaded["optimizer_states"][0]["param_groups"], optimizer.param_groups, strict=True
-        ):
+        groups = self._loaded["optimizer_states"][0]["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
+            raise TrainingError("the checkpoint's optimizer groups the weights otherwise; go on with the run's tuning")
+        for group, configured in zip(groups, optimizer.param_groups, strict=True):
             group.update({name: value for name, value in configured.items() if name != "params"})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

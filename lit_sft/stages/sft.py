@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
 from lit_sft.conversation import Batch, Prompt
-from lit_sft.errors import TrainingError
+from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 from lit_sft.stages._base import Stage
+from lit_sft.stages._neftune import noisy_embeddings
 
 LOSS_SCALE = 1 / 1024
 """Keeps the summed loss in the range of half precision; divided out again before the optimizer step."""
@@ -35,12 +37,17 @@ class SFT(Stage):
 
     Args:
         generation: How `predict` and the samples during validation choose tokens; greedy if not given.
+        neftune_alpha: Magnitude of the noise on the embeddings in training (NEFTune: Jain et al. 2023,
+            arXiv:2310.05914), 5 for example; none if not given.
         kwargs: What every stage takes.
     """
 
-    def __init__(self, generation: Strategy | None = None, **kwargs: Any) -> None:
+    def __init__(self, generation: Strategy | None = None, neftune_alpha: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if neftune_alpha is not None and neftune_alpha <= 0:
+            raise ConfigError(f"neftune_alpha is {neftune_alpha}; it must be above 0")
         self.generation = generation or Greedy()
+        self.neftune_alpha = neftune_alpha
         self._step: list[tuple[torch.Tensor, list[str]]] = []
         self._held_out: list[torch.Tensor] = []
         self._corpora: list[str] = []
@@ -60,7 +67,9 @@ class SFT(Stage):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Summed loss, scaled."""
-        totals = self(batch)
+        noise = self.neftune_alpha
+        with noisy_embeddings(self.causal_lm, noise, batch.segment_ids) if noise else nullcontext():
+            totals = self(batch)
         self._step.append((totals.by_group, batch.sources))
         self._corpora = batch.corpora
         loss: torch.Tensor = totals.loss * LOSS_SCALE

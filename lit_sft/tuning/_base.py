@@ -29,8 +29,9 @@ class Tuning(ABC):
             precision: Lightning's `trainer.precision`, for example `bf16-mixed`.
         """
 
-    def settle_precision(self, model: Any) -> None:  # noqa: B027 - most tunings have nothing to settle
-        """Called once Lightning has converted the network to the precision of the trainer."""
+    def rate_factor(self, name: str) -> float:
+        """Learning rate of the parameter `name`, as a multiple of the optimizer's."""
+        return 1.0
 
     @abstractmethod
     def causal_lm(self, model: Any) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): y = Wx + alpha/rank * B(Ax), W frozen, on peft."""
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): y = Wx + alpha/rank * B(Ax), W frozen, on peft; and what was built on it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+ADAPTER_CONFIG = "adapter_config.json"
+
+
 class LoRA(Tuning):
     """Low-rank adapters in float32 beside a frozen base, which is in bfloat16 if the arithmetic is.
 
@@ -22,7 +25,12 @@ class LoRA(Tuning):
         alpha: Numerator of their scale alpha / rank.
         dropout: Probability with which an input of an adapter is dropped.
         targets: Names of the linear layers to adapt; the family's own if not given.
-        adapter: A PEFT adapter folder to start from; rank, alpha, dropout and targets are then read from it.
+        rslora: Scale by alpha / sqrt(rank), so that higher ranks learn as fast (Kalajdzievski 2023, arXiv:2312.03732).
+        dora: Train the length of each row of W + BA apart from its direction (Liu et al. 2024, arXiv:2402.09353);
+            slower, for each step computes the whole matrix.
+        lora_plus_ratio: Learning rate of B as a multiple of that of A, 16 for example (LoRA+: Hayou et al. 2024,
+            arXiv:2402.12354); the same if not given.
+        adapter: A PEFT adapter folder to start from; everything but `lora_plus_ratio` is then read from it.
     """
 
     export_name = "adapter"
@@ -33,23 +41,35 @@ class LoRA(Tuning):
         alpha: float = 32.0,
         dropout: float = 0.0,
         targets: list[str] | None = None,
+        rslora: bool = False,
+        dora: bool = False,
+        lora_plus_ratio: float | None = None,
         adapter: str | None = None,
     ) -> None:
         if rank < 1:
             raise ConfigError(f"LoRA rank is {rank}; it must be at least 1")
         if not 0 <= dropout < 1:
             raise ConfigError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
-        if adapter and not (Path(adapter) / "adapter_config.json").is_file():
-            raise ConfigError(f"LoRA adapter {adapter} is no PEFT folder: it holds no adapter_config.json")
+        if lora_plus_ratio is not None and lora_plus_ratio <= 0:
+            raise ConfigError(f"LoRA lora_plus_ratio is {lora_plus_ratio}; it must be above 0")
+        if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
+            raise ConfigError(f"LoRA adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
         self.targets = targets
+        self.rslora = rslora
+        self.dora = dora
+        self.lora_plus_ratio = lora_plus_ratio
         self.adapter = adapter
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
-        """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero."""
+        """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero.
+
+        peft makes adapters float32 beside half-precision weights: their updates are smaller than a step of bfloat16.
+        """
         from peft import LoraConfig, PeftModel, get_peft_model
+        from peft.tuners.lora import LoraLayer
 
         model = self.load_base(checkpoint, precision)
         if self.adapter:
@@ -61,22 +81,27 @@ class LoRA(Tuning):
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft computes with any number
             lora_dropout=self.dropout,
             target_modules=targets,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
             bias="none",
             task_type="CAUSAL_LM",
         )
         wrapped = get_peft_model(model, config)
         assert isinstance(wrapped, PeftModel)
+        if self.dora:
+            # peft measured the rows before it made the adapters float32, with the rounding of half precision.
+            for layer in wrapped.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.lora_variant["default"].init(layer, "default")
         return wrapped
 
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The frozen base."""
         return checkpoint.load_model(dtype=half_or_full(precision))
 
-    def settle_precision(self, model: Any) -> None:
-        """Adapters stay in float32 under `bf16-true` too: their updates are smaller than a step of bfloat16."""
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
+    def rate_factor(self, name: str) -> float:
+        """B may learn faster than A."""
+        return self.lora_plus_ratio if self.lora_plus_ratio and ".lora_B." in name else 1.0
 
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The network whose linear layers peft replaced in place."""

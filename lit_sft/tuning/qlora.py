@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lit_sft.errors import ConfigError
 from lit_sft.families._base import Checkpoint
 from lit_sft.tuning._base import half_or_full
-from lit_sft.tuning.lora import LoRA
+from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,6 +30,12 @@ class QLoRA(LoRA):
         super().__init__(**kwargs)
         self.quant_type = quant_type
         self.double_quant = double_quant
+        config = json.loads((Path(self.adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")) if self.adapter else {}
+        if quant_type == "int8" and config.get("use_dora", self.dora):
+            raise ConfigError(
+                "QLoRA dora does not work on int8: peft loses the scales of an int8 layer when it computes the lengths "
+                "of its rows. Use quant_type nf4, or dora: false"
+            )
 
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The base in 4 or 8 bits, computed with in bfloat16 unless the run is in float32."""

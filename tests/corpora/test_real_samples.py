@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from goldens import SHARED
@@ -11,6 +12,7 @@ from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.moss_sft import MossSft
 from lit_sft.corpora.safety_prompts import SafetyPrompts
+from lit_sft.data.scan import scan_corpus
 from lit_sft.errors import DataError
 
 DATA = SHARED / "data"
@@ -72,3 +74,16 @@ def test_every_record_is_accounted_for(name: str) -> None:
         for conversation in corpus.conversations(lambda finding: skipped.update([finding.reason])):
             num_messages.append(len(conversation.messages))
     assert (len(num_messages), sum(num_messages), skipped) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_the_scan_finds_what_reading_in_order_finds(name: str, tmp_path: Path) -> None:
+    if not (DATA / name).is_file():
+        pytest.skip("real samples of the corpora not found in shared/data")
+    num_conversations, _, skipped = COUNTS[name]
+    corpus = CLASSES[name.split("/")[0]](str(DATA / name))
+    with nullcontext() if num_conversations else pytest.raises(DataError):
+        found = scan_corpus(name, corpus, tmp_path, num_workers=0)
+        assert (len(found.scan.good), found.scan.bad) == (num_conversations, skipped)
+        in_order = list(corpus.conversations(lambda finding: None))
+        assert [found.conversation(number) for number in found.scan.good.tolist()] == in_order

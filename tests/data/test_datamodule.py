@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -177,6 +178,24 @@ def test_a_run_starts_before_all_is_encoded(tmp_path: Path, monkeypatch: pytest.
     assert len(sources(data.train_dataloader())) == 400
 
 
+def test_what_is_held_out_does_not_wait_for_the_background(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "WINDOW", 10)
+    data = data_of(tmp_path, [f"answer {i}" for i in range(400)], num_workers=2, cache=str(tmp_path))
+    append, go_on = TokenStore.append, Event()
+
+    def slow(self: TokenStore, encoded: Any) -> None:
+        if current_thread() is not main_thread():
+            assert go_on.wait(60)
+        append(self, encoded)
+
+    monkeypatch.setattr(TokenStore, "append", slow)
+    data.prepared.encoder.begin(data.mixture.epoch(0))
+    validated = sources(data.val_dataloader())
+    assert not go_on.is_set()
+    go_on.set()
+    assert len(validated) + len(sources(data.train_dataloader())) == 400
+
+
 def test_an_error_in_the_background_stops_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(order, "WINDOW", 10)
     data = data_of(tmp_path, [f"answer {i}" for i in range(400)], num_workers=2, cache=str(tmp_path))
@@ -185,8 +204,9 @@ def test_an_error_in_the_background_stops_training(tmp_path: Path, monkeypatch: 
         raise RuntimeError("the disk is on fire")
 
     monkeypatch.setattr(TokenStore, "append", fail)
+    data.prepared.encoder.begin(data.mixture.epoch(0))
     with pytest.raises(RuntimeError, match="the disk is on fire"):
-        list(data.train_dataloader())
+        data.prepared.encoder.await_begun(data.mixture.epoch(0))
 
 
 def test_a_corpus_can_count_more_or_less_than_once(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ class KnownLengths:
     def need(self, selection: Any, what: str = "") -> None:
         pass
 
+    def await_begun(self, selection: Any) -> None:
+        pass
+
     def num_tokens(self, selection: Any) -> Any:
         corpus_of, records = (part.astype(np.int64) for part in selection)
         return (corpus_of * 31 + records * 17) % (ROW + 1)  # 0: left out

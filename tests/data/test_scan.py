@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -152,3 +154,16 @@ def test_a_kind_that_does_not_exist_is_an_error_naming_those_that_do(tmp_path: P
     file.write_text('{"kind": "NLI", "input": "q", "target": "a"}\n')
     with pytest.raises(DataError, match="has kind Cot. Found: NLI"):
         scanned(Firefly(str(file), kinds=["Cot"]), tmp_path)
+
+
+def test_a_corpus_may_have_more_files_than_a_process_may_hold_open(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 100
+    for number in range(300):
+        (tmp_path / f"{number:03d}.json").write_text('{"instruction": "q", "output": "a"}\n')
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 200, hard))
+    try:
+        found = scanned(Belle(str(tmp_path / "*.json")), tmp_path)
+        assert len({found.conversation(number).source for number in range(300)}) == 300
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.data.tokens import ENTRY, EncodedRecords, TokenStore, from_words, to_words
+from lit_sft.conversation import IGNORE_INDEX, Example
+from lit_sft.data.tokens import ENTRY, EncodedRecords, TokenStore, from_words
 
 ids_and_labels = st.lists(
     st.integers(0, 300_000).flatmap(
@@ -18,19 +18,23 @@ ids_and_labels = st.lists(
 )
 
 
-@given(ids_and_labels)
-def test_tokens_and_labels_come_back_as_they_were(pairs: list[tuple[int, int]]) -> None:
-    input_ids, labels = [token for token, _ in pairs], [label for _, label in pairs]
-    read_ids, read_labels = from_words(to_words(input_ids, labels), len(pairs))
-    assert read_ids.tolist() == input_ids
-    assert read_labels.tolist() == labels
+@given(st.lists(ids_and_labels, max_size=5))
+def test_tokens_and_labels_come_back_as_they_were(records: list[list[tuple[int, int]]]) -> None:
+    examples = [Example([token for token, _ in pairs], [label for _, label in pairs]) for pairs in records]
+    found = EncodedRecords.of(np.arange(len(records)), examples, [""] * len(records))
+    starts = np.cumsum(found.num_words) - found.num_words
+    for place, (example, start) in enumerate(zip(examples, starts, strict=True)):
+        words = found.words[start : start + found.num_words[place]]
+        input_ids, labels = from_words(words, found.num_tokens[place])
+        assert input_ids.tolist() == example.input_ids
+        assert labels.tolist() == example.labels
+        assert found.num_supervised[place] == np.count_nonzero(labels != IGNORE_INDEX)
 
 
 def encoded(records: list[int], remark: str = "") -> EncodedRecords:
     """Record i has i tokens."""
-    words = [to_words([*range(10, 10 + i)], [*range(10, 10 + i)]) for i in records]
-    lengths = np.array(records, dtype=np.int64)
-    return EncodedRecords(lengths, lengths, lengths, lengths, [remark] * len(records), np.concatenate(words))
+    examples = [Example([*range(10, 10 + i)], [*range(10, 10 + i)]) for i in records]
+    return EncodedRecords.of(np.array(records), examples, [remark] * len(records))
 
 
 def test_records_can_be_added_in_any_order_and_twice(tmp_path: Path) -> None:

@@ -1,0 +1,134 @@
+"""Everything that a preview shows, before anybody draws it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.data.datamodule import SFTData
+from lit_sft.errors import ConfigError
+from lit_sft.preview.pieces import Piece, PieceReader
+from lit_sft.preview.statistics import SAMPLE, Statistics, measure
+
+
+@dataclass(frozen=True)
+class ShownExample:
+    """An example as the network reads it."""
+
+    corpus: str
+    source: str
+    remark: str
+    pieces: list[Piece]
+
+    @property
+    def num_tokens(self) -> int:
+        """Its length."""
+        return sum(len(piece.ids) for piece in self.pieces)
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that carry loss."""
+        return sum(len(piece.ids) for piece in self.pieces if piece.is_supervised)
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """The place of an example in a row, in tokens."""
+
+    source: str
+    start: int
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class ShownMicroBatch:
+    """The first micro-batch: what lies in each row, all of `num_columns` tokens."""
+
+    rows: list[list[Stretch]]
+    num_columns: int
+
+    @property
+    def padding_share(self) -> float:
+        """Share of the positions that hold no token."""
+        num_tokens = sum(stretch.num_tokens for row in self.rows for stretch in row)
+        return 1 - num_tokens / (len(self.rows) * self.num_columns)
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What there is to show, and the options that it depends on."""
+
+    checkpoint: Path
+    max_length: int
+    loss_on: str
+    packing: bool
+    seed: int
+    statistics: Statistics
+    examples: list[ShownExample]
+    micro_batch: ShownMicroBatch | None
+
+
+def collect(data: SFTData, checkpoint: Path, *, count: int, num_devices: int, accumulation: int) -> Preview:
+    """Look at the training corpora.
+
+    Args:
+        data: The corpora.
+        checkpoint: The model folder, for the heading.
+        count: Examples of each corpus to show.
+        num_devices: Devices that share the micro-batches.
+        accumulation: Micro-batches of an optimizer step on each device.
+
+    Raises:
+        UserError: If the data cannot be read, or `count` is negative.
+    """
+    if count < 0:
+        raise ConfigError(f"count is {count}; it must be at least 0")
+    statistics = measure(data, num_devices=num_devices, accumulation=accumulation)
+    return Preview(
+        checkpoint=checkpoint,
+        max_length=data.batching.row_length,
+        loss_on=data.loss_on,
+        packing=data.batching.packing,
+        seed=data.seed,
+        statistics=statistics,
+        examples=[example for number in range(len(data.scanned)) for example in _examples(data, number, count)],
+        micro_batch=_micro_batch(data, statistics.epoch.first),
+    )
+
+
+def _examples(data: SFTData, number: int, count: int) -> list[ShownExample]:
+    """Those with which the first epoch begins: a random choice that the seed decides."""
+    corpus = data.prepared.corpora[number]
+    corpus_of, records = data.mixture.epoch(0)
+    encoded = records[corpus_of == number][:SAMPLE]
+    chosen = dict.fromkeys(encoded[corpus.store.num_tokens(encoded) > 0].tolist())
+    reader = PieceReader(data.tokenizer)
+    shown = []
+    for record in islice(chosen, count):
+        input_ids, labels = corpus.store.read(record)
+        labels[0] = IGNORE_INDEX  # nothing predicts the first token
+        pieces = reader.read(input_ids.tolist(), labels.tolist())
+        source = corpus.scanned.records.source(record)
+        shown.append(ShownExample(corpus.name, source, corpus.store.remark(record), pieces))
+    return shown
+
+
+def _micro_batch(data: SFTData, rows: Sequence[Sequence[tuple[int, int]]]) -> ShownMicroBatch | None:
+    if not rows:
+        return None
+    shown = []
+    for row in rows:
+        stretches: list[Stretch] = []
+        start = 0
+        for number, record in row:
+            corpus = data.prepared.corpora[number]
+            num_tokens = int(corpus.store.num_tokens(np.array([record]))[0])
+            stretches.append(Stretch(corpus.scanned.records.source(record), start, num_tokens))
+            start += num_tokens
+        shown.append(stretches)
+    return ShownMicroBatch(shown, max(row[-1].start + row[-1].num_tokens for row in shown))

@@ -1,0 +1,125 @@
+"""What the options of LoRA and QLoRA do, and what of them is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning import Trainer
+from torch.optim import AdamW
+
+from lit_sft import open_checkpoint
+from lit_sft.errors import ConfigError
+from lit_sft.stages._base import Stage
+from lit_sft.stages.schedules import Constant
+from lit_sft.stages.sft import SFT
+from lit_sft.tuning.lora import LoRA
+from lit_sft.tuning.qlora import QLoRA
+
+Tiny = Callable[[str], Path]
+LAYER = "base_model.model.model.layers.0.self_attn.o_proj"
+
+
+def load(folder: Path, tuning: LoRA, precision: str = "32-true") -> Any:
+    torch.manual_seed(0)
+    return tuning.load(open_checkpoint(folder), precision)
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(input_ids=torch.arange(30, 50)[None]).logits
+    return logits
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 8 / 4), (True, 8 / 2)])
+def test_rslora_divides_alpha_by_the_root_of_the_rank(tiny: Tiny, rslora: bool, scale: float) -> None:
+    model = load(tiny("baichuan-7b"), LoRA(rank=4, alpha=8, rslora=rslora, targets=["o_proj"]))
+    layer = model.get_submodule(LAYER)
+    torch.nn.init.normal_(layer.lora_B["default"].weight)
+    x = torch.randn(2, 64)
+    added = layer(x) - layer.base_layer(x)
+    a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(added, scale * x @ a.T @ b.T, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("cls", [LoRA, QLoRA])
+def test_a_fresh_adapter_changes_nothing(tiny: Tiny, cls: type[LoRA], dora: bool, precision: str) -> None:
+    tuning = cls(rank=4, dora=dora)
+    base = logits_of(tuning.load_base(open_checkpoint(tiny("baichuan-7b")), precision))
+    assert torch.equal(logits_of(load(tiny("baichuan-7b"), tuning, precision)), base)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: LoRA(rank=4, dora=True), lambda: QLoRA(rank=4, dora=True)], ids=["lora", "nf4"]
+)
+def test_dora_trains_the_lengths_of_rows_apart_from_their_directions(tiny: Tiny, make: Callable[[], LoRA]) -> None:
+    model = load(tiny("baichuan-7b"), make())
+    layer = model.get_submodule(LAYER)
+    x = torch.randn(2, 64)
+    plain = layer(x)
+    layer.lora_magnitude_vector["default"].weight.data *= 2
+    torch.testing.assert_close(layer(x), 2 * plain, atol=1e-5, rtol=1e-5)
+
+
+def test_lora_plus_is_a_higher_rate_of_b_that_follows_the_schedule(tiny: Tiny, tmp_path: Path) -> None:
+    tuning = LoRA(rank=4, dora=True, lora_plus_ratio=16)
+    stage = SFT(checkpoint=str(tiny("baichuan-7b")), tuning=tuning, optimizer=lambda groups: AdamW(groups, lr=0.01))
+    stage.trainer = Trainer(accelerator="cpu", max_steps=10, max_epochs=-1, logger=False, default_root_dir=tmp_path)
+    stage.configure_model()
+    optimizer = stage.configure_optimizers()
+    stage.schedule = Constant(warmup_fraction=0.5)
+    Stage.on_before_optimizer_step(stage, optimizer)
+    factor = optimizer.param_groups[0]["lr"] / 0.01
+    assert 0 < factor < 1
+    names = {id(parameter): name for name, parameter in stage.named_parameters()}
+    rates = {names[id(p)]: group["lr"] / factor for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == {name for name, p in stage.named_parameters() if p.requires_grad}
+    for name, rate in rates.items():
+        assert rate == pytest.approx(0.16 if "lora_B" in name else 0.01), name
+    decayed = {names[id(p)] for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decayed == {name for name in rates if "magnitude" not in name}
+
+
+def test_a_run_may_start_from_an_adapter_of_any_kind(tiny: Tiny, tmp_path: Path) -> None:
+    tuning = LoRA(rank=2, dora=True, rslora=True)
+    model = load(tiny("baichuan-7b"), tuning)
+    folder = tuning.export(model, tmp_path, open_checkpoint(tiny("baichuan-7b")))
+    again = load(tiny("baichuan-7b"), LoRA(adapter=str(folder), lora_plus_ratio=4))
+    config = again.peft_config["default"]
+    assert (config.r, config.use_dora, config.use_rslora) == (2, True, True)
+    trained = [{name for name, p in m.named_parameters() if p.requires_grad} for m in (model, again)]
+    assert trained[0] == trained[1]
+    with pytest.raises(ConfigError, match="dora does not work on int8"):
+        QLoRA("int8", adapter=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: QLoRA("int8", dora=True), "dora does not work on int8: peft loses the scales .* Use quant_type nf4"),
+        (lambda: LoRA(lora_plus_ratio=0), "lora_plus_ratio is 0; it must be above 0"),
+    ],
+    ids=["dora-int8", "ratio"],
+)
+def test_options_that_cannot_work_are_refused(make: Callable[[], LoRA], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_qlora_takes_the_options_of_lora_in_a_configuration(
+    write_config: Callable[..., str], tiny: Tiny, tmp_path: Path
+) -> None:
+    from lit_sft.__main__ import main
+
+    options = {"rank": 4, "rslora": True, "dora": True, "lora_plus_ratio": 8}
+    tuning = {"class_path": "QLoRA", "init_args": options}
+    model = {"checkpoint": str(tiny("chatglm2-6b")), "tuning": tuning, "neftune_alpha": 5}
+    config = write_config(model=model, data={"max_length": 64}, trainer={"max_steps": 2, "precision": "bf16-mixed"})
+    assert main(["fit", "--config", config]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    adapter = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    assert (adapter["use_dora"], adapter["use_rslora"]) == (True, True)
