@@ -45,9 +45,13 @@ class CheckpointFile(TorchCheckpointIO):
         Raises:
             ConfigError: If it is not whole; torch itself does not compare checksums.
         """
+        damaged = ConfigError(f"the checkpoint is damaged or cut off, and was not loaded: {path}")
         if not is_whole_archive(Path(path)):
-            raise ConfigError(f"the checkpoint is damaged or cut off, and was not loaded: {path}")
-        return super().load_checkpoint(path, *args, **kwargs)
+            raise damaged
+        try:
+            return super().load_checkpoint(path, *args, **kwargs)
+        except (OSError, EOFError) as error:  # what the checksums do not cover
+            raise damaged from error
 
 
 def link(path: Path, name: Path) -> None:
