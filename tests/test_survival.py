@@ -86,7 +86,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_confi
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     for step, where in ((2, "Kill"), (4, "KillInSave")):
         killed = start(config, "--name", "half", "--resume", "auto", *callbacks(where, step=step))
-        assert killed.wait(timeout=120) == -signal.SIGKILL
+        assert killed.wait(timeout=400) == -signal.SIGKILL
     assert main(["fit", "--config", config, "--name", "half", "--resume", "auto"]) == 0
     (half,) = runs_named(tmp_path, "half")
     assert_same(runs_named(tmp_path, "whole")[0], half)
@@ -98,7 +98,7 @@ def test_the_others_end_when_a_process_dies(write_config: WriteConfig, tmp_path:
     for victim in ("first", "second"):
         run = start(config, "--name", victim, *callbacks("Kill", step=2, rank=int(victim == "second")))
         # The one that lives would hold the pipe open.
-        run.communicate(timeout=180)
+        run.communicate(timeout=400)
         assert run.returncode != 0
 
 
@@ -107,13 +107,13 @@ def test_all_processes_stop_in_one_step_and_go_on_together(write_config: WriteCo
     config = write_config(trainer={"devices": 2, "strategy": "ddp"})
     for options in ([], callbacks("Ask", step=2, rank=1)):
         run = start(config, "--name", "half" if options else "whole", *options)
-        run.communicate(timeout=120)
+        run.communicate(timeout=400)
         assert run.returncode == (128 + signal.SIGTERM if options else 0)
     (half,) = runs_named(tmp_path, "half")
     assert last(half)["global_step"] == 2
     assert len(last(half)["random_states"]) == 2
     resumed = start(config, "--name", "half", "--resume", str(half))
-    resumed.communicate(timeout=120)
+    resumed.communicate(timeout=400)
     assert resumed.returncode == 0
     expected, actual = curves(runs_named(tmp_path, "whole")[0]), curves(half)
     for name in expected:
