@@ -133,6 +133,9 @@ class CLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""
+
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything heavy is built.
 
