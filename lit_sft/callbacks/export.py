@@ -1,4 +1,4 @@
-"""What trained, in the standard format of its kind, when training ends."""
+"""What trained, in the standard format of its kind, when a fit ends."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lit_sft.stages._base import Stage
 class Export(Callback):
     """Writes `adapter/` (LoRA) or `model/` (full tuning) into the run folder."""
 
-    def on_train_end(self, trainer: Trainer, pl_module: Stage) -> None:  # type: ignore[override]
-        """Write it, on the first process only."""
+    def on_fit_end(self, trainer: Trainer, pl_module: Stage) -> None:  # type: ignore[override]
+        """Write it, on the first process only; also if the run was taken up where only this was missing."""
         if trainer.is_global_zero:
             pl_module.tuning.export(pl_module.model, Path(trainer.default_root_dir), pl_module.checkpoint)

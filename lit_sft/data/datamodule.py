@@ -206,32 +206,32 @@ class SFTData(LightningDataModule):
         if self.trainer is None or self._order is None:
             return {}
         fit = self.trainer.fit_loop
-        epochs: Any = fit.epoch_progress.current
-        # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
-        is_between = epochs.ready == epochs.processed
-        num_batches = 0 if is_between else fit.epoch_loop.batch_progress.current.ready
-        position = self._order.position_after(epochs.processed, num_batches)
-        left_behind = is_between and not fit.epoch_loop.batch_progress.is_last_batch
-        return {**asdict(position), "left_behind": left_behind, "data": self._identity()}
+        # How many are done is another number in each hook, and wrong where max_steps ends the run within an epoch.
+        epoch = max(0, fit.epoch_progress.current.ready - 1)
+        is_over = fit.epoch_loop._num_ready_batches_reached()
+        num_batches = fit.epoch_loop.batch_progress.current.ready
+        position = Position(epoch + 1) if is_over else self._order.position_after(epoch, num_batches)
+        return {**asdict(position), "data": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
 
         Raises:
-            ConfigError: In the middle of an epoch of other data, or of data that was cut into other batches.
+            ConfigError: For other data, and in the middle of an epoch for data that was cut into other batches.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # it measures or answers all there is
         own, stored = self._identity(), state["data"]
-        differing = [name for name in own if stored.get(name) != own[name]]
-        if state["num_batches"] and differing:
-            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in differing)
+        differing = {name for name in own if stored.get(name) != own[name]}
+        if not state["num_batches"]:
+            differing -= {*asdict(self.batching), "encoding", "counts"}
+        if differing:
+            where = "in the middle" if state["num_batches"] else "at the end"
+            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in sorted(differing))
             raise ConfigError(
-                f"the checkpoint stands in the middle of an epoch of other data or other batches: {values}. "
+                f"the checkpoint stands {where} of an epoch of other data or other batches: {values}. "
                 "Go on with the data and options of its run"
             )
-        if state["left_behind"]:
-            log.warning("the run ended within an epoch by trainer.max_steps; what was left of the epoch is passed over")
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
 
@@ -299,7 +299,9 @@ class SFTData(LightningDataModule):
         for name in ("val_check_interval", "limit_train_batches"):
             value = getattr(trainer, name, None)  # an interval of time is kept elsewhere
             if isinstance(value, float) and 0 < value < 1:
-                setattr(trainer, name, max(1, int(value * num_batches)))
+                # Whole optimizer steps: within one there is nothing to measure that was not there before.
+                size = trainer.accumulate_grad_batches
+                setattr(trainer, name, min(max(1, int(value * num_batches / size)) * size, num_batches))
         interval = getattr(trainer, "val_check_interval", None)
         if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > 1.1 * num_batches:
             raise ConfigError(
