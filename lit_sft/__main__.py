@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import import_module
 
 import lit_sft
-from lit_sft.errors import UserError, accepted
+from lit_sft.errors import Stopped, UserError, accepted
 
 CONFIGURED_VERBS = {
     "preview": (
@@ -29,7 +30,7 @@ Every verb explains itself: python -m lit_sft VERB --help
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb and return the exit code: 0 done, 2 a mistake that the message explains, 130 interrupted."""
+    """Run a verb and return the exit code: 0 done, 2 a mistake that the message explains, 128 + n after signal n."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debugging = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -40,6 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.signal).name}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

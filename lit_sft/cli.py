@@ -6,6 +6,7 @@ the opened checkpoint from it. `--run DIR` stands for the configuration and last
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -13,16 +14,19 @@ import shutil
 import traceback
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
-from lit_sft.callbacks.checkpoints import keep_last_and_best
+from lit_sft.callbacks.checkpoint_file import CheckpointFile
+from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.progress import RunProgress
@@ -33,13 +37,27 @@ from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli_parser import ShortErrorParser, user_error_in
 from lit_sft.corpora._base import Corpus
 from lit_sft.data.datamodule import SFTData
-from lit_sft.errors import ConfigError, UserError
+from lit_sft.errors import ConfigError, Stopped, UserError
 from lit_sft.generation.strategies import Strategy
 from lit_sft.plugins import members
-from lit_sft.runs import BASE_PREDICTIONS, CONFIG, LAST_CHECKPOINT, is_run, new_run, newest_run, process_rank
+from lit_sft.runs import (
+    BASE_PREDICTIONS,
+    CONFIG,
+    LAST_CHECKPOINT,
+    check_writable,
+    end_with_parent,
+    is_run,
+    new_run,
+    newest_checkpoint,
+    newest_run,
+    process_rank,
+    unfinished_run,
+)
 from lit_sft.stages._base import Stage
 from lit_sft.stages.schedules import Schedule
 from lit_sft.tuning._base import Tuning
+
+log = logging.getLogger(__name__)
 
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
@@ -49,8 +67,6 @@ HARMLESS_WARNINGS = (
     "Total length of `list` across ranks is zero",  # nothing is held out
     "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
     "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
-    "The dirpath has changed from",  # a run taken up goes on in a folder of its own
-    r"`ModelCheckpoint\(monitor='val/loss'\)` could not find",  # the run ended before its first validation
 )
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
@@ -84,6 +100,9 @@ class Parser(ShortErrorParser, LightningArgumentParser):
 class CLI(LightningCLI):
     """LightningCLI with a run folder, its own callbacks and short errors."""
 
+    _resumed: Path | None = None
+    """Checkpoint with which a run goes on in its own folder."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
         parser.add_argument(
@@ -99,12 +118,23 @@ class CLI(LightningCLI):
         parser.add_argument(
             "--base", type=bool, default=False, help="With --run: leave out what was trained and use the base model."
         )
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="Go on with a run in its own folder (fit): the run folder, or `auto` for the newest unfinished run of "
+            "this name, a new one if there is none yet.",
+        )
         parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.link_arguments(
             "model", "data.init_args.text", compute_fn=lambda model: model.checkpoint, apply_on="instantiate"
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""
 
     def before_instantiate_classes(self) -> None:
         """Refuse what cannot work before anything heavy is built.
@@ -117,16 +147,19 @@ class CLI(LightningCLI):
             raise ConfigError(f"--ckpt_path {checkpoint} is no file; give one such as runs/NAME/{LAST_CHECKPOINT}")
         if self.subcommand == "fit" and (self._get(self.config, "run") or self._get(self.config, "base")):
             raise ConfigError(
-                f"--run and --base are for validate, test and predict. To go on with a run: "
-                f"fit --config RUN/{CONFIG} --ckpt_path RUN/{LAST_CHECKPOINT}"
+                "--run and --base are for validate, test and predict. To go on with a run: fit --resume RUN"
             )
+        if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
+            raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
         folder = self._run_folder()
         given = self._get(self.config_init, "trainer")
         if given.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard")
+            # Where the run goes on, what a later step left in the curves counts no more.
+            step = _step_of(self._resumed) if self._resumed else None
+            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard", purge_step=step)
         if self.subcommand != "fit":
             # Only a fit is a run; measuring one must not write curves into it.
             kwargs["logger"] = False
@@ -137,13 +170,14 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, RunProgress()]
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            callbacks += [Throughput(), Summary(samples), Export()]
-            if config.get("enable_checkpointing") in (None, True):
-                callbacks += keep_last_and_best(has_validation=getattr(self.datamodule, "validation_fraction", 0) > 0)
+            callbacks += [Throughput(), Export(), Summary(samples)]
+        if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         for callback in callbacks:
             if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
                 callback.default_name = BASE_PREDICTIONS
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
+        trainer.strategy.checkpoint_io = CheckpointFile()
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -151,6 +185,8 @@ class CLI(LightningCLI):
         if kwargs.get("weights_only") is None:
             # A checkpoint is data: loading one must never run code.
             kwargs["weights_only"] = True
+        if self._resumed:
+            kwargs["ckpt_path"] = str(self._resumed)
         run = self._get(self.config, "run")
         if run and not kwargs.get("ckpt_path") and not self._get(self.config, "base"):
             checkpoint = Path(run) / LAST_CHECKPOINT
@@ -161,8 +197,10 @@ class CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         folder = Path(self.trainer.default_root_dir)
+        savers = [callback for callback in self.trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
         try:
-            super()._run_subcommand(subcommand)
+            with savers[0].signals.caught() if savers else nullcontext():
+                super()._run_subcommand(subcommand)
         except SystemExit:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None
@@ -179,11 +217,23 @@ class CLI(LightningCLI):
         configs = config.get("config") or []
         stem = Path(str(configs[0])).stem if configs else type(self.model).__name__.lower()
         config["name"] = config["name"] or stem  # what config.yaml then says, so that repeating it keeps the name
-        if launched := os.environ.get(RUN_FOLDER):
+        runs, resume = Path(config["runs"]), config["resume"]
+        config["resume"] = None  # and that repeating it is another run
+        launched = os.environ.get(RUN_FOLDER)
+        folder = Path(launched) if launched else None
+        if resume:
+            folder = folder or (unfinished_run(runs, config["name"]) if resume == "auto" else Path(resume))
+            self._resumed = newest_checkpoint(folder) if folder else None
+            if resume != "auto" and not self._resumed:
+                raise ConfigError(f"{folder} holds no whole checkpoint such as {LAST_CHECKPOINT} to go on with")
+        if launched:
             return Path(launched)
-        if process_rank():  # launched by torchrun or SLURM; only the first process writes
-            return Path(config["runs"])
-        folder = new_run(Path(config["runs"]), config["name"])
+        if process_rank() and not self._resumed:  # launched by torchrun or SLURM; only the first process writes
+            return runs
+        folder = folder if folder and self._resumed else new_run(runs, config["name"])
+        check_writable(folder)
+        if self._resumed:
+            log.info("going on with %s from step %d", folder, _step_of(self._resumed))
         os.environ[RUN_FOLDER] = str(folder)
         return folder
 
@@ -212,6 +262,8 @@ def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
     for base, package in KINDS.values():
         members(package, base)  # makes their short class names known
     is_launcher = RUN_FOLDER not in os.environ
+    if not is_launcher:
+        end_with_parent()
     try:
         cli(
             Stage,
@@ -234,6 +286,10 @@ def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
             args=expand_run(list(arguments)),
             **options,
         )
+    except Stopped:
+        # Lightning kills the launching process when one that it launched reports failure.
+        if is_launcher:
+            raise
     except Exception as error:
         mistake = _mistake_behind(error)
         if mistake is None:
@@ -245,7 +301,7 @@ def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
 
 
 def expand_run(arguments: list[str]) -> list[str]:
-    """Put the configuration that `--run DIR` stands for in front of the other options.
+    """Put the configuration that `--run DIR`, or `--resume DIR`, stands for in front of the other options.
 
     Without a configuration and without `--run`, all but fit take the newest run and say so.
 
@@ -254,11 +310,19 @@ def expand_run(arguments: list[str]) -> list[str]:
     """
     verb, options = arguments[0], arguments[1:]
     is_asking = {"-h", "--help"} & set(options) or any(".help" in option for option in options)
-    if verb == "fit" or is_asking:
+    if is_asking:
         return arguments
-    run = _value_of("--run", options)
+    has_config = bool(_value_of("--config", options) or _value_of("-c", options))
+    if verb == "fit":
+        run = _value_of("--resume", options)
+        if run == "auto" and not has_config:
+            raise ConfigError("--resume auto looks for the run that --config names; give one, or --resume RUN")
+        if run is None or has_config:
+            return arguments
+    else:
+        run = _value_of("--run", options)
     if run is None:
-        if _value_of("--config", options) or _value_of("-c", options):
+        if has_config:
             return arguments
         run = str(newest_run(Path(_value_of("--runs", options) or "runs")))
         logging.getLogger(__name__).warning("taking the newest run, %s", run)
@@ -275,11 +339,19 @@ def _mistake_behind(error: Exception) -> UserError | None:
     said = " ".join(str(error).split())
     if isinstance(error, pickle.UnpicklingError):
         return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
     if isinstance(error, UnicodeDecodeError):
         return ConfigError(f"a configuration is not UTF-8: {said}")
     innermost = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
     is_lightnings = isinstance(error, ValueError) and innermost.startswith("lightning.")
     return ConfigError(said[:400]) if is_lightnings or isinstance(error, MisconfigurationException) else None
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The optimizer step at which it was written; little of the file is read."""
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return int(stored["global_step"])
 
 
 def _value_of(option: str, options: list[str]) -> str | None:

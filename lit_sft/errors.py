@@ -33,6 +33,18 @@ class TrainingError(UserError):
     """Training cannot go on without doing harm."""
 
 
+class Stopped(BaseException):
+    """A signal asked the run to end, and what was to be saved is saved. No error, so that nothing handles it as one.
+
+    Args:
+        signal: Number of the signal; the exit code is 128 more, as a shell has it.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
 class BadRecord(Exception):  # noqa: N818 - it is a verdict on a record, caught by the reader
     """A record that cannot become a training example; it is counted and skipped, never fatal by itself.
 

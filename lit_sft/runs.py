@@ -13,13 +13,21 @@ predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of
 from __future__ import annotations
 
 import json
+import logging
 import os
+import re
 import sys
+import tempfile
+import threading
+import time
+import zipfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from lit_sft.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
@@ -27,6 +35,7 @@ SUMMARY = "summary.json"
 PREDICTIONS = "predictions.jsonl"
 BASE_PREDICTIONS = "predictions-base.jsonl"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
+BEST_CHECKPOINT = "checkpoints/best.ckpt"
 
 
 def new_run(runs: Path, name: str) -> Path:
@@ -68,6 +77,58 @@ def newest_run(runs: Path) -> Path:
     return max(finished, key=lambda folder: (folder / CONFIG).stat().st_mtime)
 
 
+def unfinished_run(runs: Path, name: str) -> Path | None:
+    """The run of this name that started last and is not finished; None if none of this name was ever begun.
+
+    Raises:
+        ConfigError: If all of them are finished.
+    """
+    started = re.compile(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?")
+    begun = [folder for folder in runs.glob("*") if started.fullmatch(folder.name) and is_run(folder)]
+    unfinished = [folder for folder in begun if not (folder / SUMMARY).is_file()]
+    if begun and not unfinished:
+        raise ConfigError(
+            f"--resume auto looked for a run {name}-DATE-TIME without {SUMMARY} in {runs}/, but all {len(begun)} are "
+            f"finished, {max(folder.name for folder in begun)} last. Leave --resume out for a new run"
+        )
+    return max(unfinished, key=lambda folder: (folder / CONFIG).stat().st_mtime, default=None)
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    """The checkpoint of a run that was written last and is whole."""
+    found = [run / name for name in (LAST_CHECKPOINT, BEST_CHECKPOINT) if (run / name).is_file()]
+    # Of two names of one file the first counts.
+    for checkpoint in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        if is_whole_archive(checkpoint):
+            return checkpoint
+        log.warning("%s is damaged or cut off, looking for another", checkpoint)
+    return None
+
+
+def is_whole_archive(path: Path) -> bool:
+    """Whether a file that torch.save wrote is all there and has the checksums that it had."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
+        return False
+
+
+def check_writable(folder: Path) -> None:
+    """Write something, for permissions and free space do not tell everything.
+
+    Raises:
+        ConfigError: If that fails.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0" * 65536)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to: {error.strerror or error}") from None
+
+
 def is_run(folder: Path) -> bool:
     """Whether a fit got as far as to record its configuration there."""
     return (folder / CONFIG).is_file()
@@ -85,6 +146,18 @@ def process_rank() -> int:
     """Rank of this process in a run of several, before any of them is connected to the others."""
     ranks = (os.environ.get(name) for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"))
     return int(next((rank for rank in ranks if rank), 0))
+
+
+def end_with_parent() -> None:
+    """End this process when the one that started it is gone; waiting for it in a collective could take forever."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def command(name: str) -> str:

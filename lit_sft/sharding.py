@@ -46,11 +46,8 @@ class FSDP2(ModelParallelStrategy):
         return self._gathered(ParallelStrategy.optimizer_state(self, optimizer))
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        """Map the file: each process reads its own part of it."""
-        checkpoint: dict[str, Any] = torch.load(
-            checkpoint_path, map_location="cpu", mmap=True, weights_only=weights_only
-        )
-        return checkpoint
+        """The file; each process takes its own part of it afterwards."""
+        return ParallelStrategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     @torch.no_grad()
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:

@@ -1,8 +1,11 @@
 """Stand-ins: a model that reads letters for the data layer, a user who interrupts."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning import Callback, Trainer
 
 from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat, TextInterface
@@ -58,3 +61,49 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class Ask(Callback):
+    """A scheduler asks a process to end while a step is made."""
+
+    number = signal.SIGTERM
+
+    def __init__(self, step: int, rank: int = 0) -> None:
+        self.step = step
+        self.rank = rank
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step - 1 and trainer.global_rank == self.rank:
+            os.kill(os.getpid(), self.number)
+
+
+class AskInValidation(Ask):
+    """It asks in the middle of a validation."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        pass
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            os.kill(os.getpid(), self.number)
+
+
+class Kill(Ask):
+    """The process ends at once."""
+
+    number = signal.SIGKILL
+
+
+class KillInSave(Ask):
+    """It ends with half of a checkpoint written."""
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if trainer.global_step != self.step - 1:
+            return
+
+        def half(checkpoint: Any, file: Any) -> None:
+            file.write(b"0" * 1000)
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        torch.save = half  # type: ignore[assignment]

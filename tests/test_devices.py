@@ -23,7 +23,11 @@ from lit_sft.stages._recount import recount_batches
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Of the callback by which these tests save in the middle of an epoch.
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+]
 
 TUNINGS = {
     "Full": {"class_path": "Full"},

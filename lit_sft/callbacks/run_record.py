@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_sft.data.datamodule import SFTData
-from lit_sft.runs import CONFIG, MANIFEST, write_json
+from lit_sft.runs import CONFIG, MANIFEST, SUMMARY, write_json
 from lit_sft.stages._base import Stage
 
 PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
@@ -35,7 +36,13 @@ class RunRecord(SaveConfigCallback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         self.parser.save(self.config, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=False)
-        write_json(folder / MANIFEST, self._manifest(trainer, pl_module))
+        manifest = self._manifest(trainer, pl_module)
+        if (folder / MANIFEST).is_file():  # the run goes on
+            first = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            resumed = [*first.get("resumed", []), manifest["started"]]
+            manifest = {**manifest, "started": first["started"], "resumed": resumed}
+            (folder / SUMMARY).unlink(missing_ok=True)  # it is not finished any more
+        write_json(folder / MANIFEST, manifest)
         self.already_saved = True
 
     def _manifest(self, trainer: Trainer, stage: Stage) -> dict[str, Any]:

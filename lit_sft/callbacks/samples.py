@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
@@ -26,9 +28,17 @@ class Samples(Callback):
             raise ConfigError(f"samples.count is {count}; it must be at least 0")
         self.count = count
         self.prompts: list[Prompt] = []
-        self.before: list[Answer] = []
-        self.after: list[Answer] = []
+        self.rows: list[dict[str, str | None]] = []
+        """Prompt, reference, and the answers before and after."""
         self._answered_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The answers, for a run that is taken up."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The answers before are those of the first start."""
+        self.rows = state_dict["rows"]
 
     def on_validation_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
         """Answer, keep the first and the latest answers, and log them."""
@@ -48,11 +58,20 @@ class Samples(Callback):
         if not self.prompts:
             return
         self._answered_at = trainer.global_step
-        self.after = stage.answer(self.prompts)
-        self.before = self.before or self.after
+        answers = stage.answer(self.prompts)
+        before = {row["prompt"]: row["before"] for row in self.rows}
+        self.rows = [
+            {
+                "prompt": prompt.text,
+                "reference": prompt.reference,
+                "before": before.get(prompt.text, answer.text),
+                "after": answer.text,
+            }
+            for prompt, answer in zip(self.prompts, answers, strict=True)
+        ]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", _table(self.prompts, self.after), trainer.global_step)
+                logger.experiment.add_text("samples", _table(self.prompts, answers), trainer.global_step)
 
 
 def _table(prompts: list[Prompt], answers: list[Answer]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from lightning import Callback, Trainer
 
@@ -40,21 +41,25 @@ class Summary(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(metrics, step=trainer.global_step)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured, for a run that is taken up."""
+        return {name: getattr(self, name) for name in ("_before", "_before_step", "_after", "_after_step")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The state before is that of the first start."""
+        vars(self).update(state_dict)
+
     def on_fit_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
         """Write it, and say in one line what came of the run."""
         if not trainer.is_global_zero:
             return
-        samples = self._samples
         summary = {
             "optimizer_steps": trainer.global_step,
             "before": self._before,
             "before_step": self._before_step,
             "after": self._after,
             "after_step": self._after_step,
-            "samples": [
-                {"prompt": prompt.text, "reference": prompt.reference, "before": before.text, "after": after.text}
-                for prompt, before, after in zip(samples.prompts, samples.before, samples.after, strict=True)
-            ],
+            "samples": self._samples.rows,
         }
         folder = Path(trainer.default_root_dir)
         write_json(folder / SUMMARY, summary)

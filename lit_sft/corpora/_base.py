@@ -17,6 +17,10 @@ MAX_NAMES = 30
 """Names listed in an error message; the real corpora have 24 kinds at most."""
 
 
+MAX_WEIGHT = 1000
+"""An epoch that sees a record more often is a slip of the keyboard, and may not fit into memory."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something wrong with one record: skipped, or kept after a repair.
@@ -78,8 +82,11 @@ class Corpus(ABC):
     ) -> None:
         if max_characters is not None and max_characters < min_characters:
             raise ConfigError(f"max_characters is {max_characters}, below min_characters = {min_characters}")
-        if weight <= 0 or (count is not None and count <= 0):
-            raise ConfigError(f"weight and count of {path} must be above 0; leave out a corpus that is not wanted")
+        if not 0 < weight <= MAX_WEIGHT or (count is not None and count <= 0):
+            raise ConfigError(
+                f"weight and count of {path} must be above 0, a weight not above {MAX_WEIGHT}; leave out a corpus that "
+                "is not wanted"
+            )
         if count is not None and weight != 1:
             raise ConfigError(f"{path} has both a weight and a count; give one of them")
         self.path = path
@@ -184,10 +191,8 @@ class Corpus(ABC):
 
     def unreadable(self, file: Path, reasons: Iterable[str]) -> DataError:
         """The error for a file without a single usable record."""
-        return DataError(
-            f"no record of {file} could be read as {type(self).__name__} ({', '.join(sorted(reasons))}). "
-            f"Expected {self.layout}"
-        )
+        why = ", ".join(sorted(reasons)) or "it holds none"
+        return DataError(f"no record of {file} could be read as {type(self).__name__} ({why}). Expected {self.layout}")
 
     def check_groups(self, found: set[str]) -> None:
         """Refuse a filter that matches nothing.

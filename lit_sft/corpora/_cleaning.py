@@ -44,7 +44,10 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
     record = _decoded(data)
     if data.translate(None, _CONTROL_BYTES) != data or (b"\\u" in data and _SUSPICIOUS_ESCAPE.search(data)):
         # A closer look at every text costs more than all the rest, and few records need it.
-        record, found = _cleaned(record)
+        try:
+            record, found = _cleaned(record)
+        except RecursionError:
+            raise BadRecord("broken-json") from None
         repairs += sorted(found)
     if not isinstance(record, dict):
         raise BadRecord("not-an-object")

@@ -8,6 +8,7 @@ record costs that record and not those after it.
 from __future__ import annotations
 
 import json
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -69,7 +70,8 @@ def find_files(path: str | list[str]) -> list[Path]:
         DataError: If there is none, or it is a folder.
     """
     files: list[Path] = []
-    for pattern in [path] if isinstance(path, str) else path:
+    for given in [path] if isinstance(path, str) else path:
+        pattern = os.path.expanduser(given)
         found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
         if not found:
             raise DataError(f"data file not found: {pattern}")
@@ -77,7 +79,9 @@ def find_files(path: str | list[str]) -> list[Path]:
     for file in files:
         if file.is_dir():
             raise DataError(f"{file} is a folder. Name the files in it, for example {file}/*.jsonl")
-    return list(dict.fromkeys(files))
+        if not file.is_file() or not os.access(file, os.R_OK):
+            raise DataError(f"{file} cannot be read: a broken link, or no permission")
+    return list({file.resolve(): file for file in reversed(files)}.values())[::-1]
 
 
 def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]:

@@ -10,7 +10,8 @@ import hashlib
 import inspect
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 import lit_sft
+from lit_sft.errors import DataError
 
 CODE_THAT_DECIDES = ("conversation.py", "corpora", "families", "data")
 """Sources of the package that decide what is in the cache."""
@@ -34,17 +36,42 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     Args:
         folder: Where the result lies.
         build: Fills the empty folder that it is given, which gets its name only when it is complete.
+
+    Raises:
+        DataError: If the cache cannot be written.
     """
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if not folder.is_dir():
-                partial = folder.with_name(folder.name + ".partial")
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir()
-                build(partial)
-                partial.rename(folder)
+        with usable(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder.with_name(folder.name + ".lock")):
+                if not folder.is_dir():
+                    partial = folder.with_name(folder.name + ".partial")
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir()
+                    build(partial)
+                    partial.rename(folder)
     return folder
+
+
+@contextmanager
+def usable(folder: Path, *damage: type[Exception]) -> Iterator[None]:
+    """Say in one line what is wrong with a folder of the cache.
+
+    Args:
+        folder: What is written or read.
+        damage: Errors that, beside those of the disk, mean that it is damaged.
+
+    Raises:
+        DataError: If it cannot be written or read, is full, or damaged.
+    """
+    errors: tuple[type[Exception], ...] = (OSError, *damage)
+    try:
+        yield
+    except errors as error:
+        raise DataError(
+            f"the cache folder {folder} cannot be used ({error}). Delete it if it is damaged, make room, or name "
+            "another place with data.cache"
+        ) from error
 
 
 def digest(*parts: Any) -> str:

@@ -16,7 +16,7 @@ from lit_sft.conversation import Batch, Conversation, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data.cache import default_cache
 from lit_sft.data.encode import LossOn
-from lit_sft.data.encoder import Encoding, Selection
+from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
 from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
 from lit_sft.data.prepared import Prepared, conversations_of, scan_corpora
 from lit_sft.data.prompts import encode_prompts, read_prompts
@@ -27,6 +27,8 @@ from lit_sft.data.table import preparation_table
 from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
+
+NOTHING_HELD_OUT = "has no records: give data.test_corpora or a data.validation_fraction above 0"
 
 
 class SFTData(LightningDataModule):
@@ -43,7 +45,7 @@ class SFTData(LightningDataModule):
         validation_fraction: Share of the distinct conversations that is held out for validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
         prompts: What `predict` answers instead: a text file with a prompt on each line, or JSON Lines.
-        on_bad_record: `skip`: count it and go on; `error`: stop at the first.
+        on_bad_record: `skip`: count it and go on; `error`: tokenize everything before training and stop at the first.
         max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
         deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
@@ -81,7 +83,7 @@ class SFTData(LightningDataModule):
         self.max_bad_fraction = max_bad_fraction
         self.deduplicate = deduplicate
         self.num_workers = num_workers
-        self.cache = Path(cache) if cache else default_cache()
+        self.cache = Path(cache).expanduser() if cache else default_cache()
         self.seed = seed
         self.tokenizer: Any = None
         self._scanned: list[ScannedCorpus] = []
@@ -101,9 +103,7 @@ class SFTData(LightningDataModule):
             DataError: If one cannot be read, or too much of it is bad.
         """
         if not self._scanned:
-            self._scanned = scan_corpora(self.corpora, self.cache, self.num_workers)
-            for corpus in self._scanned:
-                corpus.check(self.max_bad_fraction)
+            self._scanned = self._scan(self.corpora)
         return self._scanned
 
     @property
@@ -112,6 +112,13 @@ class SFTData(LightningDataModule):
         if self._split is None:
             self._split = split_corpora(self.scanned, self.validation_fraction, self.seed, deduplicate=self.deduplicate)
         return self._split
+
+    @property
+    def encoding(self) -> Encoding:
+        """How conversations become tokens."""
+        if self.tokenizer is None:
+            self.tokenizer = self.text.load_tokenizer()
+        return Encoding(self.text.prompt_format, self.tokenizer, self.batching.row_length, self.loss_on)
 
     @property
     def prepared(self) -> Prepared:
@@ -152,7 +159,9 @@ class SFTData(LightningDataModule):
         if stage == "fit":
             self._set_up_training()
         elif stage == "test" and self.test_corpora and self._tested is None:
-            self._tested = self._prepare(scan_corpora(self.test_corpora, self.cache, self.num_workers))
+            self._tested = self._prepare(self._scan(self.test_corpora))
+            if self.on_bad_record == "error":
+                self._tested.quarantine.refuse_any()
         elif stage == "predict" and not self._prompts:
             conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
             self._prompts = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
@@ -164,11 +173,15 @@ class SFTData(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Similar lengths together, so that little is padded; no loader if nothing is held out."""
         validation = self.split.validation
+        if not len(validation[0]) and self.trainer is not None and self.trainer.state.fn == "validate":
+            raise ConfigError(f"validate {NOTHING_HELD_OUT}")
         return self._held_out_loader(self.prepared, validation) if len(validation[0]) else []
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test corpora, or the validation split."""
         if self._tested is None:
+            if not len(self.split.validation[0]):
+                raise ConfigError(f"test {NOTHING_HELD_OUT}")
             return self._held_out_loader(self.prepared, self.split.validation)
         return self._held_out_loader(self._tested, all_good([corpus.scanned for corpus in self._tested.corpora]))
 
@@ -193,25 +206,30 @@ class SFTData(LightningDataModule):
         if self.trainer is None or self._order is None:
             return {}
         fit = self.trainer.fit_loop
-        epochs: Any = fit.epoch_progress.current
-        # A run that max_steps ends within an epoch has, for Lightning, done with that epoch.
-        num_batches = 0 if epochs.ready == epochs.processed else fit.epoch_loop.batch_progress.current.ready
-        return {**asdict(self._order.position_after(epochs.processed, num_batches)), "data": self._identity()}
+        # How many are done is another number in each hook, and wrong where max_steps ends the run within an epoch.
+        epoch = max(0, fit.epoch_progress.current.ready - 1)
+        is_over = fit.epoch_loop._num_ready_batches_reached()
+        num_batches = fit.epoch_loop.batch_progress.current.ready
+        position = Position(epoch + 1) if is_over else self._order.position_after(epoch, num_batches)
+        return {**asdict(position), "data": self._identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
 
         Raises:
-            ConfigError: In the middle of an epoch of other data, or of data that was cut into other batches.
+            ConfigError: For other data, and in the middle of an epoch for data that was cut into other batches.
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # it measures or answers all there is
         own, stored = self._identity(), state["data"]
-        differing = [name for name in own if stored.get(name) != own[name]]
-        if state["num_batches"] and differing:
-            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in differing)
+        differing = {name for name in own if stored.get(name) != own[name]}
+        if not state["num_batches"]:
+            differing -= {*asdict(self.batching), "encoding", "counts"}
+        if differing:
+            where = "in the middle" if state["num_batches"] else "at the end"
+            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in sorted(differing))
             raise ConfigError(
-                f"the checkpoint stands in the middle of an epoch of other data or other batches: {values}. "
+                f"the checkpoint stands {where} of an epoch of other data or other batches: {values}. "
                 "Go on with the data and options of its run"
             )
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
@@ -229,15 +247,21 @@ class SFTData(LightningDataModule):
     def _set_up_training(self) -> None:
         if self.on_bad_record == "error":
             self.quarantine.refuse_any()
-        self._check_examples()
-        if self.on_bad_record == "error":
+            self.prepared.encoder.need(self.split.train)
             self.quarantine.refuse_any()
+        self._check_examples()
+        self._warn_of_tested()
         self._settle_intervals()
         self._write_quarantine()
         log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
 
     def _check_examples(self) -> None:
         """Encode the first window: is there anything to learn?"""
+        if not len(self.split.train[0]):
+            raise ConfigError(
+                f"data.validation_fraction {self.validation_fraction} holds out all {len(self.split.validation[0])} "
+                "conversations. Lower it, or give more data"
+            )
         first = self.order.first_window(self._start.epoch)
         self.prepared.encoder.need(first)
         if not self.prepared.encoder.num_tokens(first).any():
@@ -246,6 +270,17 @@ class SFTData(LightningDataModule):
                 f"data.max_length = {self.batching.row_length} with a token of an answer ({self.quarantine}). "
                 "Raise data.max_length"
             )
+
+    def _warn_of_tested(self) -> None:
+        """Say how many of the records that `test` measures are trained on."""
+        if not self.test_corpora:
+            return
+        corpus_of, records = self.split.train
+        trained = [corpus.scan.fingerprints[records[corpus_of == n]] for n, corpus in enumerate(self.scanned)]
+        tested = np.concatenate([c.scan.fingerprints[c.scan.good] for c in self._scan(self.test_corpora)])
+        num_seen = int(np.isin(tested, np.concatenate(trained)).sum())
+        if num_seen:
+            log.warning("%d of %d records of data.test_corpora are also trained on", num_seen, len(tested))
 
     def _settle_intervals(self) -> None:
         """Turn intervals that are given as a share of an epoch into batches, for Lightning would have to count them.
@@ -256,12 +291,18 @@ class SFTData(LightningDataModule):
         trainer: Any = self.trainer
         if trainer is None:
             return
+        if trainer.overfit_batches:
+            raise ConfigError(
+                "trainer.overfit_batches would take the place of the order of the data; use limit_train_batches"
+            )
         num_batches = self.order.num_batches_estimated()
         for name in ("val_check_interval", "limit_train_batches"):
-            value = getattr(trainer, name)
+            value = getattr(trainer, name, None)  # an interval of time is kept elsewhere
             if isinstance(value, float) and 0 < value < 1:
-                setattr(trainer, name, max(1, int(value * num_batches)))
-        interval = trainer.val_check_interval
+                # Whole optimizer steps: within one there is nothing to measure that was not there before.
+                size = trainer.accumulate_grad_batches
+                setattr(trainer, name, min(max(1, int(value * num_batches / size)) * size, num_batches))
+        interval = getattr(trainer, "val_check_interval", None)
         if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > 1.1 * num_batches:
             raise ConfigError(
                 f"trainer.val_check_interval is {interval}, but an epoch has about {num_batches} batches: nothing "
@@ -275,25 +316,26 @@ class SFTData(LightningDataModule):
     def _held_out(self, count: int | None) -> list[Conversation]:
         """The first conversations that answers are compared with, or all."""
         if self.test_corpora:
-            corpora = scan_corpora(self.test_corpora, self.cache, self.num_workers)
+            corpora = self._scan(self.test_corpora)
             corpus_of, records = all_good(corpora)
         else:
             corpora = self.scanned
             corpus_of, records = self.split.validation
         if not len(records) and count is None:
-            raise ConfigError(
-                "predict has nothing to answer: give data.prompts, data.test_corpora or "
-                "a data.validation_fraction above 0"
-            )
+            raise ConfigError(f"predict {NOTHING_HELD_OUT}, or data.prompts")
         return conversations_of(corpora, (corpus_of[:count], records[:count]))
 
+    def _scan(self, corpora: Sequence[Corpus]) -> list[ScannedCorpus]:
+        scanned = scan_corpora(corpora, self.cache, self.num_workers)
+        for corpus in scanned:
+            corpus.check(self.max_bad_fraction)
+        return scanned
+
     def _prepare(self, scanned: Sequence[ScannedCorpus]) -> Prepared:
-        if self.tokenizer is None:
-            self.tokenizer = self.text.load_tokenizer()
         return Prepared(
             scanned,
             self.text,
-            Encoding(self.text.prompt_format, self.tokenizer, self.batching.row_length, self.loss_on),
+            self.encoding,
             self.cache,
             num_workers=self.num_workers,
             is_first=self.trainer is None or self.trainer.local_rank == 0,
@@ -314,11 +356,11 @@ class SFTData(LightningDataModule):
         """What the order of the batches depends on."""
         return {
             **asdict(self.batching),
-            "loss_on": self.loss_on,
             "validation_fraction": self.validation_fraction,
             "deduplicate": self.deduplicate,
             "seed": self.seed,
             "counts": self.mixture.counts,
+            "encoding": fingerprint_of(self.text, self.encoding)[:8],
             "corpora": [f"{corpus.name} {corpus.fingerprint[:8]}" for corpus in self.scanned],
         }
 

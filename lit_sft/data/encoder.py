@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from lit_sft.data.encode import LossOn, encode_conversation
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.tokens import EncodedRecords, TokenStore
 from lit_sft.data.workers import in_workers
-from lit_sft.errors import BadRecord
+from lit_sft.errors import BadRecord, DataError
 
 CHUNK = 256
 """Records that a process encodes at once."""
@@ -46,14 +47,16 @@ class Encoding:
 
     def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
-        tokenizer = _Remembering(self.tokenizer)
         examples: list[Example] = []
         remarks: list[str] = []
         for record in records.tolist():
-            conversation = corpus.conversation(record)
+            try:
+                conversation = corpus.conversation(record)
+            except BadRecord:
+                raise DataError(f"{corpus.records.source(record)} changed while it was used. Start again") from None
             try:
                 example = encode_conversation(
-                    conversation, self.prompt_format, tokenizer, max_length=self.max_length, loss_on=self.loss_on
+                    conversation, self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
                 )
             except BadRecord as bad:
                 examples.append(Example([], []))
@@ -65,18 +68,6 @@ class Encoding:
             examples.append(example)
             remarks.append(example.truncation)
         return EncodedRecords.of(records, examples, remarks)
-
-
-class _Remembering:
-    """A tokenizer that is asked for each attribute once: transformers looks `eos_token_id` up anew every time."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._tokenizer, name)
-        setattr(self, name, value)
-        return value
 
 
 class EncodedCorpus:
@@ -104,29 +95,28 @@ class EncodedCorpus:
         return Example(input_ids, labels, self.scanned.records.source(record), corpus=self.number)
 
 
-def encoded_corpora(
-    scanned: Sequence[ScannedCorpus], text: TextInterface, encoding: Encoding, cache: Path
-) -> list[EncodedCorpus]:
-    """The corpora with the tokens that are there already."""
-    writing = (
+def fingerprint_of(text: TextInterface, encoding: Encoding) -> str:
+    """A name for the way in which conversations become tokens."""
+    return digest(
         [hashlib.sha256(file.read_bytes()).hexdigest() for file in text.tokenizer_files],
         type(encoding.prompt_format).__qualname__,
         getattr(encoding.prompt_format, "__dict__", {}),
         encoding.max_length,
         encoding.loss_on,
-        code_digest(type(encoding.prompt_format)),
     )
-    return [
-        EncodedCorpus(
-            corpus,
-            TokenStore(
-                cache / "tokens" / digest(corpus.fingerprint, code_digest(type(corpus.corpus)), *writing),
-                len(corpus.records),
-            ),
-            number,
-        )
-        for number, corpus in enumerate(scanned)
-    ]
+
+
+def encoded_corpora(
+    scanned: Sequence[ScannedCorpus], text: TextInterface, encoding: Encoding, cache: Path
+) -> list[EncodedCorpus]:
+    """The corpora with the tokens that are there already."""
+    writing = fingerprint_of(text, encoding)
+    corpora = []
+    for number, corpus in enumerate(scanned):
+        code = code_digest(type(corpus.corpus), type(encoding.prompt_format))
+        folder = cache / "tokens" / digest(corpus.fingerprint, writing, code)
+        corpora.append(EncodedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
+    return corpora
 
 
 Selection = tuple[NDArray[Any], NDArray[Any]]
@@ -150,6 +140,7 @@ class Encoder:
         self._encoding = encoding
         self._num_workers = num_workers
         self._is_first = is_first
+        self._parent = os.getppid()  # of a process that waits: the one that encodes, or the launcher of both
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
@@ -158,6 +149,8 @@ class Encoder:
         while not self._is_ready(selection):
             if self._is_first:
                 self._encode_now(selection, what)
+            elif os.getppid() != self._parent:
+                raise DataError("the process that encodes the data has ended; see its message")
             else:
                 time.sleep(POLL_SECONDS)
 

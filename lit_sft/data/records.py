@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora._reading import MAX_RECORD_BYTES, has_record_a_line, read_records, source_name
-from lit_sft.data.cache import build_once, code_digest, digest
+from lit_sft.data.cache import build_once, code_digest, digest, usable
 from lit_sft.errors import DataError
 
 CHUNK_BYTES = 1 << 22
@@ -45,6 +45,7 @@ class FileRecords:
         self.sha256: str = meta["sha256"]
         self._groups: list[str] = meta["groups"]
         self._is_copy: bool = meta["is_copy"]
+        self._offsets: NDArray[np.uint64] = self._array("offsets")
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
@@ -77,20 +78,16 @@ class FileRecords:
         return self._groups[self._group_numbers[number]] if self._groups else ""
 
     @cached_property
-    def _offsets(self) -> NDArray[np.uint64]:
-        return self._array("offsets")
-
-    @cached_property
     def _places(self) -> NDArray[np.uint32]:
         return self._array("places")
 
     @cached_property
-    def _group_numbers(self) -> NDArray[np.uint16]:
+    def _group_numbers(self) -> NDArray[np.uint32]:
         return self._array("groups")
 
     @property
     def _descriptor(self) -> int:
-        return _opened(self._folder / "records" if self._is_copy else self.file).number
+        return _opened(self._folder / "records" if self._is_copy else self.file, self._folder).number
 
     def _array(self, name: str) -> NDArray[Any]:
         # Not memory-mapped: each map holds a file open, and there may be thousands of files.
@@ -109,8 +106,8 @@ class _Descriptor:
 
 
 @lru_cache(maxsize=128)
-def _opened(file: Path) -> _Descriptor:
-    """A glob may name more files than a process may hold open."""
+def _opened(file: Path, index: Path) -> _Descriptor:
+    """A glob may name more files than a process may hold open; another index means that another file has the name."""
     return _Descriptor(file)
 
 
@@ -162,15 +159,25 @@ def index_records(corpus: Corpus, cache: Path) -> Records:
 
 
 def _index_file(file: Path, has_groups: bool, cache: Path) -> FileRecords:
-    # As git does: a file of the same path, size and time of change has not changed.
+    # As git does: a file of the same path, size and times of change has not changed.
     state = file.stat()
-    name = digest(str(file.resolve()), state.st_size, state.st_mtime_ns, has_groups, code_digest())
+    name = digest(
+        str(file.resolve()),
+        state.st_ino,
+        state.st_size,
+        state.st_mtime_ns,
+        state.st_ctime_ns,
+        has_groups,
+        code_digest(),
+    )
     build: Callable[[Path], None]
     if has_record_a_line(file, has_groups=has_groups):
         build = partial(_index_lines, file)
     else:
         build = partial(_copy_records, file, has_groups)
-    return FileRecords(file, build_once(cache / "records" / name, build))
+    folder = build_once(cache / "records" / name, build)
+    with usable(folder, ValueError, KeyError, EOFError):
+        return FileRecords(file, folder)
 
 
 def _index_lines(file: Path, folder: Path) -> None:
@@ -201,7 +208,7 @@ def _copy_records(file: Path, has_groups: bool, folder: Path) -> None:
             groups.append(names.setdefault(raw.group, len(names)))
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.uint64))
     np.save(folder / "places.npy", np.array(places, dtype=np.uint32).reshape(-1, 2))
-    np.save(folder / "groups.npy", np.array(groups, dtype=np.uint16))
+    np.save(folder / "groups.npy", np.array(groups, dtype=np.uint32))
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
     _write_meta(folder, sha256, is_copy=True, groups=list(names))

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Corpus, Finding, excerpt
-from lit_sft.data.cache import build_once, code_digest, digest
+from lit_sft.data.cache import build_once, code_digest, digest, usable
 from lit_sft.data.records import Records, index_records
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord, DataError
@@ -152,7 +152,9 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     layouts = [_layout_of(corpus, records, file) for file in range(len(records.files))]
     build = partial(_scan, name, corpus, records, layouts, num_workers)
     found = ScannedCorpus(name, corpus, records, layouts)
-    found.scan = _load(build_once(cache / "scans" / digest(found.fingerprint, code_digest(type(corpus))), build))
+    folder = build_once(cache / "scans" / digest(found.fingerprint, code_digest(type(corpus))), build)
+    with usable(folder, ValueError, TypeError, EOFError):
+        found.scan = _load(folder)
     _check_usable(found)
     return found
 

@@ -45,7 +45,7 @@ def split_corpora(corpora: Sequence[ScannedCorpus], fraction: float, seed: int, 
 def all_good(corpora: Sequence[ScannedCorpus]) -> Selection:
     """Every usable record."""
     good = [corpus.scan.good for corpus in corpora]
-    numbers = [np.full(len(records), number, dtype=np.uint8) for number, records in enumerate(good)]
+    numbers = [np.full(len(records), number, dtype=np.uint16) for number, records in enumerate(good)]
     return np.concatenate(numbers), np.concatenate(good)
 
 

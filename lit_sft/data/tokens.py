@@ -22,6 +22,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.data.cache import usable
+from lit_sft.errors import DataError
 
 if TYPE_CHECKING:
     from lit_sft.conversation import Example, Ids
@@ -112,15 +114,12 @@ class TokenStore:
     def __init__(self, folder: Path, num_records: int) -> None:
         self.folder = folder
         self.num_records = num_records
-        folder.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            if not self._table_file.exists():
-                # Sparse, and under its name only when it is whole.
-                partial = self._table_file.with_suffix(".partial")
-                with partial.open("wb") as file:
-                    file.truncate(num_records * ENTRY.itemsize)
-                (folder / "words").touch()
-                partial.rename(self._table_file)
+        with usable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._lock():
+                if not self._table_file.exists():
+                    self._make_table()
+                self._forget_lost_words()
 
     def __reduce__(self) -> Any:
         return TokenStore, (self.folder, self.num_records)
@@ -137,7 +136,10 @@ class TokenStore:
         """`input_ids` and `labels` [T] of an encoded record."""
         entry = self.table[record]
         # Not memory-mapped: the pages of a large corpus would count as memory of the process.
-        data = os.pread(self._descriptor, int(entry["num_words"]) * 4, int(entry["start"]) * 4)
+        num_bytes = int(entry["num_words"]) * 4
+        data = os.pread(self._descriptor, num_bytes, int(entry["start"]) * 4)
+        if len(data) != num_bytes:
+            raise DataError(f"the cache folder {self.folder} is damaged; delete it")
         return from_words(np.frombuffer(data, dtype="<u4"), int(entry["num_tokens"]))
 
     def remark(self, record: int) -> str:
@@ -152,7 +154,7 @@ class TokenStore:
 
     def append(self, encoded: EncodedRecords) -> None:
         """Keep encoded records, but those that are there already."""
-        with self._lock():
+        with usable(self.folder), self._lock():
             fresh = ~self.is_ready(encoded.records)
             if not fresh.any():
                 return
@@ -167,6 +169,22 @@ class TokenStore:
                 self.table[name][records] = getattr(encoded, name)[fresh]
             self.table["remark"][records] = self._remark_codes(encoded.remarks)[fresh]
             self.table["is_ready"][records] = 1
+
+    def _make_table(self) -> None:
+        partial = self._table_file.with_suffix(".partial")
+        with partial.open("wb") as file:
+            # Zeros and not a hole: writing to the mapped table of a full disk would kill the process.
+            for start in range(0, self.num_records, 1 << 16):
+                file.write(bytes(min(1 << 16, self.num_records - start) * ENTRY.itemsize))
+        (self.folder / "words").touch()
+        partial.rename(self._table_file)  # under its name only when it is whole
+
+    def _forget_lost_words(self) -> None:
+        """Encode again what a power failure took from the end of the words."""
+        num_words = (self.folder / "words").stat().st_size // 4
+        ends = self.table["start"] + self.table["num_words"]
+        if len(ends) and ends.max() > num_words:
+            self.table["is_ready"][ends > num_words] = 0
 
     def _remark_codes(self, remarks: list[str]) -> NDArray[np.uint8]:
         names = self.remark_names

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -35,8 +37,19 @@ def in_workers(function: Callable[[Item], Result], items: Sequence[Item], num_wo
 
 
 def settle_in(worker: int) -> None:
-    """For a new process: tokenizers must not start threads in it."""
+    """For a new process: tokenizers must not start threads in it, and a signal to all is for the first process."""
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _end_for(parent: int) -> None:
+    """A scheduler's SIGTERM reaches the whole group, and the step needs its data; only the parent's counts."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
 
 
 class _Calls(Dataset[Any]):

@@ -260,8 +260,75 @@ def test_processes_of_one_machine_encode_each_record_once(tmp_path: Path) -> Non
     second = SFTData(LetterText(), first.corpora, max_length=32, micro_batch_size=4, validation_fraction=0.0)
     device = SimpleNamespace(type="cpu")
     second.trainer = SimpleNamespace(  # type: ignore[assignment]
-        local_rank=1, global_rank=1, world_size=2, is_global_zero=False, val_check_interval=1.0,
+        local_rank=1, global_rank=1, world_size=2, is_global_zero=False,
+        overfit_batches=0.0, val_check_interval=1.0,
         limit_train_batches=1.0, strategy=SimpleNamespace(root_device=device),
     )  # fmt: skip
     second.setup("fit")
     assert sources(second.train_dataloader())
+
+
+@pytest.mark.parametrize("cache", ["/dev/null/x", "{tmp}/file"], ids=["no-folder", "a-file"])
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, cache: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"the cache folder .* cannot be used .* name another place with data.cache"):
+        data_of(tmp_path, ["answer"] * 4, cache=cache.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize("name", ["offsets.npy", "meta.json", "verdicts.npy", "names.json"])
+def test_a_damaged_cache_is_named(tmp_path: Path, name: str) -> None:
+    corpora = data_of(tmp_path, ["answer"] * 4, cache=str(tmp_path / "cache")).corpora
+    (file,) = (tmp_path / "cache").glob(f"*/*/{name}")
+    file.write_bytes(file.read_bytes()[:3])
+    with pytest.raises(DataError, match=f"the cache folder {file.parent} cannot be used .* Delete it"):
+        SFTData(LetterText(), corpora, max_length=32, cache=str(tmp_path / "cache")).setup("fit")
+
+
+def test_a_home_folder_may_be_written_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data_of(tmp_path, ["answer"] * 4)
+    data = SFTData(LetterText(), [Belle("~/belle.json")], max_length=32, cache="~/cache")
+    data.setup("fit")
+    assert (tmp_path / "cache" / "tokens").is_dir()
+
+
+def test_a_file_is_read_once_by_whatever_name(tmp_path: Path) -> None:
+    data_of(tmp_path, ["answer"] * 4)
+    (tmp_path / "link.json").symlink_to(tmp_path / "belle.json")
+    assert len(Belle([str(tmp_path / "belle.json"), str(tmp_path / "link.json")]).files) == 1
+
+
+def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "link.json").symlink_to(tmp_path / "nothing.json")
+    with pytest.raises(DataError, match="cannot be read: a broken link"):
+        _ = Belle(str(tmp_path / "*.json")).files
+
+
+def test_a_test_corpus_is_held_to_the_same_rules(tmp_path: Path) -> None:
+    test = tmp_path / "test.json"
+    test.write_text('{"instruction": "q", "output": "a"}\n' + "{\n" * 9)
+    data = data_of(tmp_path, ["answer"] * 8)
+    data.test_corpora = [Belle(str(test))]
+    with pytest.raises(DataError, match="9 of 10 records of .*test.json are bad"):
+        data.setup("test")
+
+
+def test_test_records_that_are_trained_on_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    test = tmp_path / "test.json"
+    lines = [f'{{"instruction": "q{i:02d}", "output": "answer"}}\n' for i in (1, 3, 90)]
+    test.write_text("".join(lines))
+    data_of(tmp_path, ["answer"] * 8, validation_fraction=0.0, test_corpora=[Belle(str(test))])
+    assert "2 of 3 records of data.test_corpora are also trained on" in caplog.text
+
+
+def test_a_corpus_of_which_everything_is_held_out_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="validation_fraction 0.6 holds out all 1 conversations"):
+        data_of(tmp_path, ["answer"], validation_fraction=0.6)
+
+
+def test_a_file_that_is_cut_while_it_is_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order, "WINDOW", 4)
+    data = data_of(tmp_path, ["answer"] * 40, cache=str(tmp_path / "cache"))
+    (tmp_path / "belle.json").write_text("")
+    with pytest.raises(DataError, match="belle.json:.* changed while it was used"):
+        list(data.train_dataloader())

@@ -167,3 +167,25 @@ def test_a_corpus_may_have_more_files_than_a_process_may_hold_open(tmp_path: Pat
         assert len({found.conversation(number).source for number in range(300)}) == 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path: Path) -> None:
+    file, other = tmp_path / "belle.json", tmp_path / "other.json"
+    file.write_text(LINES, encoding="utf-8")
+    before = scanned(Belle(str(file)), tmp_path)
+    other.write_text(LINES.replace("问", "答"), encoding="utf-8")
+    os.utime(other, ns=(file.stat().st_atime_ns, file.stat().st_mtime_ns))
+    other.replace(file)
+    after = scanned(Belle(str(file)), tmp_path)
+    assert after.fingerprint != before.fingerprint
+    assert after.conversation(0).messages[0].content == "答0"
+
+
+def test_deep_nesting_costs_only_its_record(tmp_path: Path) -> None:
+    good = '{"instruction": "q", "output": "a"}\n'
+    nested = '{"instruction": "q", "output": "a", "z": ' + "[" * 900 + '"\\u0001"' + "]" * 900 + "}\n"
+    file = tmp_path / "belle.json"
+    file.write_text(good + nested + good)
+    found = scanned(Belle(str(file)), tmp_path)
+    assert found.scan.good.tolist() == [0, 2]
+    assert found.scan.bad == {"broken-json": 1}

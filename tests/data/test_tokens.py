@@ -4,11 +4,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_sft.conversation import IGNORE_INDEX, Example
 from lit_sft.data.tokens import ENTRY, EncodedRecords, TokenStore, from_words
+from lit_sft.errors import DataError
 
 ids_and_labels = st.lists(
     st.integers(0, 300_000).flatmap(
@@ -81,3 +83,21 @@ def test_what_a_dying_process_left_unfinished_is_passed_over(tmp_path: Path) -> 
 def test_the_table_costs_no_more_than_24_bytes_a_record(tmp_path: Path) -> None:
     TokenStore(tmp_path / "store", 1000)
     assert (tmp_path / "store" / "table").stat().st_size == 1000 * ENTRY.itemsize == 24_000
+
+
+def test_words_that_a_power_failure_took_are_encoded_again(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 4)
+    store.append(encoded([2, 3]))
+    with (tmp_path / "store" / "words").open("r+b") as file:
+        file.truncate(4 * 4)
+    again = TokenStore(tmp_path / "store", 4)
+    assert again.is_ready(np.arange(4)).tolist() == [False, False, True, False]
+
+
+def test_words_that_vanish_while_they_are_used_are_an_error(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 4)
+    store.append(encoded([2, 3]))
+    with (tmp_path / "store" / "words").open("r+b") as file:
+        file.truncate(4 * 4)
+    with pytest.raises(DataError, match="is damaged; delete it"):
+        store.read(3)
