@@ -86,7 +86,8 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_confi
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     for step, where in ((2, "Kill"), (4, "KillInSave")):
         killed = start(config, "--name", "half", "--resume", "auto", *callbacks(where, step=step))
-        assert killed.wait(timeout=400) == -signal.SIGKILL
+        killed.communicate(timeout=400)
+        assert killed.returncode == -signal.SIGKILL
     assert main(["fit", "--config", config, "--name", "half", "--resume", "auto"]) == 0
     (half,) = runs_named(tmp_path, "half")
     assert_same(runs_named(tmp_path, "whole")[0], half)
