@@ -23,9 +23,10 @@ def text_of(record: Mapping[str, Any], key: str, *, role: str) -> str:
         raise BadRecord(f"no-{role}")
     if not isinstance(value, str):
         raise BadRecord(f"{role}-not-text")
-    if not value.strip():
+    text = value.strip()
+    if not text:
         raise BadRecord(f"no-{role}")
-    return value.strip()
+    return text
 
 
 def optional_text(record: Mapping[str, Any], key: str, *, role: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -86,32 +87,29 @@ class SFTData(LightningDataModule):
         self.cache = Path(cache).expanduser() if cache else default_cache()
         self.seed = seed
         self.tokenizer: Any = None
-        self._scanned: list[ScannedCorpus] = []
-        self._split: Split | None = None
-        self._prepared: Prepared | None = None
-        self._tested: Prepared | None = None
         self._order: EpochOrder | None = None
         self._prompts: list[Prompt] = []
         self._start = Position()
         self._check_options()
 
-    @property
+    @cached_property
     def scanned(self) -> list[ScannedCorpus]:
         """The training corpora with all that is in them.
 
         Raises:
             DataError: If one cannot be read, or too much of it is bad.
         """
-        if not self._scanned:
-            self._scanned = self._scan(self.corpora)
-        return self._scanned
+        return self._scan(self.corpora)
 
-    @property
+    @cached_property
+    def scanned_tests(self) -> list[ScannedCorpus]:
+        """The same for the test corpora."""
+        return self._scan(self.test_corpora)
+
+    @cached_property
     def split(self) -> Split:
         """Which of their records train, and which are held out."""
-        if self._split is None:
-            self._split = split_corpora(self.scanned, self.validation_fraction, self.seed, deduplicate=self.deduplicate)
-        return self._split
+        return split_corpora(self.scanned, self.validation_fraction, self.seed, deduplicate=self.deduplicate)
 
     @property
     def encoding(self) -> Encoding:
@@ -120,12 +118,15 @@ class SFTData(LightningDataModule):
             self.tokenizer = self.text.load_tokenizer()
         return Encoding(self.text.prompt_format, self.tokenizer, self.batching.row_length, self.loss_on)
 
-    @property
+    @cached_property
     def prepared(self) -> Prepared:
         """The training corpora as examples."""
-        if self._prepared is None:
-            self._prepared = self._prepare(self.scanned)
-        return self._prepared
+        return self._prepare(self.scanned)
+
+    @cached_property
+    def tested(self) -> Prepared:
+        """The test corpora as examples."""
+        return self._prepare(self.scanned_tests)
 
     @property
     def quarantine(self) -> Quarantine:
@@ -158,10 +159,10 @@ class SFTData(LightningDataModule):
             self.tokenizer = self.text.load_tokenizer()
         if stage == "fit":
             self._set_up_training()
-        elif stage == "test" and self.test_corpora and self._tested is None:
-            self._tested = self._prepare(self._scan(self.test_corpora))
+        elif stage == "test" and self.test_corpora:
+            found = self.tested.quarantine
             if self.on_bad_record == "error":
-                self._tested.quarantine.refuse_any()
+                found.refuse_any()
         elif stage == "predict" and not self._prompts:
             conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
             self._prompts = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
@@ -179,11 +180,11 @@ class SFTData(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[Batch]:
         """The test corpora, or the validation split."""
-        if self._tested is None:
+        if not self.test_corpora:
             if not len(self.split.validation[0]):
                 raise ConfigError(f"test {NOTHING_HELD_OUT}")
             return self._held_out_loader(self.prepared, self.split.validation)
-        return self._held_out_loader(self._tested, all_good([corpus.scanned for corpus in self._tested.corpora]))
+        return self._held_out_loader(self.tested, all_good(self.scanned_tests))
 
     def predict_dataloader(self) -> DataLoader[list[Prompt]]:
         """Prompts in order; the network's side pads them."""
@@ -241,8 +242,8 @@ class SFTData(LightningDataModule):
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every data file, by path."""
-        tested = [] if self._tested is None else [corpus.scanned for corpus in self._tested.corpora]
-        return {str(file.file): file.sha256 for corpus in [*self.scanned, *tested] for file in corpus.records.files}
+        corpora = [*self.scanned, *self.scanned_tests]
+        return {str(file.file): file.sha256 for corpus in corpora for file in corpus.records.files}
 
     def _set_up_training(self) -> None:
         if self.on_bad_record == "error":
@@ -277,7 +278,7 @@ class SFTData(LightningDataModule):
             return
         corpus_of, records = self.split.train
         trained = [corpus.scan.fingerprints[records[corpus_of == n]] for n, corpus in enumerate(self.scanned)]
-        tested = np.concatenate([c.scan.fingerprints[c.scan.good] for c in self._scan(self.test_corpora)])
+        tested = np.concatenate([c.scan.fingerprints[c.scan.good] for c in self.scanned_tests])
         num_seen = int(np.isin(tested, np.concatenate(trained)).sum())
         if num_seen:
             log.warning("%d of %d records of data.test_corpora are also trained on", num_seen, len(tested))
@@ -316,7 +317,7 @@ class SFTData(LightningDataModule):
     def _held_out(self, count: int | None) -> list[Conversation]:
         """The first conversations that answers are compared with, or all."""
         if self.test_corpora:
-            corpora = self._scan(self.test_corpora)
+            corpora = self.scanned_tests
             corpus_of, records = all_good(corpora)
         else:
             corpora = self.scanned

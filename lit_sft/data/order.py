@@ -135,6 +135,7 @@ class EpochOrder(Sampler[MicroBatch]):
         self._rank = rank
         # Fetching begins before the trainer says which epoch it is.
         self._epoch = start.epoch
+        self._records: tuple[int, Selection] | None = None
         self._positions = OrderedDict({(start.epoch, start.num_batches): start})
 
     def set_epoch(self, epoch: int) -> None:
@@ -148,7 +149,7 @@ class EpochOrder(Sampler[MicroBatch]):
     def num_batches_estimated(self) -> int:
         """Batches of an epoch, reckoned from its first window; exact if there is no other."""
         corpus_of, _ = first = self.first_window(0)
-        records = self._mixture.epoch(0)
+        records = self._records_of(0)
         self._encoder.need(first)
         blocks = self._batching.cut(self._encoder.num_tokens(first), seed=self._mixture.seed, epoch=0, window=0)
         num_blocks = len(blocks) * len(records[0]) / len(corpus_of)
@@ -156,7 +157,7 @@ class EpochOrder(Sampler[MicroBatch]):
 
     def first_window(self, epoch: int) -> Selection:
         """The records with which an epoch begins."""
-        return _part(self._mixture.epoch(epoch), slice(0, WINDOW))
+        return _part(self._records_of(epoch), slice(0, WINDOW))
 
     def __iter__(self) -> Iterator[MicroBatch]:
         position = self._start if self._start.epoch == self._epoch else Position(self._epoch)
@@ -174,9 +175,15 @@ class EpochOrder(Sampler[MicroBatch]):
                 self._positions.popitem(last=False)
             yield MicroBatch(rows, share if following else 1.0)
 
+    def _records_of(self, epoch: int) -> Selection:
+        """Those of an epoch; the last one asked for is kept, as a run does not go back."""
+        if self._records is None or self._records[0] != epoch:
+            self._records = epoch, self._mixture.epoch(epoch)
+        return self._records[1]
+
     def _blocks(self, position: Position) -> Iterator[tuple[Any, float, tuple[int, int]]]:
         """Rows of each block, share of the epoch that is done with it, and (window, offset) behind it."""
-        records = self._mixture.epoch(position.epoch)
+        records = self._records_of(position.epoch)
         total = len(records[0])
         offset = position.offset
         self._encoder.begin(_part(records, slice(position.window * WINDOW, None)))

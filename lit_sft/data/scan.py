@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +53,7 @@ class Scan:
     repair_names: list[str]
     groups: list[str]
 
-    @property
+    @cached_property
     def good(self) -> NDArray[np.uint32]:
         """Numbers of the records that can be used."""
         return np.flatnonzero(self.verdicts == self.verdict_names.index(GOOD)).astype(np.uint32)

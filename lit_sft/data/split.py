@@ -60,7 +60,7 @@ def held_out(fingerprints: NDArray[np.uint64], fraction: float, seed: int) -> ND
         seed: Another one holds out others.
     """
     mixed = _mixed(fingerprints, seed)
-    distinct = np.unique(mixed)
+    distinct = np.sort(mixed[is_first(mixed)])
     num_held_out = round(fraction * len(distinct))
     if fraction > 0 and len(distinct) > 1:
         num_held_out = min(max(num_held_out, 1), len(distinct) - 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -43,6 +44,8 @@ def settle_in(worker: int) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_for, args=(os.getppid(),), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Looking for cycles among millions of short-lived texts, which have none, takes a seventh of the time.
+    gc.set_threshold(100_000)
 
 
 def _end_for(parent: int) -> None:

@@ -1,6 +1,7 @@
 """Corpora in, batches out."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
@@ -311,6 +312,14 @@ def test_a_test_corpus_is_held_to_the_same_rules(tmp_path: Path) -> None:
     data.test_corpora = [Belle(str(test))]
     with pytest.raises(DataError, match="9 of 10 records of .*test.json are bad"):
         data.setup("test")
+
+
+def test_every_file_is_named_by_its_content(tmp_path: Path) -> None:
+    test = tmp_path / "test.json"
+    test.write_text('{"instruction": "q", "output": "a"}\n')
+    data = data_of(tmp_path, ["answer"] * 8, test_corpora=[Belle(str(test))])
+    files = (tmp_path / "belle.json", test)
+    assert data.fingerprints() == {str(file): sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def test_test_records_that_are_trained_on_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,6 @@
 """What is measured of each corpus, and steps without data."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -135,21 +134,3 @@ def test_a_harmful_loss_is_not_blamed_on_a_batch_of_nothing(tiny_folder: Path) -
     stage = Broken(checkpoint=str(tiny_folder), tuning=Full())
     with pytest.raises(TrainingError, match="Records of the step: stream:1, stream:2. "):
         fit(stage, stream_of([batch_of(A), NOTHING]), max_epochs=1, accumulate_grad_batches=2)
-
-
-@pytest.mark.skipif(
-    "LIT_SFT_SLOW" not in os.environ, reason="forks after threads began, which can hang: set LIT_SFT_SLOW"
-)
-def test_a_rank_without_data_takes_part_in_the_steps_of_the_others(tiny_folder: Path) -> None:
-    class OneHasData(torch.utils.data.IterableDataset[Batch]):
-        def __iter__(self) -> Any:
-            has_data = torch.distributed.get_rank() == 0 if torch.distributed.is_initialized() else True
-            yield from [batch_of(A), batch_of(B)] if has_data else [NOTHING, NOTHING]
-
-    found = []
-    for options in ({}, {"strategy": "ddp_fork", "devices": 2}):
-        loader = torch.utils.data.DataLoader(OneHasData(), batch_size=None)
-        trainer = fit(stage_of(tiny_folder, lr=0.1), loader, max_epochs=1, limit_val_batches=1.0, **options)
-        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
-    alone, together = found
-    assert together == pytest.approx(alone, rel=1e-5)
