@@ -21,6 +21,7 @@ CONFIGURED_VERBS = {
 }
 FUNCTION_VERBS = {
     "tiny": ("lit_sft.families._tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "chat": ("lit_sft.chat.verb:chat", "talk to a model; without options to that of the newest run"),
     "merge": ("lit_sft.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
     "summary": ("lit_sft.summary:summary", "print what a run learned"),
 }

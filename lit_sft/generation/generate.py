@@ -40,6 +40,7 @@ def generate_answers(
     *,
     stop_token_ids: Sequence[int],
     context_length: int,
+    streamer: Any = None,
 ) -> list[Answer]:
     """One answer for each prompt, in order; the padding of a batch does not change them.
 
@@ -50,19 +51,29 @@ def generate_answers(
         strategy: How tokens are chosen.
         stop_token_ids: Tokens that end an answer.
         context_length: Tokens of prompt and answer together at most.
+        streamer: Of transformers; receives the tokens of a single prompt as they are chosen, not from beam search.
     """
     answers: list[Answer | None] = [
         None if len(p) < context_length else Answer("", 0, "prompt-too-long") for p in prompts
     ]
     open_rows = [index for index, answer in enumerate(answers) if answer is None]
     if open_rows:
-        sequences = _generate(model, [prompts[row] for row in open_rows], strategy, list(stop_token_ids))
+        sequences = _generate(model, [prompts[row] for row in open_rows], strategy, list(stop_token_ids), streamer)
         for row, new_ids in zip(open_rows, sequences, strict=True):
             answers[row] = _answer(new_ids[: context_length - len(prompts[row])], tokenizer, set(stop_token_ids))
     return [answer for answer in answers if answer is not None]
 
 
-def _generate(model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int]) -> list[list[int]]:
+def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of an answer, without control tokens; bytes that are no whole character become U+FFFD."""
+    # Some original tokenizers "clean up" blanks before punctuation, which damages text and above all code.
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()
+
+
+def _generate(
+    model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int], streamer: Any
+) -> list[list[int]]:
     """New ids of each prompt, padded with the stop token."""
     from transformers import GenerationConfig
 
@@ -75,6 +86,7 @@ def _generate(model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
             generation_config=GenerationConfig(**strategy.options(), eos_token_id=stop, pad_token_id=stop[0]),
+            streamer=streamer,
             # Where weights are sharded, every process goes on until the last has its answer.
             synced_gpus=any(isinstance(module, FSDPModule) for module in model.modules()),
         )
@@ -86,10 +98,7 @@ def _generate(model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop
 
 def _answer(ids: list[int], tokenizer: Any, stop: set[int]) -> Answer:
     end = next((index for index, token in enumerate(ids) if token in stop), None)
-    # Some original tokenizers "clean up" blanks before punctuation, which damages text and above all code.
-    text = tokenizer.decode(
-        ids if end is None else ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    ).strip()
+    text = decode_answer(ids if end is None else ids[:end], tokenizer)
     if end is None:
         return Answer(text, len(ids), "length")
     return Answer(text, end + 1, "stop")
