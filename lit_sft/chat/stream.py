@@ -49,7 +49,7 @@ class AnswerStream(BaseStreamer):
             return
         self._ids += [token for token in value.flatten().tolist() if token not in self.stop_token_ids]
         whole = self._decoded()
-        self._show(whole[: len(whole) - self.held_back] if self.held_back else whole)
+        self._show(whole[: max(0, len(whole) - self.held_back)])
 
     def end(self) -> None:
         """The rest."""

@@ -64,7 +64,7 @@ def test_base_and_tuned_switch_the_adapter_in_place(tiny: Tiny, adapter: Path) -
 
 
 def test_what_is_streamed_is_what_predict_answers_and_is_read_in_the_next_turn(tiny: Tiny) -> None:
-    talk, pieces = session(tiny("moss"))
+    talk, pieces = session(tiny("chatglm2-6b"))
     talk.answer("你好")
     network = talk.network
     (expected,) = generate_answers(
