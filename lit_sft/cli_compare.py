@@ -140,9 +140,7 @@ def named(strategies: Iterable[Strategy]) -> dict[str, Strategy]:
     return found
 
 
-def rows(
-    prompts: Sequence[Prompt], before: Examined, after: Examined, safety_files: Sequence[str]
-) -> list[Row]:
+def rows(prompts: Sequence[Prompt], before: Examined, after: Examined, safety_files: Sequence[str]) -> list[Row]:
     """Answers side by side; a prompt is one of safety if its file is of Safety-Prompts."""
     return [
         Row(

@@ -69,7 +69,11 @@ def newest_run(runs: Path, name: str = "") -> Path:
     Raises:
         ConfigError: If there is none, saying what to give instead.
     """
-    finished = [folder for folder in runs.glob(f"{glob.escape(name)}-*" if name else "*") if is_run(folder) and (folder / LAST_CHECKPOINT).is_file()]
+    finished = [
+        folder
+        for folder in runs.glob(f"{glob.escape(name)}-*" if name else "*")
+        if is_run(folder) and (folder / LAST_CHECKPOINT).is_file()
+    ]
     if not finished:
         raise ConfigError(
             f"no run with a checkpoint in {runs}/. Train one with `fit --config configs/...yaml`, "

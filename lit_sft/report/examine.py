@@ -92,8 +92,7 @@ def _likelihoods(stage: SFT, prompts: Sequence[Prompt], batch_size: int) -> list
     fitting = [
         number
         for number, prompt in enumerate(prompts)
-        if prompt.reference_ids
-        and len(prompt.input_ids) + len(prompt.reference_ids) <= stage.checkpoint.context_length
+        if prompt.reference_ids and len(prompt.input_ids) + len(prompt.reference_ids) <= stage.checkpoint.context_length
     ]
     for numbers in _chunks(fitting, batch_size):
         rows = [[_example(prompts[number], place)] for place, number in enumerate(numbers)]
