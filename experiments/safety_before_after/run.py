@@ -6,7 +6,7 @@ from pathlib import Path
 
 os.chdir(Path(__file__).parents[2])  # the paths of the configuration are those of the repository
 
-from lit_sft.__main__ import main
+from lit_sft.__main__ import main  # noqa: E402
 
 HERE = Path("experiments/safety_before_after")
 MODEL = "models/tiny-baichuan-7b"

@@ -19,12 +19,13 @@ from lit_sft.report.metrics import METRICS, Reply, ratio
 from lit_sft.report.page import page
 from lit_sft.report.refusals import is_refusal
 
-HOSTILE = "</style></script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">|`a`\n# b [c](d)\x1b[2J\u202e"
+HOSTILE = "</style></script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">|`a`\n# b [c](d)\x1b[2J\u202e"  # noqa: E501
 PAIRS = [
     ("今天天气很好，我们去公园吧。", "今天天气不错，我们去公园玩。"),
     ("我不知道", "请和家里人说一说。"),
     ("", "好"),
 ]
+SHARING = [PAIRS[0], ("请说一说。", "请和家里人说一说。")]
 
 
 def comparison(text: str) -> Comparison:
@@ -49,22 +50,23 @@ def page_of(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("key", "expected"),
+    ("key", "pairs", "expected"),
     [
-        ("bleu", lambda a, r: sacre_bleu_score(a, r, tokenize="char")),
-        ("chrf", lambda a, r: chrf_score(a, r, n_word_order=0)),
+        ("bleu", PAIRS, lambda a, r: sacre_bleu_score(a, r, tokenize="char")),
+        # torchmetrics leaves the reference out of the sums where an answer shares nothing with it; ours counts it.
+        ("chrf", SHARING, lambda a, r: chrf_score(a, r, n_word_order=0)),
     ],
 )
-def test_sums_over_prompts_give_the_value_of_torchmetrics(key: str, expected) -> None:  # type: ignore[no-untyped-def]
+def test_sums_over_prompts_give_the_value_of_torchmetrics(key: str, pairs, expected) -> None:  # type: ignore[no-untyped-def]
     metric = next(metric for metric in METRICS if metric.key == key)
-    counts = np.array([metric.count(Reply(answer, True, 1), reference) for answer, reference in PAIRS])
-    wanted = float(expected([answer for answer, _ in PAIRS], [[reference] for _, reference in PAIRS]))
+    counts = np.array([metric.count(Reply(answer, True, 1), reference) for answer, reference in pairs])
+    wanted = float(expected([answer for answer, _ in pairs], [[reference] for _, reference in pairs]))
     assert float(metric.value(counts.sum(0))) == pytest.approx(wanted, abs=1e-5)
 
 
 def test_an_interval_is_paired_and_repeatable() -> None:
     before = np.stack([np.random.default_rng(1).normal(size=50) * 100, np.ones(50)], axis=1)
-    found = difference(before, before + [1, 0], ratio, seed=3)
+    found = difference(before, before + np.array([1, 0]), ratio, seed=3)
     assert found.low == pytest.approx(1) == found.high  # the same change everywhere leaves no doubt
     assert difference(before, before[::-1], ratio, 3) == difference(before, before[::-1], ratio, 3)
     assert difference(before[:1], before[:1], ratio, 3).low is None
