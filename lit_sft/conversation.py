@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -44,7 +44,7 @@ class Conversation:
 
     messages: Sequence[Message]
     source: str = ""
-    category: str = ""
+    category: str = field(default="", compare=False)
 
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
