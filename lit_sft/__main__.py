@@ -18,6 +18,7 @@ CONFIGURED_VERBS = {
     "validate": ("lit_sft.cli", "measure a run, or a base model, on the validation split"),
     "test": ("lit_sft.cli", "measure it on the test corpora"),
     "predict": ("lit_sft.cli", "answer prompts; without options those held out from the newest run"),
+    "compare": ("lit_sft.cli_compare", "compare a model before and after tuning: a report to publish"),
 }
 FUNCTION_VERBS = {
     "tiny": ("lit_sft.families._tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),

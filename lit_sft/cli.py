@@ -79,6 +79,7 @@ KINDS: dict[str, tuple[type, str]] = {
     "tuning": (Tuning, "lit_sft.tuning"),
     "corpora": (Corpus, "lit_sft.corpora"),
     "test_corpora": (Corpus, "lit_sft.corpora"),
+    "forgetting": (Corpus, "lit_sft.corpora"),
     "generation": (Strategy, "lit_sft.generation"),
     "schedule": (Schedule, "lit_sft.stages"),
 }

@@ -12,6 +12,7 @@ predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -62,13 +63,17 @@ def new_run(runs: Path, name: str) -> Path:
             return folder
 
 
-def newest_run(runs: Path) -> Path:
-    """The run that started last and got as far as a checkpoint.
+def newest_run(runs: Path, name: str = "") -> Path:
+    """The run that started last and got as far as a checkpoint, of this name if one is given.
 
     Raises:
         ConfigError: If there is none, saying what to give instead.
     """
-    finished = [folder for folder in runs.glob("*") if is_run(folder) and (folder / LAST_CHECKPOINT).is_file()]
+    finished = [
+        folder
+        for folder in runs.glob(f"{glob.escape(name)}-*" if name else "*")
+        if is_run(folder) and (folder / LAST_CHECKPOINT).is_file()
+    ]
     if not finished:
         raise ConfigError(
             f"no run with a checkpoint in {runs}/. Train one with `fit --config configs/...yaml`, "
