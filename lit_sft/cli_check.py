@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,8 +23,11 @@ from lit_sft.errors import ConfigError, UserError
 from lit_sft.families._base import open_checkpoint
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
-from lit_sft.preflight.plan import GB, device_memory, num_devices, plan_of, verdict
+from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
 from lit_sft.runs import LAST_CHECKPOINT
+
+# A launched process would repeat the command that is running: `check`, not `fit`.
+ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
 
 ONE_STEP = {
     "name": "check",
@@ -33,6 +38,8 @@ ONE_STEP = {
     "trainer.check_val_every_n_epoch": "null",
     "trainer.num_sanity_val_steps": 0,
     "trainer.enable_progress_bar": "false",
+    "trainer.enable_checkpointing": "true",
+    **ONE_DEVICE,
     "trainer.log_every_n_steps": 1,
     "samples.count": 0,
 }
@@ -66,8 +73,9 @@ class EstimateCLI(CLI):
         model, trainer = self.config.model.init_args, self.config.trainer
         family = open_checkpoint(model.checkpoint, model.family, model.prompt_format).family
         devices = num_devices(trainer.devices, trainer.accelerator) * trainer.num_nodes
-        plan, size = plan_of(self.config, family, devices), measure_network(family)
         given = self.config.device_memory
+        is_gpu = given is not None or is_on_gpu(trainer.accelerator)
+        plan, size = plan_of(self.config, family, devices, is_gpu=is_gpu), measure_network(family)
         if given is not None and given <= 0:
             raise ConfigError(f"--device_memory is {given}; give the GB of a device, such as 80")
         memory = given * GB if given else device_memory(trainer.accelerator)
@@ -77,6 +85,13 @@ class EstimateCLI(CLI):
         _report("memory", f"OK  {said}")
         EstimateCLI.estimated = estimate(size, plan).total
         EstimateCLI.is_all_asked = self.config.estimate_only
+        if devices > 1 and not self.config.estimate_only:
+            alone = replace(plan, num_devices=1, sharding="none")
+            EstimateCLI.is_all_asked = not verdict(size, alone, device_memory(trainer.accelerator))[0]
+            skipped = (
+                "skipped: the weights fit on several devices only" if EstimateCLI.is_all_asked else "on one device"
+            )
+            _report("steps", skipped)
 
     # Kept by the class, for LightningCLI gives no instance back.
     estimated: ClassVar[float] = 0.0
@@ -128,7 +143,11 @@ def main(arguments: Sequence[str]) -> None:
     run_cli(EstimateCLI, arguments, run=False, parser_kwargs=naming)
     if not EstimateCLI.is_all_asked:
         with tempfile.TemporaryDirectory(prefix="lit_sft-check-") as folder:
-            _run_steps(_without_own(arguments[1:]), Path(folder))
+            logging.disable(logging.INFO)
+            try:
+                _run_steps(_without_own(arguments[1:]), Path(folder))
+            finally:
+                logging.disable(logging.NOTSET)
 
 
 def _run_steps(options: list[str], runs: Path) -> None:
@@ -138,7 +157,9 @@ def _run_steps(options: list[str], runs: Path) -> None:
     (run,) = runs.iterdir()
     _report("data", f"OK  read, and weights loaded in {clock.seconds['load']:.1f} s")
     if clock.preflight is None or not clock.preflight.is_end_supervised:
-        raise ConfigError("end of turn: the first batch supervises none, so answers would not end. Raise data.max_length")
+        raise ConfigError(
+            "end of turn: the first batch supervises none, so answers would not end. Raise data.max_length"
+        )
     _report("end of turn", "OK  supervised")
     _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak()}")
     if "validate" in clock.seconds:
@@ -147,9 +168,17 @@ def _run_steps(options: list[str], runs: Path) -> None:
         _report("validate", "skipped: nothing is held out")
     size = (run / LAST_CHECKPOINT).stat().st_size
     _report("save", f"OK  {clock.seconds.get('save', 0):.1f} s, a checkpoint has {size / GB:.3g} GB")
-    _fit(again, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 2}), "--resume", str(run)], "resume")
+    _fit(
+        again, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 2}), "--resume", str(run)], "resume"
+    )
     _report("resume", f"OK  loss {again.loss:.3f}, {sum(again.seconds.values()):.1f} s with loading")
-    limits = {"runs": runs, "run": run, "trainer.limit_predict_batches": 1, "trainer.enable_progress_bar": "false"}
+    limits = {
+        **ONE_DEVICE,
+        "runs": runs,
+        "run": run,
+        "trainer.limit_predict_batches": 1,
+        "trainer.enable_progress_bar": "false",
+    }
     since = time.monotonic()
     _named("predict", lambda: run_cli(CLI, ["predict", *options, *_options(limits)]))
     _report("predict", f"OK  {time.monotonic() - since:.1f} s with loading")

@@ -33,14 +33,12 @@ class Preflight(Callback):
         if stage != "fit" or not trainer.is_global_zero or not isinstance(pl_module, Stage):
             return
         family = pl_module.checkpoint.family
-        plan = plan_of(self.config, family, trainer.world_size)
         device = trainer.strategy.root_device.type
+        plan = plan_of(self.config, family, trainer.world_size, is_gpu=device == "cuda")
         fits, said = verdict(measure_network(family), plan, device_memory(device))
         log.log(logging.INFO if fits else logging.WARNING, "memory of a step: %s", said)
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Look at the first batch only."""
         if self.is_end_supervised is not None or not isinstance(pl_module, Stage):
             return

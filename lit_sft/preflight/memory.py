@@ -1,13 +1,15 @@
 """Memory of one device at the peak of a training step, in bytes, from counts alone.
 
-    peak = weights + gradients + optimizer + copies + activations + max(logits, backward of one block)
+    peak = weights + optimizer + copies + the larger of
+           where the backward pass begins: carried gradients + activations + max(logits, backward of one block)
+           where it ends:                  gradients + max(backward of one block, temporaries of the optimizer)
 
 The derivation, with what was measured, is in docs/scale.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 from lit_sft.preflight.network import NetworkSize
@@ -43,6 +45,9 @@ class Plan:
         sharding: How several devices share the work.
         num_devices: Of all machines.
         supervised_share: Share of the tokens that carry loss; all is the most there can be.
+        accumulates: Whether gradients of earlier micro-batches are there already.
+        update_copies: What the optimizer's step holds beside: of all weights (torch's default on a GPU), of one at a
+            time (on a CPU), or nothing (`fused`).
     """
 
     method: Method
@@ -60,6 +65,8 @@ class Plan:
     sharding: Sharding = "none"
     num_devices: int = 1
     supervised_share: float = 1.0
+    accumulates: bool = False
+    update_copies: Literal["none", "largest", "all"] = "none"
 
     @property
     def tokens(self) -> int:
@@ -89,21 +96,36 @@ class Plan:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device at the peak."""
+    """Bytes on one device."""
 
     weights: float
-    gradients: float
     optimizer: float
     copies: float
+    gradients: float
+    carried_gradients: float
     activations: float
     logits: float
     block: float
+    update: float
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What lives at the peak."""
+        held = {"weights": self.weights, "optimizer": self.optimizer, "copies": self.copies}
+        working = "logits" if self.logits > self.block else "backward of a block"
+        begin = {
+            "gradients": self.carried_gradients,
+            "activations": self.activations,
+            working: max(self.logits, self.block),
+        }
+        last = "update" if self.update > self.block else "backward of a block"
+        end = {"gradients": self.gradients, last: max(self.update, self.block)}
+        return held | max(begin, end, key=lambda parts: sum(parts.values()))
 
     @property
     def total(self) -> float:
-        """Logits and the backward pass of a block never live at the same time."""
-        together = sum(getattr(self, field.name) for field in fields(self)[:5])
-        return together + max(self.logits, self.block)
+        """At the peak."""
+        return sum(self.parts.values())
 
 
 def num_trained(size: NetworkSize, plan: Plan) -> int:
@@ -170,12 +192,19 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     if plan.method == "qlora":
         backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
     logit_bytes = 12 if plan.activation_bytes == 4 else 16  # logits, their log-softmax and its gradient
+    gradients = trained * plan.trained_bytes / shards
+    head = size.vocabulary * size.hidden_size * plan.trained_bytes
+    head_gradient = head if plan.method == "full" and not plan.accumulates else 0
+    largest = head if plan.method == "full" else 0
+    updates = {"none": 0.0, "largest": 2.0 * largest / shards, "all": gradients}
     return Memory(
+        update=updates[plan.update_copies],
         weights=(stored + adapters) / shards,
-        gradients=trained * plan.trained_bytes / shards,
+        gradients=gradients,
+        carried_gradients=gradients if plan.accumulates else 0.0,
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
         activations=kept - (block if plan.gradient_checkpointing else 0),
-        logits=min(plan.tokens * plan.supervised_share, CHUNK) * size.vocabulary * logit_bytes,
+        logits=min(plan.tokens * plan.supervised_share, CHUNK) * size.vocabulary * logit_bytes + head_gradient,
         block=backward + (block if plan.gradient_checkpointing else 0),
     )

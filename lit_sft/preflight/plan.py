@@ -18,22 +18,25 @@ OPTIMIZER_BYTES = {"SGD": 0, "Adafactor": 0, "AdamW8bit": 2, "Adam8bit": 2, "Pag
 """State of an optimizer, bytes a trained parameter; two float32 moments for all others."""
 
 
-def plan_of(config: Any, family: Family, num_devices: int) -> Plan:
+def plan_of(config: Any, family: Family, num_devices: int, *, is_gpu: bool) -> Plan:
     """What of a parsed configuration decides about memory.
 
     Args:
         config: With `model`, `data` and `trainer`, as `fit` takes them.
         family: Of the checkpoint; its own targets count where the configuration names none.
         num_devices: Of all machines.
+        is_gpu: Whether the devices are GPUs.
     """
     model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
     method = model.tuning.class_path.rpartition(".")[2].lower()
     tuning = model.tuning.get("init_args") or {}
     names = {"rank", "dropout", "dora", "quant_type", "double_quant"}
-    options = {name: tuning[name] for name in names if tuning.get(name) is not None}
+    options = {name: tuning.get(name) for name in names if tuning.get(name) is not None}
     targets: Sequence[str] = tuning.get("targets") or family.lora_targets
     strategy = str(trainer.strategy)
     precision = str(trainer.precision or "32-true")
+    optimizer = model.get("optimizer")
+    is_fused = bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
     plan = Plan(
         method=method,
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
@@ -43,10 +46,12 @@ def plan_of(config: Any, family: Family, num_devices: int) -> Plan:
         targets=tuple(targets),
         sharding="fsdp2" if strategy == "fsdp2" else "ddp" if num_devices > 1 else "none",
         num_devices=num_devices,
+        accumulates=int(trainer.accumulate_grad_batches or 1) > 1,
+        update_copies="none" if is_fused else "all" if is_gpu else "largest",
         **options,
     )
-    name = _optimizer_name(model.get("optimizer"))
-    if name == "SGD" and _momentum(model.get("optimizer")):
+    name = _optimizer_name(optimizer)
+    if name == "SGD" and _argument(optimizer, "momentum"):
         return replace(plan, optimizer_bytes=plan.trained_bytes)
     return replace(plan, optimizer_bytes=OPTIMIZER_BYTES.get(name, 2 * plan.trained_bytes))
 
@@ -62,9 +67,14 @@ def num_devices(devices: Any, accelerator: Any) -> int:
     return 1 if accelerator == "cpu" else max(1, torch.accelerator.device_count())
 
 
+def is_on_gpu(accelerator: Any) -> bool:
+    """Whether `trainer.accelerator` means a GPU here."""
+    return torch.cuda.is_available() and str(accelerator) != "cpu"
+
+
 def device_memory(accelerator: str) -> float:
     """Bytes of the device that would be used: of the first GPU, or else of the machine."""
-    if torch.cuda.is_available() and accelerator != "cpu":
+    if is_on_gpu(accelerator):
         return float(torch.cuda.get_device_properties(0).total_memory)
     import psutil
 
@@ -93,9 +103,7 @@ def remedies(size: NetworkSize, plan: Plan, memory: float) -> list[str]:
 
 def describe(found: Memory) -> str:
     """The parts in GB."""
-    parts = {name.replace("_", " "): value for name, value in vars(found).items() if name not in ("logits", "block")}
-    parts["logits" if found.logits >= found.block else "backward of a block"] = max(found.logits, found.block)
-    return ", ".join(f"{value / GB:.3g} {name}" for name, value in parts.items() if value >= 0.0005 * found.total)
+    return ", ".join(f"{value / GB:.3g} {name}" for name, value in found.parts.items() if value >= 0.0005 * found.total)
 
 
 def verdict(size: NetworkSize, plan: Plan, memory: float) -> tuple[bool, str]:
@@ -107,7 +115,9 @@ def verdict(size: NetworkSize, plan: Plan, memory: float) -> tuple[bool, str]:
         return True, line
     working = remedies(size, plan, memory)
     return False, f"{line}. It does not fit. " + (
-        f"Any of these would: {'; '.join(working)}" if working else "No single change would: take more or larger devices"
+        f"Any of these would: {'; '.join(working)}"
+        if working
+        else "No single change would: take more or larger devices"
     )
 
 
@@ -116,6 +126,6 @@ def _optimizer_name(optimizer: Any) -> str:
     return str(path).rpartition(".")[2]
 
 
-def _momentum(optimizer: Any) -> float:
+def _argument(optimizer: Any, name: str) -> Any:
     arguments = optimizer.get("init_args") if hasattr(optimizer, "get") else None
-    return float((arguments or {}).get("momentum") or 0)
+    return arguments.get(name) if arguments else None
