@@ -105,10 +105,13 @@ class Clock(Callback):
         self.seconds: dict[str, float] = {}
         self.loss = float("nan")
         self.preflight: Preflight | None = None
+        self.has_prompts = False
         self._since = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data and weights are there."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        self.has_prompts = bool(data.prompts or data.held_out_prompts(1))
         self.preflight = next(c for c in trainer.callbacks if isinstance(c, Preflight))  # type: ignore[attr-defined]
         self._lap("load")
 
@@ -179,6 +182,9 @@ def _run_steps(options: list[str], runs: Path) -> None:
         "trainer.limit_predict_batches": 1,
         "trainer.enable_progress_bar": "false",
     }
+    if not clock.has_prompts:
+        _report("predict", "skipped: there is nothing to answer")
+        return
     since = time.monotonic()
     _named("predict", lambda: run_cli(CLI, ["predict", *options, *_options(limits)]))
     _report("predict", f"OK  {time.monotonic() - since:.1f} s with loading")

@@ -134,14 +134,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "model"
         write_checkpoint(folder)
-        for method, precision, checkpointing in itertools.product(METHODS, PRECISIONS, ("on", "off")):
+        for precision, method, checkpointing in itertools.product(PRECISIONS, METHODS, ("on", "off")):
             case = [sys.executable, __file__, "--case", str(folder), method, precision, checkpointing]
             done = subprocess.run(case, check=True, capture_output=True, text=True)
             r = json.loads(done.stdout.splitlines()[-1])
             print(f"{ {k: round(v / 1e6) for k, v in r.items()} }", file=sys.stderr)
             difference = r["estimated"] / r["measured"] - 1
             print(
-                f"| {method} | {precision} | {checkpointing} | {r['measured'] / 1e6:,.0f} | {r['estimated'] / 1e6:,.0f} "
+                f"| {method} | {precision} | {checkpointing} | {r['measured'] / 1e6:,.0f} "
+                f"| {r['estimated'] / 1e6:,.0f} "
                 f"| {difference:+.0%} |",
                 flush=True,
             )

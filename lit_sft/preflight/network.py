@@ -70,7 +70,7 @@ def measure_network(family: Family) -> NetworkSize:
     )
     head = network.get_output_embeddings()
     assert head is not None
-    vocabulary, hidden_size = head.weight.shape  # type: ignore[union-attr]
+    vocabulary, hidden_size = head.weight.shape
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     num_in_blocks = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     widest = max(inputs for _, inputs, _ in linear)

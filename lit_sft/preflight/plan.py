@@ -31,7 +31,7 @@ def plan_of(config: Any, family: Family, num_devices: int, *, is_gpu: bool) -> P
     method = model.tuning.class_path.rpartition(".")[2].lower()
     tuning = model.tuning.get("init_args") or {}
     names = {"rank", "dropout", "dora", "quant_type", "double_quant"}
-    options = {name: tuning.get(name) for name in names if tuning.get(name) is not None}
+    options: dict[str, Any] = {name: tuning.get(name) for name in names if tuning.get(name) is not None}
     targets: Sequence[str] = tuning.get("targets") or family.lora_targets
     strategy = str(trainer.strategy)
     precision = str(trainer.precision or "32-true")

@@ -27,6 +27,12 @@ def test_every_part_is_tried_and_nothing_is_left(
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_there_is_no_data_for_is_left_out(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--config", write_config(), "--data.init_args.validation_fraction", "0"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[0] for words in lines if "skipped:" in words] == ["validate", "predict"]
+
+
 def test_an_estimate_reads_config_json_alone(
     write_config: WriteConfig, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
