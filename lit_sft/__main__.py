@@ -14,6 +14,10 @@ CONFIGURED_VERBS = {
         "lit_sft.cli_preview",
         "show what the model will see of the data: preview --config configs/quickstart.yaml",
     ),
+    "check": (
+        "lit_sft.cli_check",
+        "say whether a fit will work: estimated memory, then one step of everything: check --config configs/...yaml",
+    ),
     "fit": ("lit_sft.cli", "fine-tune a model: fit --config configs/quickstart.yaml"),
     "validate": ("lit_sft.cli", "measure a run, or a base model, on the validation split"),
     "test": ("lit_sft.cli", "measure it on the test corpora"),

@@ -97,6 +97,10 @@ class Family(ABC):
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """The network with its weights, converted while they stream in."""
 
+    @abstractmethod
+    def build(self) -> PreTrainedModel:
+        """The network of config.json without its weights; under `torch.device("meta")` it takes no memory."""
+
     @property
     def num_embeddings(self) -> int | None:
         """Rows of the embedding, as config.json gives them."""

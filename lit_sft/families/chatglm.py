@@ -221,6 +221,10 @@ class ChatGLM6B(Family):
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
 
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        return ChatGLM6BForCausalLM(ChatGLM6BConfig.from_pretrained(self.folder))
+
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """The April 2023 layout: pytorch_model.bin in half precision with norms in full, and its tokenizer."""
