@@ -55,11 +55,11 @@ RELEASED = {
     },
 }  # fmt: skip
 CONFIGURED = {
-    "baichuan7b": "baichuan-7b",
-    "baichuan13b": "baichuan-13b",
-    "moss16b": "moss",
-    "chatglm6b": "chatglm-6b",
-    "chatglm2_6b": "chatglm2-6b",
+    "Baichuan-7B": "baichuan-7b",
+    "Baichuan-13B-Base": "baichuan-13b",
+    "moss-moon-003-base": "moss",
+    "chatglm-6b": "chatglm-6b",
+    "chatglm2-6b": "chatglm2-6b",
 }
 
 
@@ -96,8 +96,9 @@ def configurations() -> Iterator[str]:
     yield "| configuration | weights | optimizer | gradients | the rest at the peak | one GPU, GB | each of 8, fsdp2 |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
     for file in sorted((ROOT / "configs").glob("*_*.yaml")):
-        family, size = released(CONFIGURED[file.stem.rpartition("_")[0]])
-        config = namespace(yaml.safe_load(file.read_text(encoding="utf-8")))
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+        family, size = released(CONFIGURED[Path(document["model"]["init_args"]["checkpoint"]).name])
+        config = namespace(document)
         plan = replace(plan_of(config, family, 1, is_gpu=True), sharding="none")
         found = estimate(size, plan)
         shared = estimate(size, replace(plan, sharding="fsdp2", num_devices=8))
