@@ -36,8 +36,8 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# A file at a time on each of two processes of one thread: models this small gain nothing from threads.
 tests:
-	# A file at a time on each of two processes of one thread: models this small gain nothing from threads.
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 clean:

@@ -93,6 +93,7 @@ class CompareCLI(CLI):
         stage, data = self.model, self.datamodule
         stage.trainer = self.trainer
         stage.configure_model()
+        stage.to(self.trainer.strategy.root_device)
         options = {"batch_size": data.batching.num_rows, "seed": int(self.config.seed_everything)}
         with self.trainer.precision_plugin.forward_context():
             if self.before:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Literal, cast
@@ -53,7 +52,6 @@ def chat(
 
     disable_progress_bar()
     set_verbosity_error()
-    warnings.filterwarnings("ignore")
     chosen = getattr(torch, dtype) if dtype else None
     if folder:
         source = source_of_run(folder, chosen, quantization)

@@ -12,6 +12,7 @@ Array = NDArray[np.float64]
 
 NUM_DRAWS = 2000
 LEVEL = 0.95
+MIN_PROMPTS = 5
 CELLS = 4_000_000
 """Weights that live at once: the draws are made in parts, so that many prompts need no more memory."""
 
@@ -33,8 +34,10 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval does not hold zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval does not hold zero; of very few prompts none says so, for it is too narrow."""
+        if self.num_prompts < MIN_PROMPTS or self.low is None or self.high is None:
+            return False
+        return self.low > 0 or self.high < 0
 
 
 def difference(before: Array, after: Array, value: Callable[[Array], Array], seed: int) -> Difference:
