@@ -130,6 +130,16 @@ class Batch:
     sources: list[str]
     epoch_share: float
 
+    def __getstate__(self) -> dict[str, Any]:
+        # From a worker through the pipe, as bytes: shared memory costs a round trip to the busy worker for each tensor.
+        return {name: value.numpy() if hasattr(value, "device") else value for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import torch
+
+        for name, value in state.items():
+            setattr(self, name, torch.from_numpy(value) if hasattr(value, "dtype") else value)
+
     def to(self, device: torch.device, **kwargs: Any) -> Batch:
         """The batch with its tensors on `device` (Lightning calls this)."""
         return _map_tensors(self, lambda tensor: tensor.to(device, **kwargs))

@@ -1,5 +1,6 @@
 """Rows of examples and their padding."""
 
+import pickle
 from array import array
 
 import numpy as np
@@ -70,3 +71,13 @@ def test_prompts_are_padded_on_the_left() -> None:
     input_ids, mask = pad_left([[1, 2, 3], [4]], pad_token_id=9)
     assert input_ids.tolist() == [[1, 2, 3], [9, 9, 4]]
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_a_batch_goes_to_another_process_as_bytes_and_comes_back_whole() -> None:
+    batch = collate([[Example([1, 2, 3], [-100, 2, 3]), Example([4, 5], [-100, 5])]], 0)
+    sent = pickle.dumps(batch)
+    received = pickle.loads(sent)
+    assert b"rebuild_tensor" not in sent  # which would share memory
+    for name, value in vars(batch).items():
+        other = getattr(received, name)
+        assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
