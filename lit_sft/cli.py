@@ -6,6 +6,7 @@ the opened checkpoint from it. `--run DIR` stands for the configuration and last
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
@@ -48,6 +49,7 @@ from lit_sft.runs import (
     check_writable,
     end_with_parent,
     is_run,
+    locked,
     new_run,
     newest_checkpoint,
     newest_run,
@@ -199,16 +201,20 @@ class CLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         folder = Path(self.trainer.default_root_dir)
+        is_writer = subcommand == "fit" and process_rank() == 0
         savers = [callback for callback in self.trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
         try:
-            with savers[0].signals.caught() if savers else nullcontext():
+            with (
+                locked(folder) if is_writer else nullcontext(),
+                savers[0].signals.caught() if savers else nullcontext(),
+            ):
                 super()._run_subcommand(subcommand)
         except SystemExit:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if subcommand == "fit" and process_rank() == 0 and not is_run(folder):
+            if is_writer and not is_run(folder):
                 # It failed before it began: nothing of it is worth keeping.
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -300,6 +306,13 @@ def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
     finally:
         if is_launcher:
             os.environ.pop(RUN_FOLDER, None)
+
+
+@atexit.register
+def _end_process_group() -> None:
+    """Lightning does it for NCCL only; threads of gloo that outlive the interpreter can abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def expand_run(arguments: list[str]) -> list[str]:

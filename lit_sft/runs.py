@@ -5,6 +5,7 @@ manifest.json     versions, git commit, seed, fingerprints of tokenizer and data
 summary.json      held-out metrics and sample answers, before and after
 quarantine.jsonl  records that were skipped or repaired, with file:line and reason
 tensorboard/      curves and sample answers
+.lock             held by the process that writes there, as long as it lives
 checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, position in the data
 adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
 predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of the model before tuning
@@ -12,6 +13,8 @@ predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -21,6 +24,8 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +41,7 @@ PREDICTIONS = "predictions.jsonl"
 BASE_PREDICTIONS = "predictions-base.jsonl"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 BEST_CHECKPOINT = "checkpoints/best.ckpt"
+LOCK = ".lock"
 
 
 def new_run(runs: Path, name: str) -> Path:
@@ -135,6 +141,27 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror or error}") from None
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only one that writes into a run folder; the kernel ends the lock with the process, however it dies.
+
+    Raises:
+        ConfigError: If another process does.
+    """
+    with (folder / LOCK).open("a") as file:
+        try:
+            # Unlike flock, not inherited: a worker that outlives a killed run by seconds must not bar the next.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in {errno.EAGAIN, errno.EACCES}:
+                raise ConfigError(
+                    f"another process writes into {folder}: it is still at work on this run. Wait until it has ended, "
+                    "or begin another run without --resume"
+                ) from None
+            log.warning("%s cannot be locked (%s): see to it that no other job goes on with it", folder, error.strerror)
+        yield
 
 
 def is_run(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """A run that is killed, stopped or moved goes on as if nothing had happened."""
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_sft import runs
 from lit_sft.__main__ import main
 from lit_sft.callbacks import checkpoint_file, checkpoints
 from lit_sft.callbacks.checkpoint_file import CheckpointFile
@@ -202,6 +204,71 @@ def test_resume_auto_says_what_it_looked_for(
     assert "--config" in capsys.readouterr().err
     assert main(["fit", "--config", config, "--resume", str(tmp_path)]) == 2
     assert "holds no whole checkpoint" in capsys.readouterr().err
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from lit_sft.runs import locked
+with locked(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_run_on_which_another_process_works_is_refused_until_that_one_is_gone(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 1}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    files = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        assert main(["fit", "--resume", str(run)]) == 2
+        assert f"another process writes into {run}" in capsys.readouterr().err
+        assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == files
+        holder.kill()
+        holder.wait()
+        assert main(["fit", "--resume", str(run)]) == 0  # although the worker of the killed process still lives
+    finally:
+        holder.kill()
+        os.kill(worker, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_a_disk_that_knows_no_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs.fcntl, "lockf", unsupported)
+    with runs.locked(tmp_path):
+        assert "cannot be locked (No locks available)" in caplog.text
+
+
+CONNECTED = """
+import atexit, sys
+from pathlib import Path
+def threads():
+    return {file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")}
+atexit.register(lambda: print(*threads()))  # what is registered first comes last
+from lit_sft.__main__ import main
+code = main(sys.argv[1:])
+assert any("gloo" in name for name in threads())
+sys.exit(code)
+"""
+
+
+def test_no_thread_of_a_process_group_outlives_the_interpreter(write_config: WriteConfig) -> None:
+    words = ["fit", "--config", write_config(trainer={"max_steps": 1, "strategy": "ddp", "devices": 1})]
+    ended = subprocess.run([sys.executable, "-c", CONNECTED, *words], capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert "gloo" not in ended.stdout.splitlines()[-1]
 
 
 def test_only_runs_of_the_same_name_are_looked_at(tmp_path: Path) -> None:
