@@ -34,6 +34,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "Full": {"class_path": "Full"},
 }
 IMPORTED = ("lit_sft.cli", "peft", "bitsandbytes", "torch.utils.tensorboard")
+ENDS = ("starting", "training", "saving", "done")
 CURVES = ("train/loss", "train/learning_rate", "train/gradient_norm", "val/loss")
 
 
@@ -167,7 +168,9 @@ def outcome(run: Path) -> dict[str, torch.Tensor]:
     """Curves as pairs of step and value, what trained, and its moments."""
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    curves = {name: torch.tensor([[event.step, event.value] for event in events.Scalars(name)]) for name in CURVES}
+    # A step that is followed by a save is logged twice.
+    points = {name: sorted({(event.step, event.value) for event in events.Scalars(name)}) for name in CURVES}
+    curves = {name: torch.tensor(values, dtype=torch.float64) for name, values in points.items()}
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     moments = {
         f"{number}.{name}": value
@@ -213,17 +216,7 @@ def measure(work: Path, tuning: str, ranks: int, kills: int, seed: int) -> None:
             shutil.rmtree(killed.folder)
     worst = float(torch.tensor(differences).max())
     steps = len(expected["train/loss"])
-    row = [
-        tuning,
-        ranks,
-        steps,
-        kills,
-        ends["starting"],
-        ends["training"],
-        ends["saving"],
-        ends["done"],
-        f"{worst:.3g}",
-    ]
+    row = [tuning, ranks, steps, kills, *(ends[how] for how in ENDS), f"{worst:.3g}"]
     print("|", " | ".join(map(str, row)), "|", flush=True)
 
 
