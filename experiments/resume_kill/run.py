@@ -1,4 +1,7 @@
-"""Kills runs at random moments, lets them go on, and compares them with one that was never killed."""
+"""Kills runs at random moments, lets them go on, and compares them with one that was never killed.
+
+Every run is a fork of this process, which has imported everything: that takes most of the time of a start.
+"""
 
 import argparse
 import math
@@ -9,6 +12,8 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -20,7 +25,6 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.__main__ import main
-from lit_sft.families._tiny import tiny
 
 DEMO = Path(__file__).parents[2] / "lit_sft" / "demo"
 TUNINGS: dict[str, dict[str, Any]] = {
@@ -29,6 +33,8 @@ TUNINGS: dict[str, dict[str, Any]] = {
     # The families of this time have no dropout outside of adapters.
     "Full": {"class_path": "Full"},
 }
+IMPORTED = ("lit_sft.cli", "peft", "bitsandbytes", "torch.utils.tensorboard")
+ENDS = ("starting", "training", "saving", "done")
 CURVES = ("train/loss", "train/learning_rate", "train/gradient_norm", "val/loss")
 
 
@@ -54,25 +60,14 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
                     {"class_path": "Belle", "init_args": {"path": str(DEMO / "belle_train.json")}},
                     {"class_path": "Firefly", "init_args": {"path": str(DEMO / "firefly_train.jsonl")}},
                 ],
-                "max_length": 256,
-                "micro_batch_size": 2 // ranks,
-                "num_workers": 2,
-                "validation_fraction": 0.05,
-                "cache": str(work / "cache"),
+                "max_length": 256, "micro_batch_size": 2 // ranks, "num_workers": 2, "validation_fraction": 0.05,
             },
         },
         "trainer": {
-            "max_epochs": 2,
-            "accelerator": "cpu",
-            "devices": ranks,
-            "strategy": "ddp" if ranks > 1 else "auto",
-            "deterministic": True,
-            "accumulate_grad_batches": 2,
-            "gradient_clip_val": 1.0,
-            "val_check_interval": 0.3,
-            "num_sanity_val_steps": -1,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
+            "max_epochs": 3, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0, "deterministic": True,
+            "accelerator": "cpu", "devices": ranks, "strategy": "ddp" if ranks > 1 else "auto",
+            "val_check_interval": 0.3, "num_sanity_val_steps": -1,
+            "log_every_n_steps": 1, "enable_progress_bar": False,
         },
         "samples": {"count": 1},
     }  # fmt: skip
@@ -81,133 +76,148 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
     return str(file)
 
 
-def start(arguments: list[str], ranks: int, log: Path) -> list[int]:
-    """The processes of a run, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = []
-    for rank in range(ranks):
-        process = os.fork()
-        if process:
+@dataclass
+class Case:
+    """One row of the table: a kind of run, and where its starts write."""
+
+    config: str
+    ranks: int
+    folder: Path
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_suffix(".log")
+
+    def start(self) -> list[int]:
+        """The processes of a run as torchrun would start them, each with its workers a process group."""
+        assert len(os.listdir("/proc/self/task")) == 1, "threads do not survive a fork"
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        started = []
+        for rank in range(self.ranks):
+            process = os.fork()
+            if process == 0:
+                self._run(rank, port)
+            os.setpgid(process, process)
             started.append(process)
-            continue
+        return started
+
+    def _run(self, rank: int, port: int) -> None:
         os.setpgid(0, 0)
-        if ranks > 1:
-            os.environ |= {
-                "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "x", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(ranks),
-            }  # fmt: skip
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        if self.ranks > 1:
+            own, all_ranks = dict.fromkeys(("RANK", "LOCAL_RANK"), rank), ("WORLD_SIZE", "LOCAL_WORLD_SIZE")
+            values = own | dict.fromkeys(all_ranks, self.ranks) | {"GROUP_RANK": 0, "MASTER_PORT": port}
+            os.environ |= {name: str(value) for name, value in values.items()}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "x"}
+        output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(output, 1)
         os.dup2(output, 2)
         code = 1
         try:
-            code = main(arguments)
+            # A cache of its own: preparing the data is killed too.
+            where = ["--runs", str(self.runs), "--data.init_args.cache", str(self.folder / "cache")]
+            code = main(["fit", "--config", self.config, *where, *self.arguments])
         finally:
             sys.stdout.flush()
             os._exit(code)
-    return started
+
+    def has_written(self, pattern: str, since: float) -> bool:
+        """Whether there is such a file of this start; one that was killed may have left its own."""
+        for path in self.runs.glob(f"*/checkpoints/{pattern}"):
+            try:
+                if path.stat().st_mtime > since:
+                    return True
+            except FileNotFoundError:  # it got its name just now
+                continue
+        return False
 
 
-def ended(process: int) -> int | None:
-    """Exit code of a process; None while it runs."""
-    done, status = os.waitpid(process, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
+def has_ended(process: int) -> bool:
+    return os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def end(processes: list[int]) -> None:
-    for process in processes:
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
-
-
-def is_saving(runs: Path) -> bool:
-    return any(runs.glob("*/checkpoints/*.partial"))
-
-
-def run_killed(
-    arguments: list[str], runs: Path, ranks: int, log: Path, seconds: float | None, chance: random.Random
-) -> str:
+def run_killed(case: Case, seconds: float | None, chance: random.Random) -> str:
     """One start of a run: `done`, or at what it was killed."""
-    processes = start(arguments, ranks, log)
-    moment = math.inf if seconds is None else time.monotonic() + chance.uniform(0, seconds)
+    since = time.time()
+    processes = case.start()
+    moment = math.inf if seconds is None else time.time() + chance.uniform(0, seconds)
     in_save = chance.random() < 0.5
     while True:
-        codes = [ended(process) for process in processes]
-        if any(code is not None for code in codes):
-            running = [process for process, code in zip(processes, codes, strict=True) if code is None]
-            codes = [code for code in codes if code is not None]
-            codes += [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in running]
-            assert codes == [0] * ranks, f"{codes}, see {log}"
+        if any(has_ended(process) for process in processes):
+            codes = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+            assert not any(codes), f"{codes}, see {case.log}"
             return "done"
-        saving = is_saving(runs)
-        if time.monotonic() > moment and (saving or not in_save):
-            end(chance.sample(processes, ranks))
-            return "save" if is_saving(runs) else "other"
+        if time.time() > moment and (not in_save or case.has_written("*.partial", since)):
+            for process in chance.sample(processes, case.ranks):
+                os.killpg(process, signal.SIGKILL)
+            for process in processes:
+                os.waitpid(process, 0)
+            if case.has_written("*.partial", since):
+                return "saving"
+            return "training" if case.has_written("last.ckpt", since) else "starting"
         time.sleep(0.0005)
 
 
-def outcome(run: Path) -> tuple[dict[str, dict[int, float]], dict[str, torch.Tensor]]:
+def outcome(run: Path) -> dict[str, torch.Tensor]:
+    """Curves as pairs of step and value, what trained, and its moments."""
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    curves = {name: {event.step: event.value for event in events.Scalars(name)} for name in CURVES}
+    # A step that is followed by a save is logged twice.
+    points = {name: sorted({(event.step, event.value) for event in events.Scalars(name)}) for name in CURVES}
+    curves = {name: torch.tensor(values, dtype=torch.float64) for name, values in points.items()}
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     moments = {
         f"{number}.{name}": value
         for number, state in stored["optimizer_states"][0]["state"].items()
         for name, value in state.items()
     }
-    return curves, stored["state_dict"] | moments
+    return curves | stored["state_dict"] | moments
 
 
-def difference(expected: Any, actual: Any) -> float:
+def difference(expected: dict[str, torch.Tensor], actual: dict[str, torch.Tensor]) -> float:
     """Largest absolute difference; infinite if not the same steps or weights are there."""
-    worst = 0.0
-    for left, right in zip(expected, actual, strict=True):
-        for name in left:
-            if left[name].keys() != right[name].keys() if isinstance(left[name], dict) else left.keys() != right.keys():
-                return math.inf
-            if isinstance(left[name], dict):
-                worst = max([worst, *(abs(left[name][step] - right[name][step]) for step in left[name])])
-            else:
-                worst = max(worst, float((left[name].double() - right[name].double()).abs().max()))
-    return worst
+    if {name: value.shape for name, value in expected.items()} != {name: value.shape for name, value in actual.items()}:
+        return math.inf
+    return float(
+        torch.stack([(expected[name].double() - actual[name].double()).abs().max() for name in expected]).max()
+    )
 
 
 def measure(work: Path, tuning: str, ranks: int, kills: int, seed: int) -> None:
     chance = random.Random(seed)
     config = write_config(work, tuning, ranks)
-    log = work / f"{tuning}-{ranks}.log"
-    whole, killed = work / f"whole-{tuning}-{ranks}", work / f"killed-{tuning}-{ranks}"
-    for folder in (whole, killed):
+    whole = Case(config, ranks, work / f"whole-{tuning}-{ranks}")
+    killed = Case(config, ranks, work / f"killed-{tuning}-{ranks}", ["--resume", "auto"])
+    for folder in (whole.folder, killed.folder):
         shutil.rmtree(folder, ignore_errors=True)
     before = time.monotonic()
-    command = ["fit", "--config", config, "--runs"]
-    assert run_killed([*command, str(whole)], whole, ranks, log, None, chance) == "done"
+    assert run_killed(whole, None, chance) == "done"
     seconds = time.monotonic() - before
-    (reference,) = whole.iterdir()
+    (reference,) = whole.runs.iterdir()
     expected = outcome(reference)
-    ends: list[str] = []
-    starts = 0
-    worst = 0.0
+    ends: Counter[str] = Counter()
+    differences = []
     while True:
         # The first start has none to go on with; so has one after a kill before the first checkpoint.
-        left = kills - len([end for end in ends if end != "done"])
-        ends.append(run_killed([*command, str(killed), "--resume", "auto"], killed, ranks, log,
-                               0.7 * seconds if left else None, chance))  # fmt: skip
-        starts += 1
-        if ends[-1] == "done":
-            finished = [run for run in killed.iterdir() if (run / "summary.json").is_file()]
-            worst = max(worst, *(difference(expected, outcome(run)) for run in finished))
-            shutil.rmtree(killed)
+        left = kills - (ends.total() - ends["done"])
+        how = run_killed(killed, 0.35 * seconds if left else None, chance)
+        ends[how] += 1
+        if how == "done":
+            finished = [run for run in killed.runs.iterdir() if (run / "summary.json").is_file()]
+            differences += [difference(expected, outcome(run)) for run in finished]
             if not left:
                 break
-    steps = len(expected[0]["train/loss"])
-    print(
-        f"| {tuning} | {ranks} | {steps} | {kills} | {ends.count('save')} | {ends.count('done')} | {worst:.3g} |",
-        flush=True,
-    )
+            shutil.rmtree(killed.folder)
+    worst = float(torch.tensor(differences).max())
+    steps = len(expected["train/loss"])
+    row = [tuning, ranks, steps, kills, *(ends[how] for how in ENDS), f"{worst:.3g}"]
+    print("|", " | ".join(map(str, row)), "|", flush=True)
 
 
 if __name__ == "__main__":
@@ -218,14 +228,15 @@ if __name__ == "__main__":
     parser.add_argument("--tunings", nargs="+", default=list(TUNINGS))
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     options = parser.parse_args()
-    import_module("lit_sft.cli")  # once: every run is a fork of this process
+    for module in IMPORTED:
+        import_module(module)
     options.work.mkdir(parents=True, exist_ok=True)
-    if not (options.work / "model").exists():
-        tiny(str(options.work / "model"), hidden_size=64, intermediate_size=128, num_layers=2, num_heads=2)
-    print(
-        "| tuning | ranks | steps | kills | in a save | runs finished | largest difference |\n"
-        "|---|---|---|---|---|---|---|"
-    )
+    model = options.work / "model"
+    if not model.exists():
+        main(["tiny", "--output", str(model), "--hidden-size", "64", "--intermediate-size", "128",
+              "--num-layers", "2", "--num-heads", "2"])  # fmt: skip
+    print("| tuning | ranks | steps | kills | starting | training | saving | finished | largest difference |")
+    print("|---" * 9 + "|")
     for ranks in options.ranks:
         for tuning in options.tunings:
             measure(options.work, tuning, ranks, options.kills, options.seed)
