@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -40,10 +40,11 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in order; `source` says where they come from, as `file:line`."""
+    """Messages in order; `source` says where they come from, as `file:line`, `category` of which kind they are."""
 
     messages: Sequence[Message]
     source: str = ""
+    category: str = field(default="", compare=False)
 
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
@@ -140,12 +141,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What `predict` answers: the ids the model reads, their text, and the answer it is compared with."""
+    """What `predict` answers: the ids the model reads, their text, and the answer it is compared with.
+
+    `reference_ids` are those of the reference with its end of turn, none if there is no reference.
+    """
 
     input_ids: list[int]
     text: str
     reference: str | None
     source: str
+    category: str = ""
+    reference_ids: Sequence[int] = ()
 
 
 class PromptFormat(ABC):

@@ -153,6 +153,10 @@ class Corpus(ABC):
         conversation = self.parse(record)
         return Reading(conversation if self._has_length(conversation) else None, repairs, str(name))
 
+    def group_of(self, data: bytes, group: str = "") -> str:
+        """The kind of a usable record, empty if it names none; `group` as in `read`."""
+        return group or str(decode_record(data)[0].get(self.group_key) or "") if self.group_key else ""
+
     def conversations(self, report: Report) -> Iterator[Conversation]:
         """Every conversation of the files that the filters want, in order; whatever is wrong goes to `report`.
 

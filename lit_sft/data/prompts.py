@@ -66,13 +66,17 @@ def encode_prompts(
         asked = conversation.prompt()
         try:
             input_ids = prompt_format.encode_prompt(asked, tokenizer)
+            reference = conversation.reference()
+            answered = prompt_format.encode_turns(conversation, tokenizer)[-1] if reference else None
         except BadRecord as bad:
             raise DataError(f"{conversation.source}: the model's prompt format cannot write it: {bad.reason}") from None
         yield Prompt(
             input_ids=input_ids,
             text="\n".join(message.content for message in asked.messages),
-            reference=conversation.reference(),
+            reference=reference,
             source=conversation.source,
+            category=conversation.category,
+            reference_ids=answered.reply_ids if answered else (),
         )
 
 

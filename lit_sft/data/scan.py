@@ -117,7 +117,10 @@ class ScannedCorpus:
         """The conversation in a usable record."""
         reading = _read(self.corpus, self.records, self.layouts, number)
         assert reading is not None
-        return Conversation(reading.messages, self.records.source(number))
+        file, within = self.records.locate(number)
+        data, group = self.records.files[file].read(within), self.records.files[file].group(within)
+        category = self.corpus.group_of(data, group) or self.name
+        return Conversation(reading.messages, self.records.source(number), category)
 
     def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
         """A finding about a record."""
