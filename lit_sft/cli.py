@@ -29,6 +29,7 @@ from lit_sft.callbacks.checkpoint_file import CheckpointFile
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.prediction_writer import PredictionWriter
+from lit_sft.callbacks.preflight import Preflight
 from lit_sft.callbacks.progress import RunProgress
 from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
@@ -79,6 +80,7 @@ KINDS: dict[str, tuple[type, str]] = {
     "tuning": (Tuning, "lit_sft.tuning"),
     "corpora": (Corpus, "lit_sft.corpora"),
     "test_corpora": (Corpus, "lit_sft.corpora"),
+    "forgetting": (Corpus, "lit_sft.corpora"),
     "generation": (Strategy, "lit_sft.generation"),
     "schedule": (Schedule, "lit_sft.stages"),
 }
@@ -170,7 +172,7 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, RunProgress()]
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            callbacks += [Throughput(), Export(), Summary(samples)]
+            callbacks += [Throughput(), Export(), Summary(samples), Preflight(self.config.fit)]
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         for callback in callbacks:

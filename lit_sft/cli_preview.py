@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import Namespace
 from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
@@ -16,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_sft.cli import CLI, Parser, run_cli
 from lit_sft.data.datamodule import SFTData
 from lit_sft.families._base import open_checkpoint
+from lit_sft.preflight.plan import num_devices
 from lit_sft.preview.collect import collect
 from lit_sft.preview.page import write_page
 from lit_sft.preview.terminal import render
@@ -72,14 +72,3 @@ def main(arguments: Sequence[str]) -> None:
     """
     naming = {"prog": "python -m lit_sft preview", "description": "Show what the model will see of the data."}
     run_cli(PreviewCLI, arguments, run=False, parser_kwargs=naming)
-
-
-def num_devices(devices: Any, accelerator: Any) -> int:
-    """How many devices of a machine `trainer.devices` means: those that it has, where it does not say."""
-    if isinstance(devices, list):
-        return len(devices)
-    if isinstance(devices, str) and "," in devices:
-        return len([device for device in devices.split(",") if device.strip()])
-    if str(devices).isdigit():
-        return int(devices)
-    return 1 if accelerator == "cpu" else max(1, torch.accelerator.device_count())

@@ -62,13 +62,17 @@ def new_run(runs: Path, name: str) -> Path:
             return folder
 
 
-def newest_run(runs: Path) -> Path:
-    """The run that started last and got as far as a checkpoint.
+def newest_run(runs: Path, name: str = "") -> Path:
+    """The run that started last and got as far as a checkpoint, of this name if one is given.
 
     Raises:
         ConfigError: If there is none, saying what to give instead.
     """
-    finished = [folder for folder in runs.glob("*") if is_run(folder) and (folder / LAST_CHECKPOINT).is_file()]
+    finished = [
+        folder
+        for folder in runs.glob("*")
+        if _is_named(folder, name) and is_run(folder) and (folder / LAST_CHECKPOINT).is_file()
+    ]
     if not finished:
         raise ConfigError(
             f"no run with a checkpoint in {runs}/. Train one with `fit --config configs/...yaml`, "
@@ -83,8 +87,7 @@ def unfinished_run(runs: Path, name: str) -> Path | None:
     Raises:
         ConfigError: If all of them are finished.
     """
-    started = re.compile(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?")
-    begun = [folder for folder in runs.glob("*") if started.fullmatch(folder.name) and is_run(folder)]
+    begun = [folder for folder in runs.glob("*") if _is_named(folder, name) and is_run(folder)]
     unfinished = [folder for folder in begun if not (folder / SUMMARY).is_file()]
     if begun and not unfinished:
         raise ConfigError(
@@ -92,6 +95,11 @@ def unfinished_run(runs: Path, name: str) -> Path | None:
             f"finished, {max(folder.name for folder in begun)} last. Leave --resume out for a new run"
         )
     return max(unfinished, key=lambda folder: (folder / CONFIG).stat().st_mtime, default=None)
+
+
+def _is_named(folder: Path, name: str) -> bool:
+    """Whether a run has this name, and not one that begins like it; every run has the name ""."""
+    return not name or re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", folder.name) is not None
 
 
 def newest_checkpoint(run: Path) -> Path | None:

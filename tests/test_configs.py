@@ -19,6 +19,7 @@ FAMILIES = {
     "chatglm6b": "chatglm-6b",
     "chatglm2_6b": "chatglm2-6b",
     "quickstart": "baichuan-7b",
+    "compare_safety": "baichuan-13b",
 }
 # Multiples of what the 4-bit kernels of the CPU ask for.
 SIZE = TinySize(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4, vocab_size=1400, context_length=1024)

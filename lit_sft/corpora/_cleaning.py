@@ -11,8 +11,6 @@ import orjson
 from lit_sft.corpora._reading import BYTE_ORDER_MARK, MAX_RECORD_BYTES
 from lit_sft.errors import BadRecord
 
-_CONTROL_BYTES = bytes([*range(0x20), 0x7F])
-
 _SUSPICIOUS_ESCAPE = re.compile(rb"\\u(?:00[01]|007|[dD][89a-fA-F])")
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
@@ -41,9 +39,10 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
     data = data.strip()
     if not data:
         raise BadRecord("empty-line")
-    record = _decoded(data)
-    if data.translate(None, _CONTROL_BYTES) != data or (b"\\u" in data and _SUSPICIOUS_ESCAPE.search(data)):
-        # A closer look at every text costs more than all the rest, and few records need it.
+    record, is_strict = _decoded(data)
+    # A closer look at every text costs more than all the rest, and few records need it: strict JSON holds no control
+    # character but DEL as it is.
+    if not is_strict or b"\x7f" in data or (b"\\u" in data and _SUSPICIOUS_ESCAPE.search(data)):
         try:
             record, found = _cleaned(record)
         except RecursionError:
@@ -54,9 +53,10 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
     return record, repairs
 
 
-def _decoded(data: bytes) -> Any:
+def _decoded(data: bytes) -> tuple[Any, bool]:
+    """What stands in these bytes, and whether it is strict JSON."""
     try:
-        return orjson.loads(data)
+        return orjson.loads(data), True
     except orjson.JSONDecodeError:
         pass  # it is fast and strict; what it refuses may still be readable
     try:
@@ -64,7 +64,7 @@ def _decoded(data: bytes) -> Any:
     except UnicodeDecodeError:
         raise BadRecord("not-utf-8") from None
     try:
-        return _DECODER.decode(text)
+        return _DECODER.decode(text), False
     except (ValueError, RecursionError):
         raise BadRecord("broken-json") from None
 

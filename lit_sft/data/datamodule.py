@@ -52,6 +52,7 @@ class SFTData(LightningDataModule):
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
         cache: Folder for what is prepared once, on the machine's own disk; `~/.cache/lit_sft` if not given.
         seed: Seed of order and split; linked to `seed_everything`.
+        forgetting: What `compare` measures besides, to see what was forgotten; never trained on.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class SFTData(LightningDataModule):
         num_workers: int = 0,
         cache: str | None = None,
         seed: int = 42,
+        forgetting: list[Corpus] | None = None,
     ) -> None:
         super().__init__()
         self.text = text
@@ -86,6 +88,7 @@ class SFTData(LightningDataModule):
         self.num_workers = num_workers
         self.cache = Path(cache).expanduser() if cache else default_cache()
         self.seed = seed
+        self.forgetting = forgetting or []
         self.tokenizer: Any = None
         self._order: EpochOrder | None = None
         self._prompts: list[Prompt] = []

@@ -12,7 +12,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ class FileRecords:
         """`file:line`, or `file:line#n`."""
         line, nth = self._places[number].tolist() if self._is_copy else (number + 1, 1)
         return source_name(self.file, line, nth)
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether records stand in arrays that have keys."""
+        return bool(self._groups)
 
     def group(self, number: int) -> str:
         """The key of the array in which a record stands, if any."""
@@ -140,8 +145,9 @@ class Records:
         for number, (file, begin) in enumerate(zip(self.files, self.bounds, strict=False)):
             first, last = max(start - begin, 0), min(stop - begin, len(file))
             if first < last:
-                for within, data in enumerate(file.read_range(first, last), start=first):
-                    yield number, data, file.group(within)
+                groups = map(file.group, range(first, last)) if file.has_groups else repeat("")
+                for data, group in zip(file.read_range(first, last), groups, strict=False):
+                    yield number, data, group
 
     def source(self, number: int) -> str:
         """`file:line`, or `file:line#n`."""

@@ -132,6 +132,10 @@ class BaichuanFamily(Family):
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
 
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        return self.network(self.network_config.from_pretrained(self.folder))
+
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """pytorch_model.bin, in shards where the original has them, with its names, type, configs and tokenizer."""

@@ -53,6 +53,8 @@ class Family(ABC):
 
     name: ClassVar[str]
     tokenizer_file_names: ClassVar[tuple[str, ...]]
+    polish_reach: ClassVar[int] = 0
+    """Characters at the end of an unfinished answer that `polish_answer` may still change."""
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         self.folder = folder
@@ -95,10 +97,18 @@ class Family(ABC):
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """The network with its weights, converted while they stream in."""
 
+    @abstractmethod
+    def build(self) -> PreTrainedModel:
+        """The network of config.json without its weights; under `torch.device("meta")` it takes no memory."""
+
     @property
     def num_embeddings(self) -> int | None:
         """Rows of the embedding, as config.json gives them."""
         return self.config.get("padded_vocab_size") or self.config.get("vocab_size")
+
+    def polish_answer(self, answer: str) -> str:
+        """What a chat shows of an answer, where the original cleans it up."""
+        return answer.strip()
 
     def native_config(self, config: Any) -> PreTrainedConfig | None:
         """The configuration of a plain transformers class that computes the same network under the same tensor names.

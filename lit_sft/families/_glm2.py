@@ -211,6 +211,10 @@ class Glm2Family(Family):
     def tiny_config(cls) -> dict[str, Any]:
         """What the original config.json of this version has beside the sizes."""
 
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        return self.network(ChatGLM2Config.from_pretrained(self.folder))
+
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """Half-precision pytorch_model.bin with the tensor names, configs and tokenizer of the original."""

@@ -117,9 +117,12 @@ def _lines(messages: Sequence[Message]) -> str:
     return "\n".join(message.content for message in messages)
 
 
+TRAINING_TIME = "[[训练时间]]"
+
+
 def polish_answer(answer: str) -> str:
     """What the original `chat` makes of an answer: the tokenizer knows no full-width punctuation, so it is restored."""
-    answer = answer.strip().replace("[[训练时间]]", "2023年")
+    answer = answer.strip().replace(TRAINING_TIME, "2023年")
     for half, full in zip(",!:;?", "，！：；？", strict=True):
         answer = re.sub(rf"(?<=[\u4e00-\u9fff]){re.escape(half)}|{re.escape(half)}(?=[\u4e00-\u9fff])", full, answer)
     return answer
@@ -135,6 +138,7 @@ class ChatGLM6B(Family):
     name = "chatglm-6b"
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
     tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json")
+    polish_reach = len(TRAINING_TIME)
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         super().__init__(folder, config, prompt_format)
@@ -148,6 +152,10 @@ class ChatGLM6B(Family):
             raise CheckpointError(f"{file} has pre_seq_len, so the folder holds a P-Tuning prefix. Take the base model")
         if not config.get("position_encoding_2d", True):
             raise CheckpointError(f"{file} has position_encoding_2d: false, which no released ChatGLM-6B has")
+
+    def polish_answer(self, answer: str) -> str:
+        """Full-width punctuation restored, as the original chat does."""
+        return polish_answer(answer)
 
     @classmethod
     def matches(cls, config: dict[str, Any]) -> bool:
@@ -212,6 +220,10 @@ class ChatGLM6B(Family):
         return ChatGLM6BForCausalLM.from_pretrained(
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
+
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        return ChatGLM6BForCausalLM(ChatGLM6BConfig.from_pretrained(self.folder))
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:

@@ -105,6 +105,10 @@ class Moss(Family):
         if not rotary_dim or rotary_dim > head_dim or rotary_dim % 2:
             raise CheckpointError(f"{file}: rotary_dim {rotary_dim} must be even, and at most the head's {head_dim}")
 
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        return MossForCausalLM(MossConfig.from_pretrained(self.folder))
+
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """Half-precision pytorch_model.bin in two shards with the tensor names and tokenizer files of the original.

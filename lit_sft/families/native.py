@@ -124,7 +124,7 @@ class Native(Family):
     def lora_targets(self) -> tuple[str, ...]:
         """Names of all linear layers but the head, in the order of the network."""
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self._auto_config)
+            model = self.build()
         head = model.get_output_embeddings()
         return tuple(
             dict.fromkeys(
@@ -165,6 +165,11 @@ class Native(Family):
             local_files_only=True,
             trust_remote_code=False,
         )
+        return model
+
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(self._auto_config)
         return model
 
     def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:

@@ -31,7 +31,7 @@ class WithoutPadding(LogitsProcessor):
         self.inner = inner
         self.padding = padding
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V] of sequences [B, T]; the beams of a prompt stand side by side."""
         num_beams = len(input_ids) // len(self.padding)
         rows = [
@@ -51,7 +51,7 @@ class Draw(LogitsProcessor):
     def __init__(self, seeds: Sequence[str]) -> None:
         self.generators = [Random(seed) for seed in seeds]  # noqa: S311 - no secret depends on it
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V]: 0 for the token drawn, minus infinity for all others."""
         ends = scores.double().softmax(-1).cumsum(-1)
         numbers = [[generator.random()] for generator in self.generators]
@@ -61,13 +61,13 @@ class Draw(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
 
 
-def processors(strategy: Strategy, padding: Sequence[int], numbers: Sequence[int]) -> LogitsProcessorList:
+def processors(strategy: Strategy, padding: Sequence[int], prompts: Sequence[Sequence[int]]) -> LogitsProcessorList:
     """Those of transformers in its order, and a draw for each prompt instead of one for the batch.
 
     Args:
         strategy: What they do.
         padding: Columns at the left of each prompt that are padding.
-        numbers: Places of the prompts among all, which with the seed decide what is drawn.
+        prompts: Their ids, which with the seed decide what is drawn.
     """
     chain = LogitsProcessorList()
     if strategy.repetition_penalty != 1:
@@ -82,5 +82,5 @@ def processors(strategy: Strategy, padding: Sequence[int], numbers: Sequence[int
         chain.append(TopKLogitsWarper(strategy.top_k))
     if isinstance(strategy, TopP) and strategy.top_p < 1:
         chain.append(TopPLogitsWarper(strategy.top_p))
-    chain.append(Draw([f"{strategy.seed} {number}" for number in numbers]))
+    chain.append(Draw([f"{strategy.seed} {list(prompt)}" for prompt in prompts]))
     return chain

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from lit_sft.conversation import Prompt
 from lit_sft.data.collate import pad_left
 from lit_sft.generation.strategies import UNSAMPLED, Strategy
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length", "prompt-too-long"]
 
 TOKEN_BUDGET = 16384
-"""Tokens of prompts and answers that are in memory at once."""
+"""Tokens of prompts and answers that `predict` holds in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,63 +34,32 @@ class Answer:
     finish_reason: FinishReason
 
 
-def answer_prompts(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    prompts: Sequence[Prompt],
-    strategy: Strategy,
-    *,
-    stop_token_ids: Sequence[int],
-    context_length: int,
-    token_budget: int = TOKEN_BUDGET,
-) -> Iterator[tuple[int, Answer]]:
-    """Each prompt's index and answer, as they are finished; the same answers under any budget.
-
-    Args:
-        model: The network; its mode is left as it was.
-        tokenizer: Turns answers into text.
-        prompts: What to answer.
-        strategy: How tokens are chosen.
-        stop_token_ids: Tokens that end an answer.
-        context_length: Tokens of prompt and answer together at most.
-        token_budget: Tokens of prompts and answers, beams included, that are answered at once; one prompt at least.
-    """
-    lengths = [len(prompt.input_ids) for prompt in prompts]
-    for rows in batches_by_length(lengths, strategy, context_length=context_length, token_budget=token_budget):
-        answers = generate_answers(
-            model,
-            tokenizer,
-            [prompts[row].input_ids for row in rows],
-            strategy,
-            stop_token_ids=stop_token_ids,
-            context_length=context_length,
-            numbers=rows,
-        )
-        yield from zip(rows, answers, strict=True)
-
-
 def batches_by_length(
-    lengths: Sequence[int], strategy: Strategy, *, context_length: int, token_budget: int | None = None
+    lengths: Sequence[int],
+    strategies: Sequence[Strategy],
+    *,
+    context_length: int,
+    token_budget: int | None = None,
 ) -> list[list[int]]:
     """Indices of prompts to answer together, the longest first: what does not fit into memory shows at once.
 
     Args:
         lengths: Tokens of each prompt.
-        strategy: Says how many tokens an answer takes at most.
+        strategies: Say how many tokens an answer takes at most.
         context_length: Tokens of prompt and answer together at most.
-        token_budget: Tokens of a batch at most, but one prompt at least; no limit if not given.
+        token_budget: Tokens of a batch at most, beams included, but one prompt at least; no limit if not given.
     """
-    rooms = [max(0, min(strategy.max_new_tokens, context_length - length)) for length in lengths]
+    rooms = [[max(0, min(each.max_new_tokens, context_length - length)) for each in strategies] for length in lengths]
     batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-rooms[index], -lengths[index], index)):
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         # An answer may depend on how long it can become (beams), so those of a batch end alike.
-        longest = batches[-1][0] if batches else index
-        tokens = (len(batches[-1]) + 1 if batches else 0) * (lengths[longest] + rooms[index]) * strategy.num_beams
-        fits = token_budget is None or tokens <= token_budget
-        if batches and rooms[longest] == rooms[index] and fits:
-            batches[-1].append(index)
-        else:
-            batches.append([index])
+        if batches and rooms[batches[-1][0]] == rooms[index]:
+            longest = lengths[batches[-1][0]]
+            row = max((longest + room) * each.num_beams for room, each in zip(rooms[index], strategies, strict=True))
+            if token_budget is None or (len(batches[-1]) + 1) * row <= token_budget:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
     return batches
 
 
@@ -103,7 +71,7 @@ def generate_answers(
     *,
     stop_token_ids: Sequence[int],
     context_length: int,
-    numbers: Sequence[int] | None = None,
+    streamer: Any = None,
 ) -> list[Answer]:
     """One answer for each prompt, in order; the padding of a batch does not change them.
 
@@ -114,26 +82,30 @@ def generate_answers(
         strategy: How tokens are chosen.
         stop_token_ids: Tokens that end an answer.
         context_length: Tokens of prompt and answer together at most.
-        numbers: Places of the prompts among all, on which their draws depend; their places here if not given.
+        streamer: Of transformers; receives the tokens of a single prompt as they are chosen, not from beam search.
     """
-    numbers = range(len(prompts)) if numbers is None else numbers
     stop = list(stop_token_ids)
     answers: dict[int, Answer] = {}
-    for rows in batches_by_length([len(prompt) for prompt in prompts], strategy, context_length=context_length):
+    for rows in batches_by_length([len(prompt) for prompt in prompts], [strategy], context_length=context_length):
         room = min(strategy.max_new_tokens, context_length - len(prompts[rows[0]]))
         if room < 1:
             answers |= dict.fromkeys(rows, Answer("", 0, "prompt-too-long"))
             continue
-        new_ids = generate_ids(
-            model, [prompts[row] for row in rows], strategy, stop=stop, room=room, numbers=[numbers[r] for r in rows]
-        )
+        new_ids = generate_ids(model, [prompts[row] for row in rows], strategy, stop=stop, room=room, streamer=streamer)
         answers |= {row: _answer(ids, tokenizer, set(stop)) for row, ids in zip(rows, new_ids, strict=True)}
     return [answers[row] for row in range(len(prompts))]
 
 
+def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
+    """The text of an answer, without control tokens; bytes that are no whole character become U+FFFD."""
+    # Some original tokenizers "clean up" blanks before punctuation, which damages text and above all code.
+    text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return text.strip()
+
+
 @torch.no_grad()  # not inference_mode: what is gathered of sharded weights must serve training too
 def generate_ids(
-    model: Any, prompts: list[Sequence[int]], strategy: Strategy, *, stop: list[int], room: int, numbers: Sequence[int]
+    model: Any, prompts: list[Sequence[int]], strategy: Strategy, *, stop: list[int], room: int, streamer: Any = None
 ) -> list[list[int]]:
     """New ids of each prompt, `room` at most, padded with the first stop token."""
     from transformers import GenerationConfig
@@ -154,7 +126,8 @@ def generate_ids(
             generation_config=GenerationConfig(
                 **{**strategy.options(), **own}, eos_token_id=stop, pad_token_id=stop[0]
             ),
-            logits_processor=processors(strategy, padding, numbers),
+            logits_processor=processors(strategy, padding, prompts),
+            streamer=streamer,
             # Where weights are sharded, every process goes on until the last has its answer.
             synced_gpus=any(isinstance(module, FSDPModule) for module in model.modules()),
         )
@@ -166,10 +139,7 @@ def generate_ids(
 
 def _answer(ids: list[int], tokenizer: Any, stop: set[int]) -> Answer:
     end = next((index for index, token in enumerate(ids) if token in stop), None)
-    # Some original tokenizers "clean up" blanks before punctuation, which damages text and above all code.
-    text = tokenizer.decode(
-        ids if end is None else ids[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False
-    ).strip()
+    text = decode_answer(ids if end is None else ids[:end], tokenizer)
     if end is None:
         return Answer(text, len(ids), "length")
     return Answer(text, end + 1, "stop")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from lit_sft.errors import ConfigError
@@ -119,7 +120,7 @@ class Sampling(Strategy):
 
     Args:
         temperature: Divides the logits; above 0, below 1 sharpens.
-        seed: Each prompt draws by a generator of its own, made of this and its place among the prompts.
+        seed: Each prompt draws by a generator of its own, made of this and its tokens.
         kwargs: What every strategy takes.
     """
 
@@ -172,3 +173,19 @@ class TopP(Sampling):
 
     def _choice(self) -> dict[str, Any]:
         return {"do_sample": True, "num_beams": 1, "top_p": self.top_p, "top_k": 0, "temperature": self.temperature}
+
+
+def by_name(strategies: Iterable[Strategy]) -> dict[str, Strategy]:
+    """Strategies by name, in order.
+
+    Raises:
+        ConfigError: If two have the same, or there is none.
+    """
+    found: dict[str, Strategy] = {}
+    for strategy in strategies:
+        if strategy.name in found:
+            raise ConfigError(f"generation has two strategies of the name {strategy.name}; give one another name")
+        found[strategy.name] = strategy
+    if not found:
+        raise ConfigError("generation is an empty list; give a strategy, or leave it out")
+    return found

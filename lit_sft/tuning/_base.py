@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +37,10 @@ class Tuning(ABC):
     @abstractmethod
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """The transformers network inside what `load` returned, adapters in place."""
+
+    def base_of(self, model: Any) -> AbstractContextManager[Any]:
+        """While it is open, `model` before anything trained answers as its checkpoint does."""
+        return nullcontext()
 
     def why_not_sharded(self) -> str | None:
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""

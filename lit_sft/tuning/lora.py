@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,11 @@ class LoRA(Tuning):
         """The network whose linear layers peft replaced in place."""
         network: PreTrainedModel = model.get_base_model()
         return network
+
+    def base_of(self, model: Any) -> AbstractContextManager[Any]:
+        """Without the adapter, which may be one to start from."""
+        context: AbstractContextManager[Any] = model.disable_adapter()
+        return context
 
     def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
         """A PEFT folder that `peft.PeftModel.from_pretrained` opens on the loaded base."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lit_sft.__main__ import main
-from lit_sft.cli_preview import num_devices
+from lit_sft.preflight.plan import num_devices
 
 WriteConfig = Callable[..., str]
 

@@ -1,0 +1,52 @@
+"""What can be said before a run costs anything: does it fit into memory, and do answers learn to end?"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+from lit_sft.conversation import Batch
+from lit_sft.preflight.network import measure_network
+from lit_sft.preflight.plan import device_memory, plan_of, verdict
+from lit_sft.stages._base import Stage
+
+log = logging.getLogger(__name__)
+
+
+class Preflight(Callback):
+    """Logs the estimated memory before the weights load, and warns if the first batch supervises no end of an answer.
+
+    Args:
+        config: The parsed configuration of the fit.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.is_end_supervised: bool | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Estimate; a warning, for an estimate is no reason to refuse."""
+        if stage != "fit" or not trainer.is_global_zero or not isinstance(pl_module, Stage):
+            return
+        family = pl_module.checkpoint.family
+        device = trainer.strategy.root_device.type
+        plan = plan_of(self.config, family, trainer.world_size, is_gpu=device == "cuda")
+        fits, said = verdict(measure_network(family), plan, device_memory(device))
+        log.log(logging.INFO if fits else logging.WARNING, "memory of a step: %s", said)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+        """Look at the first batch only."""
+        if self.is_end_supervised is not None or not isinstance(pl_module, Stage):
+            return
+        ends = pl_module.checkpoint.prompt_format.stop_token_ids(pl_module.tokenizer)
+        wanted = torch.tensor(list(ends), device=batch.labels.device)
+        self.is_end_supervised = bool(torch.isin(batch.labels, wanted).any())
+        if not self.is_end_supervised:
+            log.warning(
+                "the first batch supervises no end of an answer: the model may never stop. Replies are probably cut "
+                "off at data.max_length; raise it"
+            )

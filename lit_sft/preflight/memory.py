@@ -1,0 +1,210 @@
+"""Memory of one device at the peak of a training step, in bytes, from counts alone.
+
+    peak = weights + optimizer + copies + the larger of
+           where the backward pass begins: carried gradients + activations + max(logits, backward of one block)
+           where it ends:                  gradients + max(backward of one block, temporaries of the optimizer)
+
+The derivation, with what was measured, is in docs/scale.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lit_sft.preflight.network import NetworkSize
+
+Method = Literal["full", "lora", "qlora"]
+Sharding = Literal["none", "ddp", "fsdp2"]
+
+CHUNK = 1024
+"""Positions whose logits live at once: `chunk_size` of losses/cross_entropy.py."""
+
+QUANTIZED_BYTES = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
+BLOCK_SIZE = 64
+"""4-bit weights that share a scale; 256 scales share one of their own under double quantisation."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What of a configuration decides about memory and time.
+
+    Args:
+        method: Which weights train.
+        precision: Lightning's `trainer.precision`.
+        rows: Rows of a micro-batch.
+        row_length: Tokens of a row.
+        gradient_checkpointing: Whether only the inputs of the blocks are kept.
+        rank: Of the adapters.
+        targets: Names of the layers with adapters.
+        dropout: Of the adapters.
+        dora: Whether each adapter trains a length of each row too.
+        quant_type: Of a QLoRA base.
+        double_quant: Whether the scales are quantized too.
+        optimizer_bytes: State of the optimizer, bytes a trained parameter; 8 for AdamW in float32.
+        sharding: How several devices share the work.
+        num_devices: Of all machines.
+        supervised_share: Share of the tokens that carry loss; all is the most there can be.
+        accumulates: Whether gradients of earlier micro-batches are there already.
+        update_copies: What the optimizer's step holds beside: of all weights (torch's default on a GPU), of one at a
+            time (on a CPU), or nothing (`fused`).
+    """
+
+    method: Method
+    precision: str = "bf16-mixed"
+    rows: int = 4
+    row_length: int = 1024
+    gradient_checkpointing: bool = True
+    rank: int = 16
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+    dora: bool = False
+    quant_type: str = "nf4"
+    double_quant: bool = True
+    optimizer_bytes: float = 8.0
+    sharding: Sharding = "none"
+    num_devices: int = 1
+    supervised_share: float = 1.0
+    accumulates: bool = False
+    update_copies: Literal["none", "largest", "all"] = "none"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a micro-batch on one device."""
+        return self.rows * self.row_length
+
+    @property
+    def activation_bytes(self) -> int:
+        """Bytes of a number that is computed."""
+        return 4 if self.precision.startswith("32") else 2
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether autocast computes in half precision."""
+        return self.precision.endswith("-mixed")
+
+    @property
+    def trained_bytes(self) -> int:
+        """Bytes of a weight that trains: adapters are float32 always."""
+        return 2 if self.method == "full" and self.precision == "bf16-true" else 4
+
+    @property
+    def num_shards(self) -> int:
+        """Devices that share each weight out."""
+        return self.num_devices if self.sharding == "fsdp2" else 1
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    weights: float
+    optimizer: float
+    copies: float
+    gradients: float
+    carried_gradients: float
+    activations: float
+    logits: float
+    block: float
+    update: float
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """What lives at the peak."""
+        held = {"weights": self.weights, "optimizer": self.optimizer, "copies": self.copies}
+        working = "logits" if self.logits > self.block else "backward of a block"
+        begin = {
+            "gradients": self.carried_gradients,
+            "activations": self.activations,
+            working: max(self.logits, self.block),
+        }
+        last = "update" if self.update > self.block else "backward of a block"
+        end = {"gradients": self.gradients, last: max(self.update, self.block)}
+        return held | max(begin, end, key=lambda parts: sum(parts.values()))
+
+    @property
+    def total(self) -> float:
+        """At the peak."""
+        return sum(self.parts.values())
+
+
+def num_trained(size: NetworkSize, plan: Plan) -> int:
+    """Parameters that train."""
+    if plan.method == "full":
+        return size.num_parameters
+    adapted = size.adapted(plan.targets)
+    return size.num_layers * sum(plan.rank * (i + o) + plan.dora * o for i, o in adapted)
+
+
+def base_bytes(size: NetworkSize, plan: Plan) -> float:
+    """Bytes of the weights of the checkpoint in memory, undivided."""
+    if plan.method == "full":
+        return size.num_parameters * plan.trained_bytes
+    if plan.method == "lora":
+        return size.num_parameters * plan.activation_bytes
+    packed, rest = size.num_linear_parameters, size.num_parameters - size.num_linear_parameters
+    if plan.quant_type == "int8":
+        scales = 4 * size.num_layers * sum(outputs for _, _, outputs in size.linear_shapes)
+    else:
+        scale_bytes = 1 + 4 / 256 if plan.double_quant else 4
+        scales = int(packed / BLOCK_SIZE * scale_bytes)
+    return packed * QUANTIZED_BYTES[plan.quant_type] + scales + rest * plan.activation_bytes
+
+
+def block_activations(size: NetworkSize, plan: Plan) -> float:
+    """Bytes that the backward pass of one decoder block needs of its forward pass.
+
+    What every linear layer reads and writes, and the product in a gated feed-forward layer; norms keep float32.
+    """
+    through = sum(inputs + outputs for _, inputs, outputs in size.linear_shapes) + size.is_gated * size.widest
+    saved = through * plan.activation_bytes
+    if plan.activation_bytes == 2:
+        saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
+    if plan.method != "full":
+        # Each adapter reads a copy of its own where there is dropout, or a type to convert, and keeps the mask.
+        copied = plan.activation_bytes == 2 or plan.dropout > 0
+        mask = plan.activation_bytes if plan.dropout else 0
+        inputs = sum(i for i, _ in size.adapted(plan.targets))
+        saved += inputs * (copied * plan.activation_bytes + mask)
+    attention = 2 * plan.rows * size.num_heads * plan.row_length**2 * plan.activation_bytes
+    return plan.tokens * saved + size.materialises_attention * attention
+
+
+def estimate(size: NetworkSize, plan: Plan) -> Memory:
+    """The peak of the second step, when the optimizer has its state."""
+    trained, shards = num_trained(size, plan), plan.num_shards
+    stored = base_bytes(size, plan)
+    adapters = 0 if plan.method == "full" else trained * plan.trained_bytes
+    gathered = 0.0
+    if shards > 1:
+        # Embedding, head and last norm whole, and two blocks: one computes while the next arrives.
+        root = size.num_root_parameters * (plan.trained_bytes if plan.method == "full" else plan.activation_bytes)
+        gathered = root + 2 * (stored - root) / size.num_layers
+    half = plan.is_mixed * 2 * (trained if plan.method != "full" else size.num_linear_parameters)
+    buckets = trained * plan.trained_bytes if plan.sharding == "ddp" and plan.num_devices > 1 else 0
+    block = block_activations(size, plan)
+    if plan.gradient_checkpointing:
+        kept = size.num_layers * plan.tokens * size.hidden_size * plan.activation_bytes + block
+    else:
+        kept = size.num_layers * block
+    # The widest gradient and the one it is computed from; a packed matrix is unpacked to be used.
+    backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
+    if plan.method == "qlora":
+        backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
+    logit_bytes = 12 if plan.activation_bytes == 4 else 16  # logits, their log-softmax and its gradient
+    gradients = trained * plan.trained_bytes / shards
+    head = size.vocabulary * size.hidden_size * plan.trained_bytes
+    head_gradient = head if plan.method == "full" and not plan.accumulates else 0
+    largest = head if plan.method == "full" else 0
+    updates = {"none": 0.0, "largest": 2.0 * largest / shards, "all": gradients}
+    return Memory(
+        update=updates[plan.update_copies],
+        weights=(stored + adapters) / shards,
+        gradients=gradients,
+        carried_gradients=gradients if plan.accumulates else 0.0,
+        optimizer=trained * plan.optimizer_bytes / shards,
+        copies=half / shards + buckets + gathered,
+        activations=kept - (block if plan.gradient_checkpointing else 0),
+        logits=min(plan.tokens * plan.supervised_share, CHUNK) * size.vocabulary * logit_bytes + head_gradient,
+        block=backward + (block if plan.gradient_checkpointing else 0),
+    )

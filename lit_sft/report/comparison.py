@@ -1,0 +1,160 @@
+"""What a report shows, before anybody draws it: rows of answers, and the metrics over them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_sft.errors import ConfigError
+from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
+from lit_sft.report.metrics import METRICS, Metric, Reply
+
+ALL = "All prompts"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prompt under a strategy, answered before and after."""
+
+    source: str
+    category: str
+    strategy: str
+    prompt: str
+    reference: str | None
+    before: Reply
+    after: Reply
+    is_safety: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A metric of a category under a strategy."""
+
+    metric: Metric
+    category: str
+    strategy: str
+    difference: Difference
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that is known of a model before and after.
+
+    `forgetting`: perplexity before and after, by corpus that was held out. `about`: what was compared, by heading.
+    """
+
+    title: str
+    about: dict[str, str]
+    rows: list[Row]
+    forgetting: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seed: int = 42
+
+    @property
+    def categories(self) -> list[str]:
+        """In the order in which they come."""
+        return list(dict.fromkeys(row.category for row in self.rows))
+
+    @property
+    def strategies(self) -> list[str]:
+        """In the order in which they come."""
+        return list(dict.fromkeys(row.strategy for row in self.rows))
+
+    def measure(self) -> list[Measured]:
+        """Every metric over all prompts and over each category, under each strategy."""
+        scopes = [ALL, *self.categories] if len(self.categories) > 1 else [ALL]
+        counts = {metric.key: self._counts(metric) for metric in METRICS}
+        return [
+            Measured(metric, scope, strategy, found)
+            for scope in scopes
+            for strategy in self.strategies
+            for metric in METRICS
+            if (found := self._difference(metric, counts[metric.key], scope, strategy)) is not None
+        ]
+
+    def _counts(self, metric: Metric) -> dict[int, tuple[Sequence[float], Sequence[float]]]:
+        """By place of the row; none for a row that the metric is not for."""
+        return {
+            place: (metric.count(row.before, row.reference or ""), metric.count(row.after, row.reference or ""))
+            for place, row in enumerate(self.rows)
+            if _is_for(metric, row)
+        }
+
+    def _difference(
+        self,
+        metric: Metric,
+        counts: dict[int, tuple[Sequence[float], Sequence[float]]],
+        scope: str,
+        strategy: str,
+    ) -> Difference | None:
+        chosen = [
+            pair
+            for place, pair in counts.items()
+            if self.rows[place].strategy == strategy and scope in {ALL, self.rows[place].category}
+        ]
+        if not chosen:
+            return None
+        before, after = (np.array(part, dtype=np.float64) for part in zip(*chosen, strict=True))
+        found = difference(before, after, metric.value, self.seed)
+        return found if math.isfinite(found.before) and math.isfinite(found.after) else None
+
+
+def write_data(comparison: Comparison, measured: Sequence[Measured], folder: Path) -> None:
+    """Write metrics.json and answers.jsonl.
+
+    Raises:
+        ConfigError: If the folder cannot be written to.
+    """
+    metrics = {
+        "title": comparison.title,
+        "about": comparison.about,
+        "interval": {"level": LEVEL, "draws": NUM_DRAWS, "seed": comparison.seed, "method": "paired percentile"},
+        "metrics": [
+            {
+                "metric": found.metric.key,
+                "category": None if found.category == ALL else found.category,
+                "strategy": found.strategy if found.metric.by_strategy else None,
+                **asdict(found.difference),
+                "change": found.difference.change,
+            }
+            for found in measured
+            if found.metric.by_strategy or found.strategy == comparison.strategies[0]
+        ],
+        "forgetting": {name: {"before": old, "after": new} for name, (old, new) in comparison.forgetting.items()},
+    }
+    write_text(folder / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=1) + "\n")
+    lines = (json.dumps(row, ensure_ascii=False) for row in _answers(comparison))
+    write_text(folder / "answers.jsonl", "".join(line + "\n" for line in lines))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write one of the files of a report; half of a surrogate pair becomes a question mark.
+
+    Raises:
+        ConfigError: If it cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ConfigError(f"--output: {file} cannot be written: {error.strerror}") from None
+
+
+def _answers(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    for row in comparison.rows:
+        values = asdict(row)
+        del values["is_safety"]
+        yield values
+
+
+def _is_for(metric: Metric, row: Row) -> bool:
+    if metric.needs == "safety":
+        return row.is_safety
+    if not metric.by_strategy:
+        return row.before.tokens > 0
+    return metric.needs != "reference" or bool(row.reference)

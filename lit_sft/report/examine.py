@@ -1,0 +1,126 @@
+"""Puts the same questions to one loaded model, before and after tuning."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from tqdm import tqdm
+
+from lit_sft.conversation import IGNORE_INDEX, Batch, Example, Prompt
+from lit_sft.data.collate import collate
+from lit_sft.generation.generate import Answer, generate_answers
+from lit_sft.generation.strategies import Strategy
+from lit_sft.report.metrics import Reply
+from lit_sft.stages.sft import SFT
+
+PROBE_BATCHES = 200
+"""Micro-batches of held-out data that a forgetting probe reads at most."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What one state of the model said: replies by strategy, in the order of the prompts; perplexity by corpus."""
+
+    replies: dict[str, list[Reply]]
+    perplexities: dict[str, float]
+
+
+def examine(
+    stage: SFT,
+    prompts: Sequence[Prompt],
+    strategies: Mapping[str, Strategy],
+    probes: Sequence[Iterable[Batch]],
+    *,
+    name: str,
+    batch_size: int,
+) -> Examined:
+    """Answers, likelihood of the references, and the perplexity of the probes.
+
+    Args:
+        stage: The model in the state that is meant.
+        prompts: What to ask.
+        strategies: How tokens are chosen, by name.
+        probes: Held-out data, batch by batch.
+        name: Of the state, for the progress bar.
+        batch_size: Prompts that are answered at once.
+    """
+    stage.eval()
+    likelihoods = _likelihoods(stage, prompts, batch_size)
+    replies = {}
+    for strategy_name, strategy in strategies.items():
+        answers = _answers(stage, prompts, strategy, batch_size, f"{name}, {strategy_name}")
+        replies[strategy_name] = [
+            Reply(answer.text, answer.finish_reason == "stop", answer.num_tokens, loss, int(tokens), int(hits))
+            for answer, (loss, tokens, hits) in zip(answers, likelihoods, strict=True)
+        ]
+    perplexities: dict[str, float] = {}
+    for probe in probes:
+        perplexities |= _perplexities(stage, probe)
+    return Examined(replies, perplexities)
+
+
+def _answers(stage: SFT, prompts: Sequence[Prompt], strategy: Strategy, batch_size: int, name: str) -> list[Answer]:
+    """In the order of the prompts; similar lengths together, so that little is padded."""
+    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number].input_ids))
+    answers: dict[int, Answer] = {}
+    with tqdm(total=len(prompts), desc=name, unit="answer", leave=False) as bar:
+        for numbers in _chunks(order, batch_size):
+            found = generate_answers(
+                stage.causal_lm,
+                stage.tokenizer,
+                [prompts[number].input_ids for number in numbers],
+                strategy,
+                stop_token_ids=stage.checkpoint.prompt_format.stop_token_ids(stage.tokenizer),
+                context_length=stage.checkpoint.context_length,
+            )
+            answers |= dict(zip(numbers, found, strict=True))
+            bar.update(len(numbers))
+    return [answers[number] for number in range(len(prompts))]
+
+
+@torch.no_grad()
+def _likelihoods(stage: SFT, prompts: Sequence[Prompt], batch_size: int) -> list[tuple[float, float, float]]:
+    """Loss, tokens and hits of each reference; zeros where there is none, or it does not fit."""
+    totals = [(0.0, 0.0, 0.0)] * len(prompts)
+    fitting = [
+        number
+        for number, prompt in enumerate(prompts)
+        if prompt.reference_ids and len(prompt.input_ids) + len(prompt.reference_ids) <= stage.checkpoint.context_length
+    ]
+    for numbers in _chunks(fitting, batch_size):
+        rows = [[_example(prompts[number], place)] for place, number in enumerate(numbers)]
+        corpora = [str(number) for number in numbers]  # each prompt is counted as a corpus of its own
+        pad = stage.tokenizer.pad_token_id
+        batch = collate(rows, 0 if pad is None else int(pad), corpora=corpora).to(stage.device)
+        for number, (loss, tokens, hits) in zip(numbers, stage(batch).by_group.tolist(), strict=True):
+            totals[number] = (loss, tokens, hits)
+    return totals
+
+
+def _chunks(numbers: list[int], size: int) -> list[list[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
+
+
+def _example(prompt: Prompt, place: int) -> Example:
+    labels = [IGNORE_INDEX] * len(prompt.input_ids) + list(prompt.reference_ids)
+    return Example([*prompt.input_ids, *prompt.reference_ids], labels, prompt.source, corpus=place)
+
+
+@torch.no_grad()
+def _perplexities(stage: SFT, probe: Iterable[Batch]) -> dict[str, float]:
+    names: list[str] = []
+    sums: torch.Tensor | None = None
+    for batch in islice(probe, PROBE_BATCHES):
+        found = stage(batch.to(stage.device)).by_group.cpu()
+        names, sums = batch.corpora, found if sums is None else sums + found
+    if sums is None:
+        return {}
+    return {
+        name: math.exp(min(loss / tokens, 700.0))
+        for name, (loss, tokens, _) in zip(names, sums.tolist(), strict=True)
+        if tokens
+    }

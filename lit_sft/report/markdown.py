@@ -1,0 +1,71 @@
+"""A comparison as Markdown that no answer can break out of."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Sequence
+
+from lit_sft.preview.pieces import visible
+from lit_sft.report.comparison import Comparison, Measured
+from lit_sft.report.wording import heading, interval, number, verdict
+
+NUM_ANSWERS = 5
+"""Answers of each category and strategy; answers.jsonl holds all."""
+
+MAX_CHARACTERS = 160
+
+# As a character reference, a character is text and never syntax.
+HARMLESS = str.maketrans({char: f"&#{ord(char)};" for char in string.punctuation if char not in ",;%"})
+
+
+def cell(text: str, limit: int = MAX_CHARACTERS) -> str:
+    """Text for a table cell, on one line."""
+    cut = text if len(text) <= limit else text[:limit] + "…"
+    return visible(cut).translate(HARMLESS).strip() or " "
+
+
+def markdown(comparison: Comparison, measured: Sequence[Measured]) -> str:
+    """The whole report."""
+    lines = [f"# {cell(comparison.title)}", ""]
+    lines += _table(["", ""], [[cell(name), cell(value)] for name, value in comparison.about.items()])
+    for category in dict.fromkeys(found.category for found in measured):
+        for strategy in comparison.strategies:
+            chosen = [found for found in measured if (found.category, found.strategy) == (category, strategy)]
+            lines += [f"## {cell(heading(category))}: {cell(strategy)}", ""]
+            lines += _table(["Metric", "Before", "After", "Difference", "95% interval", ""], map(_metric, chosen))
+    if comparison.forgetting:
+        lines += ["## Forgetting", "", "Perplexity of held-out conversations.", ""]
+        rows = [[cell(name), f"{old:,.2f}", f"{new:,.2f}"] for name, (old, new) in comparison.forgetting.items()]
+        lines += _table(["Corpus", "Before", "After"], rows)
+    lines += ["## Answers", "", f"The first {NUM_ANSWERS} of each category; `answers.jsonl` holds all.", ""]
+    for category in comparison.categories:
+        for strategy in comparison.strategies:
+            shown = [row for row in comparison.rows if (row.category, row.strategy) == (category, strategy)]
+            lines += [f"### {cell(heading(category))}: {cell(strategy)}", ""]
+            rows = [
+                [cell(row.prompt), cell(row.before.text), cell(row.after.text), cell(row.reference or "")]
+                for row in shown[:NUM_ANSWERS]
+            ]
+            lines += _table(["Prompt", "Before", "After", "Reference"], rows)
+    return "\n".join(lines)
+
+
+def _metric(found: Measured) -> list[str]:
+    metric, difference = found.metric, found.difference
+    return [
+        metric.title,
+        number(metric, difference.before),
+        number(metric, difference.after),
+        number(metric, difference.change, is_signed=True),
+        interval(metric, difference),
+        verdict(found),
+    ]
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [_line(headings), _line(["---"] * len(headings))]
+    return [*lines, *(_line(row) for row in rows), ""]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

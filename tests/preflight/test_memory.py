@@ -1,0 +1,87 @@
+"""Counts without weights, and what must hold of memory whatever the constants are."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lit_sft.families._base import open_checkpoint
+from lit_sft.preflight.memory import Plan, base_bytes, estimate, num_trained
+from lit_sft.preflight.network import measure_network
+from lit_sft.preflight.plan import remedies
+from lit_sft.tuning.lora import LoRA
+from lit_sft.tuning.qlora import QLoRA
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("scale", ROOT / "experiments" / "scale" / "run.py")
+assert spec
+assert spec.loader
+scale = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("baichuan-7b", 7_000_559_616), ("baichuan-13b", 13_264_901_120), ("moss", 16_717_980_160)]
+)
+def test_released_models_have_the_parameters_that_they_have(name: str, count: int) -> None:
+    assert scale.released(name)[1].num_parameters == count
+
+
+@pytest.mark.parametrize("family", ["baichuan-7b", "baichuan-13b", "moss", "chatglm-6b", "chatglm2-6b"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_counts_are_those_of_the_loaded_network(family: str, dora: bool, tiny: Callable[[str], Path]) -> None:
+    checkpoint = open_checkpoint(tiny(family))
+    size = measure_network(checkpoint.family)
+    plan = Plan("lora", rank=4, targets=checkpoint.family.lora_targets, dora=dora)
+    network = LoRA(rank=4, dora=dora).load(checkpoint, "32-true")
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert num_trained(size, plan) == trained
+    assert size.num_parameters == sum(p.numel() for p in network.parameters()) - trained
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_quantized_base_has_the_bytes_estimated(double: bool, tiny_folder: Path) -> None:
+    checkpoint = open_checkpoint(tiny_folder)
+    plan = Plan("qlora", precision="bf16-mixed", double_quant=double)
+    network = QLoRA(double_quant=double).load_base(checkpoint, "bf16-mixed")
+    stored = sum(p.numel() * p.element_size() for p in network.parameters())
+    for parameter in network.parameters():
+        if state := getattr(parameter, "quant_state", None):
+            stored += state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
+    assert base_bytes(measure_network(checkpoint.family), plan) == pytest.approx(stored, rel=0.01)
+
+
+def test_what_saves_memory_does() -> None:
+    family, size = scale.released("baichuan-7b")
+    full = Plan("full", targets=family.lora_targets, gradient_checkpointing=False)
+    lora, qlora = replace(full, method="lora"), replace(full, method="qlora")
+    totals = [estimate(size, plan).total for plan in (full, lora, qlora)]
+    assert totals == sorted(totals, reverse=True)
+    for plan in (full, lora, qlora):
+        before = estimate(size, plan).total
+        for change in (
+            {"gradient_checkpointing": True},
+            {"rows": 1},
+            {"row_length": 512},
+            {"sharding": "fsdp2", "num_devices": 8},
+        ):
+            assert estimate(size, replace(plan, **change)).total < before  # type: ignore[arg-type]
+        assert estimate(size, replace(plan, accumulates=True)).total >= before
+
+
+def test_remedies_fit() -> None:
+    family, size = scale.released("baichuan-7b")
+    plan = Plan("full", targets=family.lora_targets)
+    assert remedies(size, plan, 24e9) == [
+        "tuning LoRA",
+        "tuning QLoRA",
+        "trainer.strategy: fsdp2 on 8 devices",
+    ]
+    assert remedies(size, plan, 1e9) == []
+
+
+def test_the_page_shows_what_the_formulas_say() -> None:
+    page = scale.PAGE.read_text(encoding="utf-8")
+    assert scale.filled(page) == page, "python experiments/scale/run.py"
