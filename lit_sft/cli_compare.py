@@ -75,7 +75,7 @@ class CompareCLI(CLI):
         data: SFTData = self.datamodule
         data.setup("predict")
         prompts = _first_of_each([p for batch in data.predict_dataloader() for p in batch], self.config.count)
-        strategies = named([self.model.generation])
+        strategies = self.model.strategies
         before, after = self._examine(prompts, strategies)
         comparison = Comparison(
             title=f"{self.model.checkpoint.family.name} before and after tuning",
@@ -94,7 +94,7 @@ class CompareCLI(CLI):
         stage.trainer = self.trainer
         stage.configure_model()
         stage.to(self.trainer.strategy.root_device)
-        options = {"batch_size": data.batching.num_rows, "seed": int(self.config.seed_everything)}
+        options = {"batch_size": data.batching.num_rows}
         with self.trainer.precision_plugin.forward_context():
             if self.before:
                 self._put_in(self.before)
@@ -129,16 +129,6 @@ def main(arguments: Sequence[str]) -> None:
     """
     naming = {"prog": "python -m lit_sft compare", "description": "Compare a model before and after tuning."}
     run_cli(CompareCLI, arguments, run=False, parser_kwargs=naming)
-
-
-def named(strategies: Iterable[Strategy]) -> dict[str, Strategy]:
-    """Strategies by class, numbered where one comes twice."""
-    found: dict[str, Strategy] = {}
-    for strategy in strategies:
-        name = type(strategy).__name__
-        number = sum(other.split()[0] == name for other in found) + 1
-        found[name if number == 1 else f"{name} {number}"] = strategy
-    return found
 
 
 def rows(prompts: Sequence[Prompt], before: Examined, after: Examined, safety_files: Sequence[str]) -> list[Row]:

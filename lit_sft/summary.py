@@ -37,8 +37,11 @@ def render(folder: Path, content: dict[str, Any]) -> str:
         lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
         for key, name in METRICS.items():
             lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
+    is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
     for sample in content["samples"]:
         lines += ["", f"  prompt     {_one_line(sample['prompt'])}"]
+        if not is_one_way:
+            lines.append(f"  strategy   {_one_line(sample['strategy'])}")
         lines.append(f"  before     {_one_line(sample['before'])}")
         lines.append(f"  after      {_one_line(sample['after'])}")
         if sample["reference"] is not None:

@@ -126,7 +126,7 @@ def test_predict_takes_the_newest_run_and_its_held_out_prompts(
     assert len(rows) == 4
     for row in rows:
         assert row.keys() == {
-            *("source", "prompt", "answer", "reference", "finish_reason", "prompt_tokens", "answer_tokens")
+            *("source", "strategy", "prompt", "answer", "reference", "finish_reason", "prompt_tokens", "answer_tokens")
         }
         assert "等于" in row["reference"]
         assert row["finish_reason"] in {"stop", "length"}
@@ -156,6 +156,42 @@ def test_predict_answers_a_file_with_the_base_and_with_the_adapter(write_config:
         answers[name] = [row["answer"] for row in rows]
     assert answers["run"] == answers["adapter"]
     assert answers["run"] != answers["base"]
+
+
+def generation(*strategies: dict[str, Any]) -> dict[str, Any]:
+    kinds = [{"class_path": kind, "init_args": options} for each in strategies for kind, options in each.items()]
+    return {"generation": kinds}
+
+
+def test_predict_answers_each_prompt_in_every_way(write_config: WriteConfig, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "prompts.txt", tmp_path / "answers.jsonl"
+    prompts.write_text("1加1等于几？\n你好\n", encoding="utf-8")
+    ways = generation({"Greedy": {"max_new_tokens": 4}}, {"TopP": {"temperature": 0.8, "max_new_tokens": 4}})
+    options = ["--data.init_args.prompts", str(prompts), "--predictions.path", str(output)]
+    assert main(["predict", "--config", write_config(model=ways), *options]) == 0
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    names = ["greedy(max_new_tokens=4)", "top_p(top_p=0.9, max_new_tokens=4, temperature=0.8)"]
+    assert [(row["prompt"], row["strategy"]) for row in rows] == [
+        (p, n) for p in ("1加1等于几？", "你好") for n in names
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ways", "message"),
+    [
+        (generation({"Greedy": {}}, {"Greedy": {}}), "two strategies of the name greedy"),
+        (generation({"Greedy": {}}, {"TopQ": {}}), "there is no class 'TopQ'"),
+        (generation({"Greedy": {"temperature": 2.0}}), "option 'temperature' is not accepted"),
+        (generation(), "an empty list"),
+    ],
+)
+def test_ways_that_cannot_be_gone_are_refused_in_one_line(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], ways: dict[str, Any], message: str
+) -> None:
+    assert main(["predict", "--config", write_config(model=ways)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_predict_without_a_run_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

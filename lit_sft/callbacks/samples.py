@@ -29,7 +29,7 @@ class Samples(Callback):
         self.count = count
         self.prompts: list[Prompt] = []
         self.rows: list[dict[str, str | None]] = []
-        """Prompt, reference, and the answers before and after."""
+        """Prompt, strategy, reference, and the answers before and after."""
         self._answered_at = -1
 
     def state_dict(self) -> dict[str, Any]:
@@ -59,28 +59,32 @@ class Samples(Callback):
             return
         self._answered_at = trainer.global_step
         answers = stage.answer(self.prompts)
-        before = {row["prompt"]: row["before"] for row in self.rows}
+        before = {(row["prompt"], row.get("strategy")): row["before"] for row in self.rows}
         self.rows = [
             {
                 "prompt": prompt.text,
+                "strategy": strategy,
                 "reference": prompt.reference,
-                "before": before.get(prompt.text, answer.text),
+                "before": before.get((prompt.text, strategy), answer.text),
                 "after": answer.text,
             }
-            for prompt, answer in zip(self.prompts, answers, strict=True)
+            for prompt, by_strategy in zip(self.prompts, answers, strict=True)
+            for strategy, answer in by_strategy.items()
         ]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", _table(self.prompts, answers), trainer.global_step)
 
 
-def _table(prompts: list[Prompt], answers: list[Answer]) -> str:
+def _table(prompts: list[Prompt], answers: list[dict[str, Answer]]) -> str:
     """A Markdown table; what people and models wrote is shown, never interpreted."""
     rows = [
-        f"| {_cell(prompt.text)} | {_cell(answer.text)} | {_cell(prompt.reference or '')} | {answer.finish_reason} |"
-        for prompt, answer in zip(prompts, answers, strict=True)
+        f"| {_cell(prompt.text)} | {_cell(strategy)} | {_cell(answer.text)} | {_cell(prompt.reference or '')} | "
+        f"{answer.finish_reason} |"
+        for prompt, by_strategy in zip(prompts, answers, strict=True)
+        for strategy, answer in by_strategy.items()
     ]
-    return "\n".join(["| prompt | answer | reference | finish |", "|---|---|---|---|", *rows])
+    return "\n".join(["| prompt | strategy | answer | reference | finish |", "|---|---|---|---|---|", *rows])
 
 
 def _cell(text: str) -> str:

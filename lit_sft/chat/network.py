@@ -91,7 +91,9 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: str | None
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     options = config["model"]["init_args"]
     tuning = build("tuning", Tuning, options["tuning"])
-    strategy = build("generation", Strategy, options["generation"]) if options.get("generation") else Greedy()
+    given = options.get("generation")
+    first = given[0] if isinstance(given, list) else given
+    strategy = build("generation", Strategy, first) if first else Greedy()
     exported = run / tuning.export_name
     if not exported.is_dir():
         raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --resume {run}")

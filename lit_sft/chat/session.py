@@ -154,7 +154,7 @@ class Session:
             except yaml.YAMLError:
                 raise ConfigError(f"/strategy {rest}: a value cannot be read") from None
             self.strategy = build("strategy", Strategy, {"class_path": name, "init_args": options})
-        described = " ".join(f"{key}={value}" for key, value in vars(self.strategy).items())
+        described = " ".join(f"{key}={value}" for key, value in self.strategy.parameters().items())
         notice(f"{type(self.strategy).__name__} {described}")
 
     def _set_system(self, rest: str) -> None:

@@ -10,12 +10,15 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from lit_sft.data.collate import pad_left
-from lit_sft.generation.strategies import Strategy
+from lit_sft.generation.strategies import UNSAMPLED, Strategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FinishReason = Literal["stop", "length", "prompt-too-long"]
+
+TOKEN_BUDGET = 16384
+"""Tokens of prompts and answers that `predict` holds in memory at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,35 @@ class Answer:
     finish_reason: FinishReason
 
 
-@torch.no_grad()  # not inference_mode: what is gathered of sharded weights must serve training too
+def batches_by_length(
+    lengths: Sequence[int],
+    strategies: Sequence[Strategy],
+    *,
+    context_length: int,
+    token_budget: int | None = None,
+) -> list[list[int]]:
+    """Indices of prompts to answer together, the longest first: what does not fit into memory shows at once.
+
+    Args:
+        lengths: Tokens of each prompt.
+        strategies: Say how many tokens an answer takes at most.
+        context_length: Tokens of prompt and answer together at most.
+        token_budget: Tokens of a batch at most, beams included, but one prompt at least; no limit if not given.
+    """
+    rooms = [[max(0, min(each.max_new_tokens, context_length - length)) for each in strategies] for length in lengths]
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        # An answer may depend on how long it can become (beams), so those of a batch end alike.
+        if batches and rooms[batches[-1][0]] == rooms[index]:
+            longest = lengths[batches[-1][0]]
+            row = max((longest + room) * each.num_beams for room, each in zip(rooms[index], strategies, strict=True))
+            if token_budget is None or (len(batches[-1]) + 1) * row <= token_budget:
+                batches[-1].append(index)
+                continue
+        batches.append([index])
+    return batches
+
+
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: Any,
@@ -47,21 +78,22 @@ def generate_answers(
     Args:
         model: The network; its mode is left as it was.
         tokenizer: Turns answers into text.
-        prompts: Ids of each prompt.
+        prompts: Ids of each prompt, which are answered at once unless the end of the context comes near.
         strategy: How tokens are chosen.
         stop_token_ids: Tokens that end an answer.
         context_length: Tokens of prompt and answer together at most.
         streamer: Of transformers; receives the tokens of a single prompt as they are chosen, not from beam search.
     """
-    answers: list[Answer | None] = [
-        None if len(p) < context_length else Answer("", 0, "prompt-too-long") for p in prompts
-    ]
-    open_rows = [index for index, answer in enumerate(answers) if answer is None]
-    if open_rows:
-        sequences = _generate(model, [prompts[row] for row in open_rows], strategy, list(stop_token_ids), streamer)
-        for row, new_ids in zip(open_rows, sequences, strict=True):
-            answers[row] = _answer(new_ids[: context_length - len(prompts[row])], tokenizer, set(stop_token_ids))
-    return [answer for answer in answers if answer is not None]
+    stop = list(stop_token_ids)
+    answers: dict[int, Answer] = {}
+    for rows in batches_by_length([len(prompt) for prompt in prompts], [strategy], context_length=context_length):
+        room = min(strategy.max_new_tokens, context_length - len(prompts[rows[0]]))
+        if room < 1:
+            answers |= dict.fromkeys(rows, Answer("", 0, "prompt-too-long"))
+            continue
+        new_ids = generate_ids(model, [prompts[row] for row in rows], strategy, stop=stop, room=room, streamer=streamer)
+        answers |= {row: _answer(ids, tokenizer, set(stop)) for row, ids in zip(rows, new_ids, strict=True)}
+    return [answers[row] for row in range(len(prompts))]
 
 
 def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
@@ -71,21 +103,30 @@ def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
     return text.strip()
 
 
-def _generate(
-    model: Any, prompts: list[Sequence[int]], strategy: Strategy, stop: list[int], streamer: Any
+@torch.no_grad()  # not inference_mode: what is gathered of sharded weights must serve training too
+def generate_ids(
+    model: Any, prompts: list[Sequence[int]], strategy: Strategy, *, stop: list[int], room: int, streamer: Any = None
 ) -> list[list[int]]:
-    """New ids of each prompt, padded with the stop token."""
+    """New ids of each prompt, `room` at most, padded with the first stop token."""
     from transformers import GenerationConfig
+
+    from lit_sft.generation._processors import processors
 
     # Padding with the stop token is safe: an answer is read up to the first.
     input_ids, attention_mask = pad_left(prompts, pad_token_id=stop[0])
+    padding = [input_ids.shape[1] - len(prompt) for prompt in prompts]
+    # What looks at tokens or draws them is ours, by the row.
+    own = {**UNSAMPLED, "max_new_tokens": room, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
     was_training = model.training
     model.eval()
     try:
         sequences: torch.Tensor = model.generate(
             input_ids=input_ids.to(model.device),
             attention_mask=attention_mask.to(model.device),
-            generation_config=GenerationConfig(**strategy.options(), eos_token_id=stop, pad_token_id=stop[0]),
+            generation_config=GenerationConfig(
+                **{**strategy.options(), **own}, eos_token_id=stop, pad_token_id=stop[0]
+            ),
+            logits_processor=processors(strategy, padding, prompts),
             streamer=streamer,
             # Where weights are sharded, every process goes on until the last has its answer.
             synced_gpus=any(isinstance(module, FSDPModule) for module in model.modules()),

@@ -37,7 +37,6 @@ def examine(
     *,
     name: str,
     batch_size: int,
-    seed: int,
 ) -> Examined:
     """Answers, likelihood of the references, and the perplexity of the probes.
 
@@ -48,13 +47,11 @@ def examine(
         probes: Held-out data, batch by batch.
         name: Of the state, for the progress bar.
         batch_size: Prompts that are answered at once.
-        seed: Sampling begins with it for every strategy, so that before and after draw alike.
     """
     stage.eval()
     likelihoods = _likelihoods(stage, prompts, batch_size)
     replies = {}
     for strategy_name, strategy in strategies.items():
-        torch.manual_seed(seed)
         answers = _answers(stage, prompts, strategy, batch_size, f"{name}, {strategy_name}")
         replies[strategy_name] = [
             Reply(answer.text, answer.finish_reason == "stop", answer.num_tokens, loss, int(tokens), int(hits))

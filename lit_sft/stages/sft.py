@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from lit_sft.conversation import Batch, Prompt
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation.generate import Answer, generate_answers
-from lit_sft.generation.strategies import Greedy, Strategy
+from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 from lit_sft.stages._base import Stage
 from lit_sft.stages._neftune import noisy_embeddings
@@ -38,7 +38,8 @@ class SFT(Stage):
     """Supervised fine-tuning.
 
     Args:
-        generation: How `predict` and the samples during validation choose tokens; greedy if not given.
+        generation: How `predict` and the samples during validation choose tokens; with a list, in each of its ways;
+            greedy if not given.
         neftune_alpha: Magnitude of the noise on the embeddings in training (NEFTune: Jain et al. 2023,
             arXiv:2310.05914), 5 for example; none if not given.
         kwargs: What every stage takes.
@@ -46,11 +47,17 @@ class SFT(Stage):
 
     network_methods = ("answer",)
 
-    def __init__(self, generation: Strategy | None = None, neftune_alpha: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        generation: Strategy | list[Strategy] | None = None,
+        neftune_alpha: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if neftune_alpha is not None and neftune_alpha <= 0:
             raise ConfigError(f"neftune_alpha is {neftune_alpha}; it must be above 0")
-        self.generation = generation or Greedy()
+        generation = Greedy() if generation is None else generation
+        self.strategies = by_name(generation if isinstance(generation, list) else [generation])
         self.neftune_alpha = neftune_alpha
         self._step: list[tuple[torch.Tensor, list[str]]] = []
         self._held_out: list[torch.Tensor] = []
@@ -124,11 +131,12 @@ class SFT(Stage):
         self._log_held_out("test")
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
-        """A row for each prompt: prompt, answer, reference, finish reason and token counts."""
+        """A row for each prompt and strategy, in this order: prompt, answer, reference, finish reason, token counts."""
         answers = self.answer(batch)
         return [
             {
                 "source": prompt.source,
+                "strategy": strategy,
                 "prompt": prompt.text,
                 "answer": answer.text,
                 "reference": prompt.reference,
@@ -136,19 +144,24 @@ class SFT(Stage):
                 "prompt_tokens": len(prompt.input_ids),
                 "answer_tokens": answer.num_tokens,
             }
-            for prompt, answer in zip(batch, answers, strict=True)
+            for prompt, by_strategy in zip(batch, answers, strict=True)
+            for strategy, answer in by_strategy.items()
         ]
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[Answer]:
-        """Answers under the configured strategy, in the order of the prompts."""
-        return generate_answers(
-            self.causal_lm,
-            self.tokenizer,
-            [prompt.input_ids for prompt in prompts],
-            self.generation,
-            stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
-            context_length=self.checkpoint.context_length,
-        )
+    def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Answer]]:
+        """Of each prompt the answers by the name of the strategy."""
+        answers = [
+            generate_answers(
+                self.causal_lm,
+                self.tokenizer,
+                [prompt.input_ids for prompt in prompts],
+                strategy,
+                stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
+                context_length=self.checkpoint.context_length,
+            )
+            for strategy in self.strategies.values()
+        ]
+        return [dict(zip(self.strategies, of_prompt, strict=True)) for of_prompt in zip(*answers, strict=True)]
 
     def _measure(self, batch: Batch) -> None:
         self._held_out.append(self(batch).by_group)

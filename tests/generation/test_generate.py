@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from lit_sft import Conversation, Message, open_checkpoint
-from lit_sft.generation.generate import Answer, generate_answers
-from lit_sft.generation.strategies import Greedy
+from lit_sft.generation._processors import processors
+from lit_sft.generation.generate import Answer, batches_by_length, generate_answers, generate_ids
+from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,49 @@ def test_the_mode_of_the_network_is_left_as_it_was(parts: Any) -> None:
     answer(parts, prompts_of(parts, "你好"), [2])
     assert parts[2].training
     parts[2].eval()
+
+
+@pytest.mark.parametrize("strategy", [TopP(max_new_tokens=6), TopK(max_new_tokens=6, repetition_penalty=1.3)])
+def test_what_is_drawn_does_not_depend_on_the_batch(parts: Any, strategy: Strategy) -> None:
+    prompts = prompts_of(parts, *("镇" * n for n in range(1, 17)))
+    assert ids_of(parts, prompts, strategy) == [ids_of(parts, [prompt], strategy)[0] for prompt in prompts]
+    assert ids_of(parts, prompts, TopP(max_new_tokens=6, seed=1)) != ids_of(parts, prompts, strategy)
+
+
+@pytest.mark.parametrize("strategy", [TopK(8, temperature=0.7), TopP(0.7), TopP(1.0, temperature=1.5)])
+def test_tokens_come_as_often_as_they_are_probable(strategy: TopK | TopP) -> None:
+    num_draws = 20_000
+    logits = torch.linspace(2, -2, 24)[torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    probabilities = (logits.double() / strategy.temperature).softmax(-1)
+    ordered, order = probabilities.sort(descending=True)
+    is_kept = torch.arange(24) < strategy.top_k if isinstance(strategy, TopK) else (
+        ordered.cumsum(0) - ordered < strategy.top_p
+    )  # fmt: skip
+    expected = torch.zeros(24, dtype=torch.float64).scatter(0, order, ordered * is_kept)
+    expected = expected / expected.sum() * num_draws
+
+    prompts = [[number] for number in range(num_draws)]
+    chosen = processors(strategy, [0] * num_draws, prompts)(torch.tensor(prompts), logits.repeat(num_draws, 1))
+    counts = chosen.argmax(-1).bincount(minlength=24).double()
+    assert counts[expected == 0].sum() == 0
+    kept = expected > 0
+    chi_square = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
+    degrees = int(kept.sum()) - 1
+    assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
+
+
+def test_batches_stay_below_the_budget_and_hold_every_prompt_once() -> None:
+    lengths = [5, 90, 17, 33, 8, 64, 21, 5]
+    strategies = [Greedy(max_new_tokens=16), BeamSearch(2, max_new_tokens=8)]
+    batches = batches_by_length(lengths, strategies, context_length=80, token_budget=200)
+    assert sorted(index for batch in batches for index in batch) == list(range(8))
+    assert batches[0] == [1]
+    for batch in batches[1:]:
+        longest = max(lengths[index] for index in batch)
+        cost = len(batch) * max(longest + 16, 2 * (longest + 8))
+        assert cost <= 200 or len(batch) == 1
+
+
+def ids_of(parts: tuple[Any, Any, Any], prompts: list[list[int]], strategy: Strategy) -> list[list[int]]:
+    ids = generate_ids(parts[2], list(prompts), strategy, stop=[2], room=strategy.max_new_tokens)
+    return [row[: row.index(2) + 1] if 2 in row else row for row in ids]

@@ -1,0 +1,86 @@
+"""What stands between the logits and the choice of a token, so that no prompt depends on those answered beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+import torch
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from lit_sft.generation.strategies import Sampling, Strategy, TopK, TopP
+
+
+class WithoutPadding(LogitsProcessor):
+    """Another processor that looks at the tokens before, of which padding is none.
+
+    Args:
+        inner: That processor.
+        padding: Columns at the left of each prompt that are padding.
+    """
+
+    def __init__(self, inner: LogitsProcessor, padding: Sequence[int]) -> None:
+        self.inner = inner
+        self.padding = padding
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V] of sequences [B, T]; the beams of a prompt stand side by side."""
+        num_beams = len(input_ids) // len(self.padding)
+        rows = [
+            self.inner(input_ids[row : row + 1, self.padding[row // num_beams] :], scores[row : row + 1])
+            for row in range(len(input_ids))
+        ]
+        return torch.cat(rows)
+
+
+class Draw(LogitsProcessor):
+    """Leaves one token of each row, drawn with its probability: the point that a random number hits on their line.
+
+    Args:
+        seeds: Of each row, for a generator of its own.
+    """
+
+    def __init__(self, seeds: Sequence[str]) -> None:
+        self.generators = [Random(seed) for seed in seeds]  # noqa: S311 - no secret depends on it
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [B, V]: 0 for the token drawn, minus infinity for all others."""
+        ends = scores.double().softmax(-1).cumsum(-1)
+        numbers = [[generator.random()] for generator in self.generators]
+        points = torch.tensor(numbers, dtype=ends.dtype, device=ends.device) * ends[:, -1:]
+        # To the right of equal ends: a token without probability is never hit.
+        drawn = torch.searchsorted(ends, points, right=True).clamp_(max=scores.shape[1] - 1)
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+
+
+def processors(strategy: Strategy, padding: Sequence[int], prompts: Sequence[Sequence[int]]) -> LogitsProcessorList:
+    """Those of transformers in its order, and a draw for each prompt instead of one for the batch.
+
+    Args:
+        strategy: What they do.
+        padding: Columns at the left of each prompt that are padding.
+        prompts: Their ids, which with the seed decide what is drawn.
+    """
+    chain = LogitsProcessorList()
+    if strategy.repetition_penalty != 1:
+        chain.append(WithoutPadding(RepetitionPenaltyLogitsProcessor(strategy.repetition_penalty), padding))
+    if strategy.no_repeat_ngram_size:
+        chain.append(WithoutPadding(NoRepeatNGramLogitsProcessor(strategy.no_repeat_ngram_size), padding))
+    if not isinstance(strategy, Sampling):
+        return chain
+    if strategy.temperature != 1:
+        chain.append(TemperatureLogitsWarper(float(strategy.temperature)))
+    if isinstance(strategy, TopK):
+        chain.append(TopKLogitsWarper(strategy.top_k))
+    if isinstance(strategy, TopP) and strategy.top_p < 1:
+        chain.append(TopPLogitsWarper(strategy.top_p))
+    chain.append(Draw([f"{strategy.seed} {list(prompt)}" for prompt in prompts]))
+    return chain
