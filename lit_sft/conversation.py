@@ -149,7 +149,7 @@ class Batch:
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: Lightning converts what a batch of prompts holds, if only in a copy
 class Prompt:
     """What `predict` answers: the ids the model reads, their text, and the answer it is compared with.
 

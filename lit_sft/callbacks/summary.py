@@ -35,7 +35,8 @@ class Summary(Callback):
         if not trainer.sanity_checking:
             self._after = metrics
             self._after_step = trainer.global_step
-        elif trainer.num_sanity_val_steps == float("inf"):
+        elif trainer.num_sanity_val_steps == float("inf") and not self._before:
+            # Lightning measures before some of the runs that are taken up, too.
             self._before = metrics
             self._before_step = trainer.global_step
             for logger in trainer.loggers:

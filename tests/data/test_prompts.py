@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch.plugins import HalfPrecision
 
+from lit_sft.conversation import Prompt
 from lit_sft.data.prompts import read_prompts
 from lit_sft.errors import DataError
 
@@ -39,3 +41,8 @@ def test_no_prompts_is_an_error(tmp_path: Path, name: str, content: str | None) 
         (tmp_path / name).write_text(content)
     with pytest.raises(DataError, match="not found|empty"):
         read_prompts(tmp_path / name)
+
+
+def test_prompts_pass_the_conversion_of_a_half_precision() -> None:
+    prompts = [Prompt([1, 2], "你好", None, "a.txt:1")]
+    assert HalfPrecision("bf16-true").convert_input(prompts) == prompts
