@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import signal
 import sys
 from importlib import import_module
+from typing import NoReturn
 
 import lit_sft
 from lit_sft.errors import Stopped, UserError, accepted
@@ -92,5 +95,16 @@ def _help() -> str:
     return "\n".join([lit_sft.__doc__ or "", "usage: python -m lit_sft VERB [options]", "", *lines, "", EPILOG])
 
 
+def leave(code: int) -> NoReturn:
+    """End the process. Threads of gloo, which a sharded run leaves behind, could abort an interpreter that winds up."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not (distributed.is_available() and distributed.is_initialized()):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,10 +8,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from lit_sft.__main__ import main
+from lit_sft.__main__ import leave, main
 
 if __name__ == "__main__":
     warnings.filterwarnings("ignore")
     for words, code in json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")):
         if main(words) != code:
             sys.exit(f"{' '.join(words)}: the exit code is not {code}")
+    leave(0)
