@@ -17,11 +17,10 @@ from lit_sft.generation.strategies import Greedy, Strategy
 from lit_sft.plugins import members
 from lit_sft.runs import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
+from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
 
 if TYPE_CHECKING:
     import torch
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,6 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: str | None
     Raises:
         ConfigError: If it is no run, or did not finish.
     """
-    from lit_sft.tuning.lora import LoRA
     from lit_sft.tuning.qlora import QLoRA
 
     if not is_run(run):

@@ -146,16 +146,12 @@ class Corpus(ABC):
             raise BadRecord("unknown-layout")
         if group:
             record[self.group_key] = group
-        name = record.get(self.group_key) if self.groups else ""
-        if self.groups and name not in self.groups:
-            return Reading(None, repairs, str(name))
+        kind = str(record.get(self.group_key) or "") if self.group_key else ""
+        if self.groups and kind not in self.groups:
+            return Reading(None, repairs, kind)
         self._repairs = repairs
         conversation = self.parse(record)
-        return Reading(conversation if self._has_length(conversation) else None, repairs, str(name))
-
-    def group_of(self, data: bytes, group: str = "") -> str:
-        """The kind of a usable record, empty if it names none; `group` as in `read`."""
-        return group or str(decode_record(data)[0].get(self.group_key) or "") if self.group_key else ""
+        return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
 
     def conversations(self, report: Report) -> Iterator[Conversation]:
         """Every conversation of the files that the filters want, in order; whatever is wrong goes to `report`.
@@ -206,7 +202,7 @@ class Corpus(ABC):
         """
         missing = sorted(set(self.groups or ()) - found)
         if missing:
-            names = ", ".join(sorted(found)[:MAX_NAMES]) or "none"
+            names = ", ".join(sorted(found - {""})[:MAX_NAMES]) or "none"
             raise DataError(f"no record of {self.path} has {self.group_key} {', '.join(missing)}. Found: {names}")
 
     def _has_length(self, conversation: Conversation) -> bool:

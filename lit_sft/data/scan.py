@@ -115,12 +115,11 @@ class ScannedCorpus:
 
     def conversation(self, number: int) -> Conversation:
         """The conversation in a usable record."""
-        reading = _read(self.corpus, self.records, self.layouts, number)
-        assert reading is not None
         file, within = self.records.locate(number)
         data, group = self.records.files[file].read(within), self.records.files[file].group(within)
-        category = self.corpus.group_of(data, group) or self.name
-        return Conversation(reading.messages, self.records.source(number), category)
+        conversation, _, kind = self.corpus.read(data, self.corpus.layouts[self.layouts[file]], group)
+        assert conversation is not None
+        return Conversation(conversation.messages, self.records.source(number), kind or self.name)
 
     def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
         """A finding about a record."""
@@ -169,12 +168,6 @@ def fingerprint(conversation: Conversation) -> int:
         said += (message.role, message.content, message.thoughts, message.commands)
     hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
-
-
-def _read(corpus: Corpus, records: Records, layouts: list[int], number: int) -> Conversation | None:
-    file, within = records.locate(number)
-    layout = corpus.layouts[layouts[file]]
-    return corpus.read(records.files[file].read(within), layout, records.files[file].group(within)).conversation
 
 
 def _layout_of(corpus: Corpus, records: Records, file: int) -> int:

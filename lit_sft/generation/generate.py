@@ -17,9 +17,6 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "prompt-too-long"]
 
-TOKEN_BUDGET = 16384
-"""Tokens of prompts and answers that `predict` holds in memory at once."""
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -34,33 +31,12 @@ class Answer:
     finish_reason: FinishReason
 
 
-def batches_by_length(
-    lengths: Sequence[int],
-    strategies: Sequence[Strategy],
-    *,
-    context_length: int,
-    token_budget: int | None = None,
-) -> list[list[int]]:
-    """Indices of prompts to answer together, the longest first: what does not fit into memory shows at once.
-
-    Args:
-        lengths: Tokens of each prompt.
-        strategies: Say how many tokens an answer takes at most.
-        context_length: Tokens of prompt and answer together at most.
-        token_budget: Tokens of a batch at most, beams included, but one prompt at least; no limit if not given.
-    """
-    rooms = [[max(0, min(each.max_new_tokens, context_length - length)) for each in strategies] for length in lengths]
-    batches: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        # An answer may depend on how long it can become (beams), so those of a batch end alike.
-        if batches and rooms[batches[-1][0]] == rooms[index]:
-            longest = lengths[batches[-1][0]]
-            row = max((longest + room) * each.num_beams for room, each in zip(rooms[index], strategies, strict=True))
-            if token_budget is None or (len(batches[-1]) + 1) * row <= token_budget:
-                batches[-1].append(index)
-                continue
-        batches.append([index])
-    return batches
+def _batches(lengths: Sequence[int], strategy: Strategy, context_length: int) -> list[list[int]]:
+    """Indices of prompts that can be answered together: an answer may depend on how long it can become (beams)."""
+    batches: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        batches.setdefault(max(0, min(strategy.max_new_tokens, context_length - length)), []).append(index)
+    return list(batches.values())
 
 
 def generate_answers(
@@ -86,7 +62,7 @@ def generate_answers(
     """
     stop = list(stop_token_ids)
     answers: dict[int, Answer] = {}
-    for rows in batches_by_length([len(prompt) for prompt in prompts], [strategy], context_length=context_length):
+    for rows in _batches([len(prompt) for prompt in prompts], strategy, context_length):
         room = min(strategy.max_new_tokens, context_length - len(prompts[rows[0]]))
         if room < 1:
             answers |= dict.fromkeys(rows, Answer("", 0, "prompt-too-long"))

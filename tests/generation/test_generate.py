@@ -8,8 +8,8 @@ import torch
 
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.generation._processors import processors
-from lit_sft.generation.generate import Answer, batches_by_length, generate_answers, generate_ids
-from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
+from lit_sft.generation.generate import Answer, generate_answers, generate_ids
+from lit_sft.generation.strategies import Greedy, Strategy, TopK, TopP
 
 
 @pytest.fixture(scope="module")
@@ -86,18 +86,6 @@ def test_tokens_come_as_often_as_they_are_probable(strategy: TopK | TopP) -> Non
     chi_square = ((counts - expected)[kept] ** 2 / expected[kept]).sum()
     degrees = int(kept.sum()) - 1
     assert chi_square < degrees + 4 * (2 * degrees) ** 0.5
-
-
-def test_batches_stay_below_the_budget_and_hold_every_prompt_once() -> None:
-    lengths = [5, 90, 17, 33, 8, 64, 21, 5]
-    strategies = [Greedy(max_new_tokens=16), BeamSearch(2, max_new_tokens=8)]
-    batches = batches_by_length(lengths, strategies, context_length=80, token_budget=200)
-    assert sorted(index for batch in batches for index in batch) == list(range(8))
-    assert batches[0] == [1]
-    for batch in batches[1:]:
-        longest = max(lengths[index] for index in batch)
-        cost = len(batch) * max(longest + 16, 2 * (longest + 8))
-        assert cost <= 200 or len(batch) == 1
 
 
 def ids_of(parts: tuple[Any, Any, Any], prompts: list[list[int]], strategy: Strategy) -> list[list[int]]:
