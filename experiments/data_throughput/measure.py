@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -19,7 +20,7 @@ from inputs import CHECKPOINTS, open_data
 
 
 def limit(files: dict[str, str], checkpoint: str, folder: str, repetitions: int) -> dict[str, list[dict[str, float]]]:
-    """CPU seconds of the tokenizer alone, and of each step of ours, in turns, in one process without workers.
+    """CPU seconds of two tokenizers alone, and of each step of ours, in turns, in one process without workers.
 
     CPU time, because others who use the machine lengthen the wall time only.
     """
@@ -27,26 +28,39 @@ def limit(files: dict[str, str], checkpoint: str, folder: str, repetitions: int)
 
     model = str(Path(checkpoint) / CHECKPOINTS[Path(checkpoint).name][1])
     processor = SentencePieceProcessor(model_file=model)
+    rust = rust_tokenizer(model, folder)._tokenizer
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread, as all others here
     runs: dict[str, list[dict[str, float]]] = {layout: [] for layout in files}
     for _ in range(repetitions):
         for layout, file in files.items():
             with tempfile.TemporaryDirectory(dir=folder) as cache:
-                runs[layout].append(_steps(layout, file, checkpoint, cache, processor))
+                runs[layout].append(_steps(layout, file, checkpoint, cache, processor, rust))
     return runs
 
 
-def _steps(layout: str, file: str, checkpoint: str, cache: str, processor: Any) -> dict[str, float]:
+def _steps(layout: str, file: str, checkpoint: str, cache: str, processor: Any, rust: Any) -> dict[str, float]:
     data = open_data(layout, file, checkpoint, cache)
     times = {"scan": _cpu_seconds(lambda: data.scanned)}
     (corpus,) = data.scanned
     conversations = map(corpus.conversation, corpus.scan.good.tolist())
     texts = [text for talk in conversations for said in talk.messages for text in said[1:] if text]
-    times["limit"] = _cpu_seconds(lambda: processor.encode(texts, num_threads=1))
+    times["sentencepiece"] = _cpu_seconds(lambda: processor.encode(texts, num_threads=1))
+    times["encode_batch"] = _cpu_seconds(lambda: rust.encode_batch(texts, add_special_tokens=False))
     epoch = data.mixture.epoch(0)
     encoder = data.prepared.encoder
     times["encode"] = _cpu_seconds(lambda: encoder.need(epoch))
     times["pack"] = _cpu_seconds(lambda: sum(1 for _ in data.train_dataloader()))
     return {**times, "records": len(epoch[0]), "bytes": Path(file).stat().st_size}
+
+
+def rust_tokenizer(model: str, folder: str) -> Any:
+    """The tokenizer that transformers makes of a sentencepiece model, on the Rust library `tokenizers`."""
+    from transformers import LlamaTokenizer
+
+    alone = Path(folder) / "rust"
+    alone.mkdir(exist_ok=True)
+    shutil.copyfile(model, alone / "tokenizer.model")
+    return LlamaTokenizer.from_pretrained(alone)
 
 
 def first_batch(file: str, checkpoint: str, cache: str, num_workers: int, num_batches: int, rows: int) -> Any:
@@ -99,11 +113,12 @@ def ours(file: str, checkpoint: str, cache: str, num_workers: int) -> dict[str, 
     return _first_and_all(loader)
 
 
-def usual(file: str, checkpoint: str, cache: str, num_workers: int) -> dict[str, float]:
+def usual(file: str, checkpoint: str, cache: str, num_workers: int, tokenizer_of: str) -> dict[str, float]:
     """The same with `datasets` and a padding collator, written as most training scripts are.
 
-    The template is that of ChatGLM2-6B; prompts and answers of a thousand records at a time go through the batch call
-    of the tokenizer; the labels of a prompt are masked by its length.
+    The tokenizer is that of `transformers`, or `ours`. The template is that of ChatGLM2-6B; prompts and answers of a
+    thousand records at a time go through the batch call of the tokenizer; the labels of a prompt are masked by its
+    length.
     """
     import torch
     from datasets import load_dataset
@@ -112,7 +127,11 @@ def usual(file: str, checkpoint: str, cache: str, num_workers: int) -> dict[str,
 
     from lit_sft import open_checkpoint
 
-    tokenizer = open_checkpoint(checkpoint).load_tokenizer()
+    if tokenizer_of == "ours":
+        tokenizer: Any = open_checkpoint(checkpoint).load_tokenizer()
+    else:
+        tokenizer = rust_tokenizer(str(Path(checkpoint) / "tokenizer.model"), cache)
+        tokenizer.pad_token_id = tokenizer.unk_token_id
 
     def tokenize(rows: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         questions = [f"{said}\n{more}".strip() for said, more in zip(rows["instruction"], rows["input"], strict=True)]

@@ -99,16 +99,21 @@ class Bench:
         """The same corpus the usual way, in turns."""
         rows = []
         for num_workers in (1, 2):
-            found: dict[str, list[Any]] = {"usual": [], "ours": []}
+            found: dict[str, list[Any]] = {"ours": [], "transformers": [], "lit_sft": []}
             for _ in range(self.options.repetitions):
                 for name, runs in found.items():
                     with tempfile.TemporaryDirectory(dir=self.folder) as cache:
                         file = str(self._belle(self.options.compared))
-                        runs.append(self._measure(name, "chatglm2-6b", file=file, cache=cache, num_workers=num_workers))
+                        where: dict[str, Any] = {"file": file, "cache": cache, "num_workers": num_workers}
+                        if name == "lit_sft":
+                            runs.append(self._measure("ours", "chatglm2-6b", **where))
+                        else:
+                            runs.append(self._measure("usual", "chatglm2-6b", tokenizer_of=name, **where))
             for what in ("first_batch", "epoch"):
-                usual, ours = (_median(run[what] for run in found[name]) for name in found)
-                times = {"usual s": usual, "ours s": ours, "times as fast": usual / ours}
-                rows.append({"records": self.options.compared, "processes": num_workers, "to": what, **times})
+                with_ours, usual, ours = (_median(run[what] for run in runs) for runs in found.values())
+                times = {"usual s": usual, "usual, our tokenizer s": with_ours, "ours s": ours}
+                shares = {"times as fast": usual / ours, "with our tokenizer": with_ours / ours}
+                rows.append({"records": self.options.compared, "processes": num_workers, "to": what, **times, **shares})
         return rows
 
     def wait(self) -> list[dict[str, Any]]:
@@ -155,11 +160,12 @@ PARTS = ("limit", "first_batch", "memory", "resume", "datasets", "wait")
 def _limit_row(runs: list[dict[str, float]]) -> dict[str, Any]:
     """Medians of the shares; records and MB a second where each step has a processor of its own."""
     row: dict[str, Any] = {"records": int(runs[0]["records"]), "MB": runs[0]["bytes"] / 1e6}
-    for name in ("limit", "scan", "encode", "pack"):
+    for name in ("sentencepiece", "encode_batch", "scan", "encode", "pack"):
         seconds = _median(run[name] for run in runs)
         row |= {f"{name} rec/s": row["records"] / seconds, f"{name} MB/s": row["MB"] / seconds}
-    row["encode+pack / limit"] = _median(run["limit"] / (run["encode"] + run["pack"]) for run in runs)
-    row["all / limit"] = _median(run["limit"] / (run["scan"] + run["encode"] + run["pack"]) for run in runs)
+    for limit in ("encode_batch", "sentencepiece"):
+        row[f"encode+pack / {limit}"] = _median(run[limit] / (run["encode"] + run["pack"]) for run in runs)
+        row[f"all / {limit}"] = _median(run[limit] / (run["scan"] + run["encode"] + run["pack"]) for run in runs)
     return row
 
 

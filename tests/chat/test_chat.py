@@ -157,11 +157,15 @@ def test_a_pipe_gets_only_answers(tiny: Tiny) -> None:
     assert b"error: unknown command /nothing" in done.stderr
 
 
-@pytest.mark.skipif(not os.environ.get("LIT_SFT_SLOW"), reason="LIT_SFT_SLOW is not set: the signal may come too late")
 def test_a_terminal_survives_ctrl_c_and_ends_with_ctrl_d(tiny: Tiny) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "lit_sft", "chat", "--checkpoint", str(tiny("baichuan-7b"))]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    # A shell starts what runs in the background with SIGINT ignored, and who is started inherits that.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     os.close(theirs)
     seen = b""
 
