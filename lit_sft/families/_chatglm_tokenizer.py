@@ -18,6 +18,8 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from transformers import BatchEncoding, PreTrainedTokenizer
 
+from lit_sft.families._remembered import RememberedIds
+
 MODEL_FILE = "ice_text.model"
 
 CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
@@ -63,7 +65,7 @@ def _blank(length: int) -> str:
     return f"<|blank_{length}|>"
 
 
-class ChatGLM6BTokenizer(PreTrainedTokenizer):
+class ChatGLM6BTokenizer(RememberedIds, PreTrainedTokenizer):
     """Ids and texts of the original tokenizer, of either vocabulary revision.
 
     Given text, it reads some control tokens in it as such, and appends [gMASK] <sop>, as the original did;

@@ -80,9 +80,7 @@ class Glm2Tokenizer(SentencePieceTokenizer):
     @property
     def prefix_ids(self) -> list[int]:
         """Ids that stand before every text."""
-        ids = self.convert_tokens_to_ids(list(PREFIX))
-        assert isinstance(ids, list)
-        return ids
+        return [self.convert_tokens_to_ids(token) for token in PREFIX]
 
     def _decode(
         self,

@@ -19,6 +19,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
 from lit_sft.errors import ConfigError
+from lit_sft.families._remembered import RememberedIds
 
 # Options of transformers' call that need the Rust tokenizer, and those that concern padding only.
 UNKNOWN_TO_SENTENCEPIECE = (
@@ -38,7 +39,7 @@ SPACE = "▁"
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
-class SentencePieceTokenizer(PreTrainedTokenizerFast):
+class SentencePieceTokenizer(RememberedIds, PreTrainedTokenizerFast):
     """A sentencepiece BPE model behind the transformers interface.
 
     Plain text is encoded by the sentencepiece library, on all cores, which is several times faster than its Rust copy;

@@ -516,3 +516,12 @@ def test_the_oldest_rounds_are_dropped_where_the_history_does_not_fit() -> None:
 def test_chat_answers_are_polished_as_in_the_original(revision: str) -> None:
     for raw, polished in golden_json(revision, "prompt_golden")["process_response"]:
         assert polish_answer(raw) == polished
+
+
+def test_a_remembered_id_is_forgotten_when_tokens_are_added() -> None:
+    tokenizer = golden_checkpoint("chatglm-6b").load_tokenizer()
+    assert tokenizer.convert_tokens_to_ids("<ferry>") == tokenizer.unk_token_id
+    tokenizer.add_tokens(["<ferry>"])
+    added = tokenizer.added_tokens_encoder["<ferry>"]
+    assert tokenizer.convert_tokens_to_ids("<ferry>") == added
+    assert tokenizer.convert_tokens_to_ids(["<ferry>", "<eop>"]) == [added, tokenizer.eos_token_id]
