@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -192,6 +193,9 @@ class Corpus(ABC):
     def unreadable(self, file: Path, reasons: Iterable[str]) -> DataError:
         """The error for a file without a single usable record."""
         why = ", ".join(sorted(reasons)) or "it holds none"
+        with file.open("rb") as opened:
+            if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                return DataError(f"{file} is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {file} > utf8.json")
         return DataError(f"no record of {file} could be read as {type(self).__name__} ({why}). Expected {self.layout}")
 
     def check_groups(self, found: set[str]) -> None:

@@ -149,6 +149,13 @@ def test_a_corpus_without_a_usable_record_is_an_error(
         scanned(Belle(str(file), **options), tmp_path)
 
 
+def test_utf_16_is_called_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "belle.json"
+    file.write_text('{"instruction": "q", "output": "a"}\n', encoding="utf-16")
+    with pytest.raises(DataError, match=r"belle.json is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8"):
+        scanned(Belle(str(file)), tmp_path)
+
+
 def test_a_kind_that_does_not_exist_is_an_error_naming_those_that_do(tmp_path: Path) -> None:
     file = tmp_path / "firefly.jsonl"
     file.write_text('{"kind": "NLI", "input": "q", "target": "a"}\n')
