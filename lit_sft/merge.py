@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lit_sft.cli_parser import ShortErrorParser
 from lit_sft.errors import ConfigError
+from lit_sft.kinds import stage_and_data
 from lit_sft.runs import CONFIG, LAST_CHECKPOINT, is_run, write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from lit_sft.data.datamodule import SFTData
     from lit_sft.families._base import Checkpoint
-    from lit_sft.stages._base import Stage
+    from lit_sft.tuning._base import Tuning
 
 FIGURES = "merge.json"
 MAX_PROMPTS = 16
@@ -54,23 +53,14 @@ def merge(
     import torch
 
     from lit_sft.tuning._base import half_or_full
-    from lit_sft.tuning.lora import LoRA
     from lit_sft.tuning.qlora import QLoRA
 
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    stage, data = _open(config, prompts)
+    if prompts:
+        config["data"]["init_args"]["prompts"] = prompts
+    stage, data = stage_and_data(config)
     checkpoint, tuning = stage.checkpoint, stage.tuning
-    if not isinstance(tuning, LoRA):
-        raise ConfigError(
-            f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
-            f"{folder / tuning.export_name} is a checkpoint as it is"
-        )
-    adapter = folder / tuning.export_name
-    if not adapter.is_dir():
-        raise ConfigError(
-            f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {folder / CONFIG} "
-            f"--ckpt_path {folder / LAST_CHECKPOINT}"
-        )
+    adapter = _adapter(folder, tuning)
     if not (prompts or data.validation_fraction or data.test_corpora):
         raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
@@ -89,6 +79,24 @@ def merge(
         if key in figures:
             print(f"against the adapter on the {name}: {_described(figures[key])}")  # noqa: T201
     print(f"{output}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+
+
+def _adapter(run: Path, tuning: Tuning) -> Path:
+    """The PEFT folder that a run left."""
+    from lit_sft.tuning.lora import LoRA
+
+    exported = run / tuning.export_name
+    if not isinstance(tuning, LoRA):
+        raise ConfigError(
+            f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
+            f"{exported} is a checkpoint as it is"
+        )
+    if not exported.is_dir():
+        raise ConfigError(
+            f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {run / CONFIG} "
+            f"--ckpt_path {run / LAST_CHECKPOINT}"
+        )
+    return exported
 
 
 def merge_adapter(
@@ -140,6 +148,12 @@ def merge_adapter(
         figures["from_adapter_on_quantized_base"] = _difference(on_quantized, logits)
     if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
         raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
+    _write(output, checkpoint, merged, figures)
+    return figures
+
+
+def _write(output: Path, checkpoint: Checkpoint, merged: Any, figures: dict[str, Any]) -> None:
+    """Under another name, until it is complete."""
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -151,26 +165,6 @@ def merge_adapter(
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return figures
-
-
-def _open(config: dict[str, Any], prompts: str | None) -> tuple[Stage, SFTData]:
-    """Stage and data of a run from its configuration, no weight loaded."""
-    from lit_sft.data.datamodule import SFTData
-    from lit_sft.stages._base import Stage
-
-    parser = ShortErrorParser()
-    parser.add_argument("--seed_everything", type=int)
-    # As LightningCLI does: the optimizers of other libraries declare no types.
-    parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
-    parser.add_subclass_arguments(SFTData, "data", fail_untyped=False)
-    parser.link_arguments("model", "data.init_args.text", lambda model: model.checkpoint, apply_on="instantiate")
-    parser.link_arguments("seed_everything", "data.init_args.seed")
-    if prompts:
-        config["data"]["init_args"]["prompts"] = prompts
-    parsed = parser.parse_object({key: config[key] for key in ("seed_everything", "model", "data")})
-    opened = parser.instantiate_classes(parsed)
-    return opened.model, opened.data
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_sft.cli_parser import ShortErrorParser, user_error_in
 from lit_sft.errors import ConfigError
 from lit_sft.families._base import Checkpoint, open_checkpoint
 from lit_sft.generation.strategies import Greedy, Strategy
-from lit_sft.plugins import members
+from lit_sft.kinds import build
 from lit_sft.runs import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
 from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
@@ -89,9 +88,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: str | None
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     options = config["model"]["init_args"]
     tuning = build("tuning", Tuning, options["tuning"])
-    given = options.get("generation")
-    first = given[0] if isinstance(given, list) else given
-    strategy = build("generation", Strategy, first) if first else Greedy()
+    strategy = _first_strategy(options.get("generation"))
     exported = run / tuning.export_name
     if not exported.is_dir():
         raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --resume {run}")
@@ -106,6 +103,12 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: str | None
     return Source(tuned, None, dtype, quantization, strategy, untuned=options["checkpoint"])
 
 
+def _first_strategy(given: Any) -> Strategy:
+    """Of those that a run answers with."""
+    built = build("generation", Strategy | list[Strategy], given) if given else Greedy()
+    return built[0] if isinstance(built, list) else built
+
+
 def check_adapter(adapter: str | None) -> Path | None:
     """The folder of a PEFT adapter.
 
@@ -115,20 +118,3 @@ def check_adapter(adapter: str | None) -> Path | None:
     if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"--adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
     return Path(adapter) if adapter else None
-
-
-def build(key: str, base: type[Any], value: dict[str, Any]) -> Any:
-    """An object of a subclass of `base` from its class_path and init_args.
-
-    Raises:
-        ConfigError: With one line.
-    """
-    package = base.__module__.rpartition(".")[0]
-    members(package, base)  # makes short names known
-    parser = ShortErrorParser()
-    parser.plugins = {key: (base, package)}
-    parser.add_subclass_arguments(base, key)
-    try:
-        return parser.instantiate_classes(parser.parse_object({key: value}))[key]
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        raise user_error_in(error) or error from None
