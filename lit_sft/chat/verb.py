@@ -52,15 +52,17 @@ def chat(
 
     from lit_sft.chat.network import Source, check_adapter, source_of_run
     from lit_sft.families._base import open_checkpoint
+    from lit_sft.tuning.qlora import QLoRA
 
     disable_progress_bar()
     set_verbosity_error()
     chosen = getattr(torch, dtype) if dtype else None
+    quantized = QLoRA(quant_type=quantization) if quantization else None
     if folder:
-        source = source_of_run(folder, chosen, quantization)
+        source = source_of_run(folder, chosen, quantized)
     else:
         opened = open_checkpoint(str(checkpoint), family, prompt_format)
-        source = Source(opened, check_adapter(adapter), chosen, quantization)
+        source = Source(opened, check_adapter(adapter), chosen, quantized)
     _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
 
 
