@@ -75,9 +75,7 @@ def merge(
         prompts=[prompt.input_ids for prompt in asked],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
-    for name, key in (("base", "from_adapter_on_base"), ("quantized base", "from_adapter_on_quantized_base")):
-        if key in figures:
-            print(f"against the adapter on the {name}: {_described(figures[key])}")  # noqa: T201
+    _tell(figures)
     print(f"{output}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
 
 
@@ -129,9 +127,7 @@ def merge_adapter(
 
     _refuse_existing(output)
     asked = [ids[-checkpoint.context_length :] for ids in prompts]
-    on_quantized = None
-    if load_quantized:
-        on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked)
+    on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked) if load_quantized else None
     adapted = PeftModel.from_pretrained(checkpoint.load_model(dtype=dtype), adapter)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
@@ -190,8 +186,13 @@ def _difference(adapted: list[torch.Tensor], merged: list[torch.Tensor]) -> dict
     return {"kl_divergence": kl / sum(map(len, merged)), "max_logit_difference": largest}
 
 
-def _described(figures: dict[str, float]) -> str:
-    return f"KL divergence {figures['kl_divergence']:.2g} nats, logits differ by {figures['max_logit_difference']:.2g}"
+def _tell(figures: dict[str, Any]) -> None:
+    for name, key in (("base", "from_adapter_on_base"), ("quantized base", "from_adapter_on_quantized_base")):
+        if found := figures.get(key):
+            differs = (
+                f"KL divergence {found['kl_divergence']:.2g} nats, logits differ by {found['max_logit_difference']:.2g}"
+            )
+            print(f"against the adapter on the {name}: {differs}")  # noqa: T201
 
 
 def _refuse_existing(output: Path) -> None:
