@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import hparams
 from lit_sft.data.datamodule import SFTData
 from lit_sft.stages._base import Stage
 
-RESULTS = {f"before/{name}": f"val/{name}" for name in ("loss", "perplexity", "token_accuracy")}
+RESULTS = {f"val_before/{name}": f"val/{name}" for name in ("loss", "perplexity", "token_accuracy")}
 """Curve of what was measured before training, one point, and the curve whose latest point stands beside it."""
 
 

@@ -45,11 +45,11 @@ def test_it_shows_hyperparameters_results_and_samples_of_each_strategy(
 
     # The tab shows the latest point of each curve that is named here.
     named = {info.name.tag for info in hparams_of(events, "experiment").experiment.metric_infos}
-    assert {"val/loss", "val/perplexity", "before/loss", "before/perplexity"} <= named
+    assert {"val/loss", "val/perplexity", "val_before/loss", "val_before/perplexity"} <= named
     assert named <= set(events.Tags()["scalars"])
     summary = json.loads((run / "summary.json").read_text())
     assert events.Scalars("val/loss")[-1].value == pytest.approx(summary["after"]["val/loss"])
-    (before,) = events.Scalars("before/loss")
+    (before,) = events.Scalars("val_before/loss")
     assert before.value == pytest.approx(summary["before"]["val/loss"])
 
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("samples/text_summary")]
