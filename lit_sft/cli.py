@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from lightning import Trainer
@@ -29,6 +29,7 @@ from transformers.utils.logging import disable_progress_bar
 from lit_sft.callbacks.checkpoint_file import CheckpointFile
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
+from lit_sft.callbacks.hyperparameters import HyperParameters
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.callbacks.progress import RunProgress
@@ -36,12 +37,11 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
-from lit_sft.cli_parser import ShortErrorParser, user_error_in
-from lit_sft.corpora._base import Corpus
+from lit_sft.cli_parser import user_error_in
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import ConfigError, Stopped, UserError
-from lit_sft.generation.strategies import Strategy
-from lit_sft.plugins import members
+from lit_sft.kinds import KINDS, KindParser
+from lit_sft.plugins import members_of
 from lit_sft.runs import (
     BASE_PREDICTIONS,
     CONFIG,
@@ -57,8 +57,6 @@ from lit_sft.runs import (
     unfinished_run,
 )
 from lit_sft.stages._base import Stage
-from lit_sft.stages.schedules import Schedule
-from lit_sft.tuning._base import Tuning
 
 log = logging.getLogger(__name__)
 
@@ -75,30 +73,19 @@ HARMLESS_WARNINGS = (
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
 
-# Key of a configuration -> what its classes derive from, and the package that holds them.
-KINDS: dict[str, tuple[type, str]] = {
-    "model": (Stage, "lit_sft.stages"),
-    "data": (SFTData, "lit_sft.data"),
-    "tuning": (Tuning, "lit_sft.tuning"),
-    "corpora": (Corpus, "lit_sft.corpora"),
-    "test_corpora": (Corpus, "lit_sft.corpora"),
-    "forgetting": (Corpus, "lit_sft.corpora"),
-    "generation": (Strategy, "lit_sft.generation"),
-    "schedule": (Schedule, "lit_sft.stages"),
-}
-
 EPILOG = """\
 What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
 --model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW"""
 
 
-class Parser(ShortErrorParser, LightningArgumentParser):
+class Parser(KindParser, LightningArgumentParser):
     """LightningCLI's parser with short errors."""
-
-    plugins = KINDS
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs})
+
+
+AnyCLI = TypeVar("AnyCLI", bound="CLI")
 
 
 class CLI(LightningCLI):
@@ -174,7 +161,7 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, RunProgress()]
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            callbacks += [Throughput(), Export(), Summary(samples), Preflight(self.config.fit)]
+            callbacks += [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         for callback in callbacks:
@@ -255,7 +242,27 @@ def main(arguments: Sequence[str]) -> None:
     run_cli(CLI, arguments)
 
 
-def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
+# What every verb gives LightningCLI.
+SETTINGS: dict[str, Any] = {
+    "save_config_callback": RunRecord,
+    "seed_everything_default": 42,
+    # The data module shares its examples out by itself: exactly once, and resumable.
+    # What validation gathers of sharded weights serves training too, so it must not be an inference tensor.
+    "trainer_defaults": {
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "inference_mode": False,
+    },
+    "parser_class": Parser,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "auto_configure_optimizers": False,
+    # Hyper-parameters stored in a checkpoint must never win over the configuration.
+    "load_from_checkpoint_support": False,
+}
+
+
+def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyCLI | None:
     """Read a configuration and do what it says.
 
     Args:
@@ -263,41 +270,25 @@ def run_cli(cli: type[CLI], arguments: Sequence[str], **options: Any) -> None:
         arguments: The verb and its options.
         options: What LightningCLI takes beside.
 
+    Returns:
+        What did it; None in a process that another has launched and that was told to stop.
+
     Raises:
         UserError: For everything that the user can put right.
     """
     _quieten()
-    for base, package in KINDS.values():
-        members(package, base)  # makes their short class names known
+    for base in KINDS.values():
+        members_of(base)  # makes their short class names known
     is_launcher = RUN_FOLDER not in os.environ
     if not is_launcher:
         end_with_parent()
     try:
-        cli(
-            Stage,
-            SFTData,
-            save_config_callback=RunRecord,
-            seed_everything_default=42,
-            # The data module shares its examples out by itself: exactly once, and resumable.
-            # What validation gathers of sharded weights serves training too, so it must not be an inference tensor.
-            trainer_defaults={
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-                "inference_mode": False,
-            },
-            parser_class=Parser,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            # Hyper-parameters stored in a checkpoint must never win over the configuration.
-            load_from_checkpoint_support=False,
-            args=expand_run(list(arguments)),
-            **options,
-        )
+        return cli(Stage, SFTData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.
         if is_launcher:
             raise
+        return None
     except Exception as error:
         mistake = _mistake_behind(error)
         if mistake is None:

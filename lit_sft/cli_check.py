@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
@@ -51,7 +51,13 @@ OWN_OPTIONS: dict[str, tuple[Any, Any, str]] = {
 
 
 class EstimateCLI(CLI):
-    """Takes what `fit` takes, and counts; neither weights nor data are read."""
+    """Takes what `fit` takes, and counts; neither weights nor data are read.
+
+    `estimated`: bytes of a step; `is_all_asked`: whether the estimate is all that is wanted, or possible.
+    """
+
+    estimated: float
+    is_all_asked: bool
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the check, beside those that a configuration for `fit` holds."""
@@ -83,19 +89,13 @@ class EstimateCLI(CLI):
         if not fits:
             raise ConfigError(f"memory: {said}")
         _report("memory", f"OK  {said}")
-        EstimateCLI.estimated = estimate(size, plan).total
-        EstimateCLI.is_all_asked = self.config.estimate_only
+        self.estimated = estimate(size, plan).total
+        self.is_all_asked = self.config.estimate_only
         if devices > 1 and not self.config.estimate_only:
             alone = replace(plan, num_devices=1, sharding="none")
-            EstimateCLI.is_all_asked = not verdict(size, alone, device_memory(trainer.accelerator))[0]
-            skipped = (
-                "skipped: the weights fit on several devices only" if EstimateCLI.is_all_asked else "on one device"
-            )
-            _report("steps", skipped)
-
-    # Kept by the class, for LightningCLI gives no instance back.
-    estimated: ClassVar[float] = 0.0
-    is_all_asked: ClassVar[bool] = False
+            self.is_all_asked = not verdict(size, alone, device_memory(trainer.accelerator))[0]
+            skipped = "skipped: the weights fit on several devices only"
+            _report("steps", skipped if self.is_all_asked else "on one device")
 
 
 class Clock(Callback):
@@ -143,18 +143,18 @@ def main(arguments: Sequence[str]) -> None:
         "prog": "python -m lit_sft check",
         "description": "Say whether a fit will work, and leave nothing behind.",
     }
-    run_cli(EstimateCLI, arguments, run=False, parser_kwargs=naming)
-    if not EstimateCLI.is_all_asked:
+    checked = run_cli(EstimateCLI, arguments, run=False, parser_kwargs=naming)
+    if checked and not checked.is_all_asked:
         with tempfile.TemporaryDirectory(prefix="lit_sft-check-") as folder:
             logging.disable(logging.INFO)
             try:
-                _run_steps(_without_own(arguments[1:]), Path(folder))
+                _run_steps(_without_own(arguments[1:]), Path(folder), checked.estimated)
             finally:
                 logging.disable(logging.NOTSET)
 
 
-def _run_steps(options: list[str], runs: Path) -> None:
-    """One step of each kind, through the verbs that a run uses."""
+def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
+    """One step of each kind, through the verbs that a run uses; `estimated` are the bytes of one."""
     clock, again = Clock(), Clock()
     _fit(clock, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 1})], "train")
     (run,) = runs.iterdir()
@@ -164,7 +164,7 @@ def _run_steps(options: list[str], runs: Path) -> None:
             "end of turn: the first batch supervises none, so answers would not end. Raise data.max_length"
         )
     _report("end of turn", "OK  supervised")
-    _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak()}")
+    _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak(estimated)}")
     if "validate" in clock.seconds:
         _report("validate", f"OK  {clock.seconds['validate']:.1f} s")
     else:
@@ -200,7 +200,7 @@ def _fit(clock: Clock, options: list[str], name: str) -> None:
     _named(name, lambda: run_cli(TimedCLI, ["fit", *options]))
 
 
-def _named(name: str, action: Callable[[], None]) -> None:
+def _named(name: str, action: Callable[[], object]) -> None:
     """Say which part failed."""
     try:
         action()
@@ -232,8 +232,8 @@ def _options(values: dict[str, Any]) -> list[str]:
     return [f"--{name}={value}" for name, value in values.items()]
 
 
-def _peak() -> str:
-    expected = f"{EstimateCLI.estimated / GB:.3g} GB estimated"
+def _peak(estimated: float) -> str:
+    expected = f"{estimated / GB:.3g} GB estimated"
     if torch.cuda.is_available():
         return f"{torch.cuda.max_memory_allocated() / GB:.3g} GB at the peak, {expected}"
     # On Linux in units of 1024 bytes, on macOS in bytes; with the libraries, about half a GB.

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from jsonargparse import ArgumentParser
 
 from lit_sft.errors import ConfigError, UserError, accepted
-from lit_sft.plugins import members
+from lit_sft.plugins import members_of
 
 # What jsonargparse says, in the order in which the parts of one message are looked for.
 CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -27,8 +27,8 @@ GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 class ShortErrorParser(ArgumentParser):
     """Raises `ConfigError` with one line instead of printing usage and nested alternatives."""
 
-    plugins: Mapping[str, tuple[type, str]] = {}
-    """Key of a configuration -> base class and package of what it names by class."""
+    kinds: Mapping[str, str] = {}
+    """Key of a configuration -> base class of what it names by class, `lit_sft.tuning._base.Tuning`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
@@ -60,16 +60,16 @@ class ShortErrorParser(ArgumentParser):
             wrong = name if any("." in option for option in names) else name.partition(".")[0]
             return f"option {name!r} is not accepted. {accepted(wrong, names)}"
         if found := UNKNOWN_CLASS.search(message):
-            kinds = [self.plugins.get(key) for key in reversed(place.split("."))]
+            kinds = [self.kinds.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
-            names = list(members(chosen[1], chosen[0])) if chosen else []
+            names = list(members_of(chosen)) if chosen else []
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
         if found := REQUIRED.search(message):
             keys = [key.strip().removeprefix("fit.") for key in found[1].split(",")]
             missing = ", ".join(f"{place}.{key}" if place else key for key in keys)
-            hint = ". A configuration gives them: --config configs/...yaml" if self.plugins else ""
+            hint = ". A configuration gives them: --config configs/...yaml" if self.kinds else ""
             return f"required and not given: {missing}{hint}"
         if place and (wanted := EXPECTED.findall(message)):
             given = GIVEN.search(message)

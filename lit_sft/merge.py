@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lit_sft.cli_parser import ShortErrorParser
 from lit_sft.errors import ConfigError
+from lit_sft.kinds import stage_and_data
 from lit_sft.runs import CONFIG, LAST_CHECKPOINT, is_run, write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from lit_sft.data.datamodule import SFTData
     from lit_sft.families._base import Checkpoint
-    from lit_sft.stages._base import Stage
+    from lit_sft.tuning._base import Tuning
 
 FIGURES = "merge.json"
 MAX_PROMPTS = 16
@@ -54,23 +53,14 @@ def merge(
     import torch
 
     from lit_sft.tuning._base import half_or_full
-    from lit_sft.tuning.lora import LoRA
     from lit_sft.tuning.qlora import QLoRA
 
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    stage, data = _open(config, prompts)
+    if prompts:
+        config["data"]["init_args"]["prompts"] = prompts
+    stage, data = stage_and_data(config)
     checkpoint, tuning = stage.checkpoint, stage.tuning
-    if not isinstance(tuning, LoRA):
-        raise ConfigError(
-            f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
-            f"{folder / tuning.export_name} is a checkpoint as it is"
-        )
-    adapter = folder / tuning.export_name
-    if not adapter.is_dir():
-        raise ConfigError(
-            f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {folder / CONFIG} "
-            f"--ckpt_path {folder / LAST_CHECKPOINT}"
-        )
+    adapter = _adapter(folder, tuning)
     if not (prompts or data.validation_fraction or data.test_corpora):
         raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
@@ -85,10 +75,26 @@ def merge(
         prompts=[prompt.input_ids for prompt in asked],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
-    for name, key in (("base", "from_adapter_on_base"), ("quantized base", "from_adapter_on_quantized_base")):
-        if key in figures:
-            print(f"against the adapter on the {name}: {_described(figures[key])}")  # noqa: T201
+    _tell(figures)
     print(f"{output}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+
+
+def _adapter(run: Path, tuning: Tuning) -> Path:
+    """The PEFT folder that a run left."""
+    from lit_sft.tuning.lora import LoRA
+
+    exported = run / tuning.export_name
+    if not isinstance(tuning, LoRA):
+        raise ConfigError(
+            f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
+            f"{exported} is a checkpoint as it is"
+        )
+    if not exported.is_dir():
+        raise ConfigError(
+            f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {run / CONFIG} "
+            f"--ckpt_path {run / LAST_CHECKPOINT}"
+        )
+    return exported
 
 
 def merge_adapter(
@@ -121,9 +127,7 @@ def merge_adapter(
 
     _refuse_existing(output)
     asked = [ids[-checkpoint.context_length :] for ids in prompts]
-    on_quantized = None
-    if load_quantized:
-        on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked)
+    on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked) if load_quantized else None
     adapted = PeftModel.from_pretrained(checkpoint.load_model(dtype=dtype), adapter)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
@@ -140,6 +144,12 @@ def merge_adapter(
         figures["from_adapter_on_quantized_base"] = _difference(on_quantized, logits)
     if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
         raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
+    _write(output, checkpoint, merged, figures)
+    return figures
+
+
+def _write(output: Path, checkpoint: Checkpoint, merged: Any, figures: dict[str, Any]) -> None:
+    """Under another name, until it is complete."""
     partial = output.with_name(f"{output.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -151,26 +161,6 @@ def merge_adapter(
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return figures
-
-
-def _open(config: dict[str, Any], prompts: str | None) -> tuple[Stage, SFTData]:
-    """Stage and data of a run from its configuration, no weight loaded."""
-    from lit_sft.data.datamodule import SFTData
-    from lit_sft.stages._base import Stage
-
-    parser = ShortErrorParser()
-    parser.add_argument("--seed_everything", type=int)
-    # As LightningCLI does: the optimizers of other libraries declare no types.
-    parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
-    parser.add_subclass_arguments(SFTData, "data", fail_untyped=False)
-    parser.link_arguments("model", "data.init_args.text", lambda model: model.checkpoint, apply_on="instantiate")
-    parser.link_arguments("seed_everything", "data.init_args.seed")
-    if prompts:
-        config["data"]["init_args"]["prompts"] = prompts
-    parsed = parser.parse_object({key: config[key] for key in ("seed_everything", "model", "data")})
-    opened = parser.instantiate_classes(parsed)
-    return opened.model, opened.data
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -196,8 +186,13 @@ def _difference(adapted: list[torch.Tensor], merged: list[torch.Tensor]) -> dict
     return {"kl_divergence": kl / sum(map(len, merged)), "max_logit_difference": largest}
 
 
-def _described(figures: dict[str, float]) -> str:
-    return f"KL divergence {figures['kl_divergence']:.2g} nats, logits differ by {figures['max_logit_difference']:.2g}"
+def _tell(figures: dict[str, Any]) -> None:
+    for name, key in (("base", "from_adapter_on_base"), ("quantized base", "from_adapter_on_quantized_base")):
+        if found := figures.get(key):
+            differs = (
+                f"KL divergence {found['kl_divergence']:.2g} nats, logits differ by {found['max_logit_difference']:.2g}"
+            )
+            print(f"against the adapter on the {name}: {differs}")  # noqa: T201
 
 
 def _refuse_existing(output: Path) -> None:

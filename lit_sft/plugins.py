@@ -11,6 +11,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+def members_of(base: str) -> dict[str, type]:
+    """The members of the folder in which a base class lies: `members_of("lit_sft.tuning._base.Tuning")`."""
+    module, _, name = base.rpartition(".")
+    return members(module.rpartition(".")[0], getattr(importlib.import_module(module), name))
+
+
 def members(package: str, base: type[T]) -> dict[str, type[T]]:
     """Concrete subclasses of `base` in the public modules of `package`, by class name.
 

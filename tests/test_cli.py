@@ -21,9 +21,9 @@ from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
-from lit_sft.cli import KINDS
 from lit_sft.data.datamodule import SFTData
-from lit_sft.plugins import members
+from lit_sft.kinds import KINDS
+from lit_sft.plugins import members_of
 
 WriteConfig = Callable[..., str]
 
@@ -481,7 +481,7 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     "cls",
     [
         *(Samples, PredictionWriter),
-        *(cls for base, package in dict.fromkeys(KINDS.values()) for cls in members(package, base).values()),
+        *(cls for base in dict.fromkeys(KINDS.values()) for cls in members_of(base).values()),
     ],
     ids=lambda cls: cls.__name__,
 )

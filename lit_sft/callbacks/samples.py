@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, Trainer
@@ -10,7 +11,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lit_sft.conversation import Prompt
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import ConfigError
-from lit_sft.generation.generate import Answer
 from lit_sft.stages.sft import SFT
 
 MARKS = set("&<>\"'\\`*_{}[]()#+-.!|~")
@@ -71,20 +71,18 @@ class Samples(Callback):
             for prompt, by_strategy in zip(self.prompts, answers, strict=True)
             for strategy, answer in by_strategy.items()
         ]
+        ends = [answer.finish_reason for by_strategy in answers for answer in by_strategy.values()]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", _table(self.prompts, answers), trainer.global_step)
+                logger.experiment.add_text("samples", _table(self.rows, ends), trainer.global_step)
 
 
-def _table(prompts: list[Prompt], answers: list[dict[str, Answer]]) -> str:
+def _table(rows: Sequence[dict[str, str | None]], ends: Sequence[str]) -> str:
     """A Markdown table; what people and models wrote is shown, never interpreted."""
-    rows = [
-        f"| {_cell(prompt.text)} | {_cell(strategy)} | {_cell(answer.text)} | {_cell(prompt.reference or '')} | "
-        f"{answer.finish_reason} |"
-        for prompt, by_strategy in zip(prompts, answers, strict=True)
-        for strategy, answer in by_strategy.items()
-    ]
-    return "\n".join(["| prompt | strategy | answer | reference | finish |", "|---|---|---|---|---|", *rows])
+    columns = ("prompt", "strategy", "before", "after", "reference")
+    lines = [[*(_cell(row[name] or "") for name in columns), end] for row, end in zip(rows, ends, strict=True)]
+    head = [[*columns, "finish"], ["---"] * (len(columns) + 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in [*head, *lines])
 
 
 def _cell(text: str) -> str:

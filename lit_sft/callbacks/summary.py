@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import Callback, Trainer
 
+from lit_sft.callbacks.hyperparameters import RESULTS
 from lit_sft.callbacks.samples import Samples
 from lit_sft.runs import SUMMARY, write_json
 from lit_sft.stages.sft import SFT
@@ -39,8 +40,9 @@ class Summary(Callback):
             # Lightning measures before some of the runs that are taken up, too.
             self._before = metrics
             self._before_step = trainer.global_step
+            state_before = {name: metrics[curve] for name, curve in RESULTS.items() if curve in metrics}
             for logger in trainer.loggers:
-                logger.log_metrics(metrics, step=trainer.global_step)
+                logger.log_metrics(metrics | state_before, step=trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         """What was measured, for a run that is taken up."""

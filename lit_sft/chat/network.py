@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lit_sft.cli_parser import ShortErrorParser, user_error_in
 from lit_sft.errors import ConfigError
 from lit_sft.families._base import Checkpoint, open_checkpoint
 from lit_sft.generation.strategies import Greedy, Strategy
-from lit_sft.plugins import members
+from lit_sft.kinds import build
 from lit_sft.runs import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
 from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
+from lit_sft.tuning.qlora import QLoRA
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class Source:
     checkpoint: Checkpoint
     adapter: Path | None = None
     dtype: torch.dtype | None = None
-    quantization: str | None = None
+    quantization: QLoRA | None = None
     strategy: Strategy | None = None
     untuned: str | None = None
 
@@ -52,10 +52,8 @@ class Network:
         on_gpu = torch.cuda.is_available()
         dtype = source.dtype or (torch.bfloat16 if on_gpu else torch.float32)
         if source.quantization:
-            from lit_sft.tuning.qlora import QLoRA
-
             precision = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}.get(dtype, "32-true")
-            base = QLoRA(quant_type=source.quantization).load_base(self.checkpoint, precision)  # type: ignore[arg-type]
+            base = source.quantization.load_base(self.checkpoint, precision)
         else:
             base = self.checkpoint.load_model(dtype=dtype)
         self.model: Any = base.to("cuda" if on_gpu else "cpu")  # type: ignore[arg-type]
@@ -76,22 +74,20 @@ class Network:
                 yield
 
 
-def source_of_run(run: Path, dtype: torch.dtype | None, quantization: str | None) -> Source:
+def source_of_run(run: Path, dtype: torch.dtype | None, quantization: QLoRA | None) -> Source:
     """What a run trained, in the dtype and on the quantization that it trained with unless told otherwise.
 
     Raises:
         ConfigError: If it is no run, or did not finish.
     """
-    from lit_sft.tuning.qlora import QLoRA
-
     if not is_run(run):
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     options = config["model"]["init_args"]
-    tuning = build("tuning", Tuning, options["tuning"])
-    given = options.get("generation")
-    first = given[0] if isinstance(given, list) else given
-    strategy = build("generation", Strategy, first) if first else Greedy()
+    # Without the adapter that it started from, which may be gone.
+    written = {key: value for key, value in options["tuning"].get("init_args", {}).items() if key != "adapter"}
+    tuning = build("tuning", Tuning, {**options["tuning"], "init_args": written})
+    strategy = _first_strategy(options.get("generation"))
     exported = run / tuning.export_name
     if not exported.is_dir():
         raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --resume {run}")
@@ -99,11 +95,17 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: str | None
     dtype = dtype or half_or_full(str(config["trainer"]["precision"] or "32-true"))
     if isinstance(tuning, LoRA):
         if isinstance(tuning, QLoRA):
-            quantization = quantization or tuning.quant_type
+            quantization = quantization or tuning
         base = open_checkpoint(options["checkpoint"], **family)
         return Source(base, exported, dtype, quantization, strategy)
     tuned = open_checkpoint(exported, **family)
     return Source(tuned, None, dtype, quantization, strategy, untuned=options["checkpoint"])
+
+
+def _first_strategy(given: Any) -> Strategy:
+    """Of those that a run answers with."""
+    built = build("generation", Strategy | list[Strategy], given) if given else Greedy()
+    return built[0] if isinstance(built, list) else built
 
 
 def check_adapter(adapter: str | None) -> Path | None:
@@ -115,20 +117,3 @@ def check_adapter(adapter: str | None) -> Path | None:
     if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
         raise ConfigError(f"--adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
     return Path(adapter) if adapter else None
-
-
-def build(key: str, base: type[Any], value: dict[str, Any]) -> Any:
-    """An object of a subclass of `base` from its class_path and init_args.
-
-    Raises:
-        ConfigError: With one line.
-    """
-    package = base.__module__.rpartition(".")[0]
-    members(package, base)  # makes short names known
-    parser = ShortErrorParser()
-    parser.plugins = {key: (base, package)}
-    parser.add_subclass_arguments(base, key)
-    try:
-        return parser.instantiate_classes(parser.parse_object({key: value}))[key]
-    except ValueError as error:  # jsonargparse wraps what a constructor raises
-        raise user_error_in(error) or error from None

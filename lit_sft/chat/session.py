@@ -10,12 +10,13 @@ from pathlib import Path
 
 import yaml
 
-from lit_sft.chat.network import Network, build
+from lit_sft.chat.network import Network
 from lit_sft.chat.stream import AnswerStream
 from lit_sft.conversation import Conversation, Message
 from lit_sft.errors import BadRecord, ConfigError, accepted
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy
+from lit_sft.kinds import build
 
 HELP = """\
 /base, /tuned            answer without, or with, the adapter
@@ -153,7 +154,7 @@ class Session:
                 options = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
             except yaml.YAMLError:
                 raise ConfigError(f"/strategy {rest}: a value cannot be read") from None
-            self.strategy = build("strategy", Strategy, {"class_path": name, "init_args": options})
+            self.strategy = build("generation", Strategy, {"class_path": name, "init_args": options})
         described = " ".join(f"{key}={value}" for key, value in self.strategy.parameters().items())
         notice(f"{type(self.strategy).__name__} {described}")
 

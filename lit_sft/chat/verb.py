@@ -6,10 +6,14 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.runs import newest_run
+
+if TYPE_CHECKING:
+    from lit_sft.chat.network import Source
+    from lit_sft.chat.session import Session
 
 
 def chat(
@@ -46,32 +50,41 @@ def chat(
     import torch
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from lit_sft.chat.network import Network, Source, check_adapter, source_of_run
-    from lit_sft.chat.session import Session, notice
+    from lit_sft.chat.network import Source, check_adapter, source_of_run
     from lit_sft.families._base import open_checkpoint
+    from lit_sft.tuning.qlora import QLoRA
 
     disable_progress_bar()
     set_verbosity_error()
     chosen = getattr(torch, dtype) if dtype else None
+    quantized = QLoRA(quant_type=quantization) if quantization else None
     if folder:
-        source = source_of_run(folder, chosen, quantization)
+        source = source_of_run(folder, chosen, quantized)
     else:
         opened = open_checkpoint(str(checkpoint), family, prompt_format)
-        source = Source(opened, check_adapter(adapter), chosen, quantization)
+        source = Source(opened, check_adapter(adapter), chosen, quantized)
+    _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
+
+
+def _converse(source: Source, greeting: str) -> None:
+    """Load the model, and answer until nobody asks, or reads, any more."""
+    from lit_sft.chat.network import Network
+    from lit_sft.chat.session import Session, notice
+
     session = Session(Network(source), _write)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
-        notice(f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
+        notice(greeting)
     try:
         _talk(session, _typed() if is_terminal else iter(sys.stdin))
     except KeyboardInterrupt:
         notice("")
     except BrokenPipeError:
-        # Nobody reads any more; the interpreter would complain once more when it flushes.
+        # The interpreter would complain once more when it flushes.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _talk(session: Any, lines: Iterator[str]) -> None:
+def _talk(session: Session, lines: Iterator[str]) -> None:
     for line in lines:
         text = line.strip()
         try:

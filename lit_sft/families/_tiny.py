@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 
 from lit_sft.errors import CheckpointError, ConfigError, DataError
-from lit_sft.families._base import TinySize, find_family
+from lit_sft.families._base import Family, TinySize, find_family
 
 DEFAULT = TinySize()
 
@@ -44,30 +44,36 @@ def tiny(
     Raises:
         UserError: If the folder exists, the text is missing or the sizes do not fit together.
     """
-    import torch
-
     folder = Path(output)
     if folder.exists():
         raise CheckpointError(f"{folder} exists; give a folder that does not")
     size = TinySize(hidden_size, intermediate_size, num_layers, num_heads, vocab_size, context_length)
     _check(size)
     texts = _texts(Path(text)) if text else demo_texts()
-    chosen = find_family(family)
+    _write(folder, find_family(family), texts, size, seed)
+    num_bytes = sum(file.stat().st_size for file in folder.iterdir())
+    print(f"{folder}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
+
+
+def _write(folder: Path, family: type[Family], texts: list[str], size: TinySize, seed: int) -> None:
+    """Under another name, until it is complete."""
+    import torch
+
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     torch.manual_seed(seed)
     try:
         partial.mkdir(parents=True)
-        chosen.write_tiny(partial, texts, size)
+        family.write_tiny(partial, texts, size)
         partial.rename(folder)
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be written: {error.strerror}") from None
     except RuntimeError as error:  # sentencepiece says in its own words that the vocabulary is too small
-        raise ConfigError(f"no tokenizer of {vocab_size} pieces can be trained: {error}. Raise vocab_size") from None
+        raise ConfigError(
+            f"no tokenizer of {size.vocab_size} pieces can be trained: {error}. Raise vocab_size"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    num_bytes = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{folder}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
 
 
 def demo_texts() -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lit_sft.errors import ConfigError
 from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
-from lit_sft.report.metrics import METRICS, Metric, Reply
+from lit_sft.report.metrics import METRICS, PERPLEXITY, Metric, Probed, Reply
 
 ALL = "All prompts"
 
@@ -46,13 +46,13 @@ class Measured:
 class Comparison:
     """Everything that is known of a model before and after.
 
-    `forgetting`: perplexity before and after, by corpus that was held out. `about`: what was compared, by heading.
+    `probed`: held-out data as both predict it. `about`: what was compared, by heading.
     """
 
     title: str
     about: dict[str, str]
     rows: list[Row]
-    forgetting: dict[str, tuple[float, float]] = field(default_factory=dict)
+    probed: tuple[Probed, Probed] = field(default_factory=lambda: ({}, {}))
     seed: int = 42
 
     @property
@@ -76,6 +76,17 @@ class Comparison:
             for metric in METRICS
             if (found := self._difference(metric, counts[metric.key], scope, strategy)) is not None
         ]
+
+    def forgetting(self) -> list[Measured]:
+        """Perplexity by corpus, over the conversations that both have read."""
+        before, after = self.probed
+        found = []
+        for corpus in [corpus for corpus in before if corpus in after]:
+            sources = sorted(before[corpus].keys() & after[corpus].keys())
+            old, new = (np.array([side[corpus][source] for source in sources], np.float64) for side in self.probed)
+            if sources:
+                found.append(Measured(PERPLEXITY, corpus, "", difference(old, new, PERPLEXITY.value, self.seed)))
+        return found
 
     def _counts(self, metric: Metric) -> dict[int, tuple[Sequence[float], Sequence[float]]]:
         """By place of the row; none for a row that the metric is not for."""
@@ -119,13 +130,12 @@ def write_data(comparison: Comparison, measured: Sequence[Measured], folder: Pat
                 "metric": found.metric.key,
                 "category": None if found.category == ALL else found.category,
                 "strategy": found.strategy if found.metric.by_strategy else None,
-                **asdict(found.difference),
-                "change": found.difference.change,
+                **_values(found.difference),
             }
             for found in measured
             if found.metric.by_strategy or found.strategy == comparison.strategies[0]
         ],
-        "forgetting": {name: {"before": old, "after": new} for name, (old, new) in comparison.forgetting.items()},
+        "forgetting": {found.category: _values(found.difference) for found in comparison.forgetting()},
     }
     write_text(folder / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=1) + "\n")
     lines = (json.dumps(row, ensure_ascii=False) for row in _answers(comparison))
@@ -143,6 +153,10 @@ def write_text(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise ConfigError(f"--output: {file} cannot be written: {error.strerror}") from None
+
+
+def _values(found: Difference) -> dict[str, Any]:
+    return {**asdict(found), "change": found.change}
 
 
 def _answers(comparison: Comparison) -> Iterator[dict[str, Any]]:

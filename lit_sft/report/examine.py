@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -14,7 +14,7 @@ from lit_sft.conversation import IGNORE_INDEX, Batch, Example, Prompt
 from lit_sft.data.collate import collate
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Strategy
-from lit_sft.report.metrics import Reply
+from lit_sft.report.metrics import Probed, Reply
 from lit_sft.stages.sft import SFT
 
 PROBE_BATCHES = 200
@@ -23,10 +23,10 @@ PROBE_BATCHES = 200
 
 @dataclass(frozen=True)
 class Examined:
-    """What one state of the model said: replies by strategy, in the order of the prompts; perplexity by corpus."""
+    """What one state of the model said: replies by strategy, in the order of the prompts; and what was probed."""
 
     replies: dict[str, list[Reply]]
-    perplexities: dict[str, float]
+    probed: Probed
 
 
 def examine(
@@ -57,10 +57,7 @@ def examine(
             Reply(answer.text, answer.finish_reason == "stop", answer.num_tokens, loss, int(tokens), int(hits))
             for answer, (loss, tokens, hits) in zip(answers, likelihoods, strict=True)
         ]
-    perplexities: dict[str, float] = {}
-    for probe in probes:
-        perplexities |= _perplexities(stage, probe)
-    return Examined(replies, perplexities)
+    return Examined(replies, _probe(stage, probes))
 
 
 def _answers(stage: SFT, prompts: Sequence[Prompt], strategy: Strategy, batch_size: int, name: str) -> list[Answer]:
@@ -111,16 +108,26 @@ def _example(prompt: Prompt, place: int) -> Example:
 
 
 @torch.no_grad()
-def _perplexities(stage: SFT, probe: Iterable[Batch]) -> dict[str, float]:
-    names: list[str] = []
-    sums: torch.Tensor | None = None
-    for batch in islice(probe, PROBE_BATCHES):
-        found = stage(batch.to(stage.device)).by_group.cpu()
-        names, sums = batch.corpora, found if sums is None else sums + found
-    if sums is None:
-        return {}
-    return {
-        name: math.exp(min(loss / tokens, 700.0))
-        for name, (loss, tokens, _) in zip(names, sums.tolist(), strict=True)
-        if tokens
-    }
+def _probe(stage: SFT, probes: Sequence[Iterable[Batch]]) -> Probed:
+    found: Probed = defaultdict(dict)
+    for probe in probes:
+        for batch in islice(probe, PROBE_BATCHES):
+            alone, corpora = _each_alone(batch)
+            for source, corpus, (loss, tokens, _) in zip(
+                batch.sources, corpora, stage(alone.to(stage.device)).by_group.tolist(), strict=True
+            ):
+                if tokens:
+                    found[corpus][source] = (loss, tokens)
+    return dict(found)
+
+
+def _each_alone(batch: Batch) -> tuple[Batch, list[str]]:
+    """The micro-batch with each example counted as a corpus of its own, and the corpus to which each belongs."""
+    num_examples = batch.segment_ids.amax(1).long()  # of each row [B]
+    first = num_examples.cumsum(0) - num_examples
+    numbers = first[:, None] + batch.segment_ids.long() - 1  # [B, T]
+    is_text = batch.segment_ids > 0
+    corpus_of = torch.zeros(len(batch.sources), dtype=torch.long)
+    corpus_of[numbers[is_text]] = batch.corpus_ids[is_text]
+    alone = replace(batch, corpus_ids=numbers.clamp(min=0), corpora=batch.sources)  # padding carries no loss
+    return alone, [batch.corpora[number] for number in corpus_of.tolist()]

@@ -14,6 +14,8 @@ NUM_ANSWERS = 5
 
 MAX_CHARACTERS = 160
 
+COLUMNS = ("Before", "After", "Difference", "95% interval", "")
+
 # As a character reference, a character is text and never syntax.
 HARMLESS = str.maketrans({char: f"&#{ord(char)};" for char in string.punctuation if char not in ",;%"})
 
@@ -32,11 +34,10 @@ def markdown(comparison: Comparison, measured: Sequence[Measured]) -> str:
         for strategy in comparison.strategies:
             chosen = [found for found in measured if (found.category, found.strategy) == (category, strategy)]
             lines += [f"## {cell(heading(category))}: {cell(strategy)}", ""]
-            lines += _table(["Metric", "Before", "After", "Difference", "95% interval", ""], map(_metric, chosen))
-    if comparison.forgetting:
+            lines += _table(["Metric", *COLUMNS], [_metric(found.metric.title, found) for found in chosen])
+    if forgetting := comparison.forgetting():
         lines += ["## Forgetting", "", "Perplexity of held-out conversations.", ""]
-        rows = [[cell(name), f"{old:,.2f}", f"{new:,.2f}"] for name, (old, new) in comparison.forgetting.items()]
-        lines += _table(["Corpus", "Before", "After"], rows)
+        lines += _table(["Corpus", *COLUMNS], [_metric(cell(found.category), found) for found in forgetting])
     lines += ["## Answers", "", f"The first {NUM_ANSWERS} of each category; `answers.jsonl` holds all.", ""]
     for category in comparison.categories:
         for strategy in comparison.strategies:
@@ -50,10 +51,10 @@ def markdown(comparison: Comparison, measured: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
-def _metric(found: Measured) -> list[str]:
+def _metric(title: str, found: Measured) -> list[str]:
     metric, difference = found.metric, found.difference
     return [
-        metric.title,
+        title,
         number(metric, difference.before),
         number(metric, difference.after),
         number(metric, difference.change, is_signed=True),

@@ -41,6 +41,10 @@ class Reply:
     hits: int = 0
 
 
+Probed = dict[str, dict[str, tuple[float, float]]]
+"""Held-out data as a model predicts it: by corpus, and there by source, nats and tokens."""
+
+
 @dataclass(frozen=True)
 class Metric:
     """A metric: what it counts on a prompt (None where it says nothing), and the value of the sums [..., S] -> [...].
@@ -130,9 +134,11 @@ def repetition(text: str) -> Counts:
     return [total - different, total]
 
 
+PERPLEXITY = Metric("perplexity", "Perplexity of the reference", "perplexity", "lower",
+           lambda reply, _: [reply.loss, reply.tokens], perplexity, "reference", by_strategy=False)  # fmt: skip
+
 METRICS = (
-    Metric("perplexity", "Perplexity of the reference", "perplexity", "lower",
-           lambda reply, _: [reply.loss, reply.tokens], perplexity, "reference", by_strategy=False),
+    PERPLEXITY,
     Metric("token_accuracy", "Token accuracy", "share", "higher",
            lambda reply, _: [reply.hits, reply.tokens], ratio, "reference", by_strategy=False),
     Metric("bleu", "BLEU-4", "share", "higher", _bleu_counts, bleu, "reference"),

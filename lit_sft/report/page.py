@@ -64,7 +64,7 @@ def page(comparison: Comparison, measured: Sequence[Measured]) -> str:
         sections=sections,
         headlines=[found for key in HEADLINE for found in sections[0].measured if found.metric.key == key],
         cards=[Card(row, *mark(shown(row.before.text), shown(row.after.text))) for row in comparison.rows],
-        all=ALL,
+        forgetting=comparison.forgetting(),
         script=script,
         # The browser then runs this script and no other, whatever stands in the page.
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
