@@ -74,7 +74,7 @@ class CompareCLI(CLI):
             raise ConfigError("compare runs on one device: set trainer.devices to 1")
         data: SFTData = self.datamodule
         data.setup("predict")
-        prompts = _first_of_each([p for batch in data.predict_dataloader() for p in batch], self.config.count)
+        prompts = _first_of_each(data.asked, self.config.count)
         strategies = self.model.strategies
         before, after = self._examine(prompts, strategies)
         comparison = Comparison(

@@ -1,6 +1,7 @@
 """Batched answers."""
 
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -8,8 +9,9 @@ import torch
 
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.generation._processors import processors
-from lit_sft.generation.generate import Answer, generate_answers, generate_ids
-from lit_sft.generation.strategies import Greedy, Strategy, TopK, TopP
+from lit_sft.data.collate import pad_left
+from lit_sft.generation.generate import Answer, batches_by_length, generate_answers, generate_ids
+from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,74 @@ def test_tokens_come_as_often_as_they_are_probable(strategy: TopK | TopP) -> Non
 def ids_of(parts: tuple[Any, Any, Any], prompts: list[list[int]], strategy: Strategy) -> list[list[int]]:
     ids = generate_ids(parts[2], list(prompts), strategy, stop=[2], room=strategy.max_new_tokens)
     return [row[: row.index(2) + 1] if 2 in row else row for row in ids]
+
+
+def test_prompts_of_similar_length_share_a_batch_that_keeps_to_the_budget() -> None:
+    lengths = [5, 90, 7, 90, 300, 6, 80, 5, 500]
+    ways = [Greedy(max_new_tokens=20), BeamSearch(num_beams=2, max_new_tokens=10)]
+    batches = batches_by_length(lengths, ways, context_length=400, token_budget=400)
+    assert batches == [[8], [4], [1], [3], [6], [2, 5, 0, 7]]
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    # Two beams of 90 + 10 tokens are more than an answer of 90 + 20.
+    assert batches_by_length(lengths, ways, context_length=400, token_budget=401)[2] == [1, 3]
+
+
+def test_answers_that_may_have_other_lengths_have_a_batch_of_their_own() -> None:
+    batches = batches_by_length([8, 3, 9, 4], [Greedy(max_new_tokens=4)], context_length=11)
+    assert batches == [[2], [0], [3, 1]]
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [TopK(12, temperature=0.4, seed=3), TopP(0.5, temperature=0.2), TopP(1.0, temperature=0.15)],
+    ids=lambda strategy: strategy.name,
+)
+def test_a_model_says_each_token_as_often_as_it_is_probable(parts: Any, strategy: TopK | TopP) -> None:
+    """Prompts of all lengths, padded in batches; the second token comes from the cache and follows the first."""
+    model, chance = parts[2], Random(0)
+    prompts = [[chance.randrange(10, 1200) for _ in range(chance.randrange(1, 9))] for _ in range(4000)]
+    strategy.max_new_tokens = 2
+    drawn = [ids for start in range(0, 4000, 500) for ids in ids_of(parts, prompts[start : start + 500], strategy)]
+    contexts = [prompt + ids[:n] for prompt, ids in zip(prompts, drawn, strict=True) for n in range(len(ids))]
+    tokens = torch.tensor([token for ids in drawn for token in ids])
+    logits = torch.cat([next_logits(model, contexts[start : start + 500]) for start in range(0, len(contexts), 500)])
+    exact = probabilities(logits, strategy)
+    assert exact.gather(1, tokens[:, None]).min() > 0
+    assert p_value(exact, tokens) > 0.01
+    other = TopK(12, temperature=0.5) if isinstance(strategy, TopK) else TopP(strategy.top_p, strategy.temperature * 1.25)
+    assert p_value(probabilities(logits, other), tokens) < 1e-6
+
+
+@torch.no_grad()
+def next_logits(model: Any, contexts: list[list[int]]) -> torch.Tensor:
+    """Logits [N, V] of what follows each."""
+    input_ids, mask = pad_left(contexts, 0)
+    found: torch.Tensor = model(input_ids=input_ids, attention_mask=mask).logits[:, -1]
+    return found
+
+
+def probabilities(logits: torch.Tensor, strategy: TopK | TopP) -> torch.Tensor:
+    """By the definition [N, V]: of the kept tokens, in proportion to exp(logit / temperature)."""
+    full = (logits.double() / strategy.temperature).softmax(-1)
+    ordered, order = full.sort(descending=True)
+    if isinstance(strategy, TopK):
+        is_kept = torch.arange(full.shape[1]) < strategy.top_k
+    else:
+        is_kept = ordered.cumsum(-1) - ordered < strategy.top_p
+    kept = torch.zeros_like(full).scatter(1, order, ordered * is_kept)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def p_value(exact: torch.Tensor, tokens: torch.Tensor) -> float:
+    """Chi-square over the ranks of the drawn tokens, binned so that each bin is expected at least 50 times."""
+    ordered, order = exact.sort(descending=True)
+    expected = ordered.sum(0)
+    ranks = (order == tokens[:, None]).int().argmax(-1)
+    observed = ranks.bincount(minlength=len(expected)).double()
+    bins = (expected.cumsum(0) / 50).floor().clamp(max=float((expected.sum() / 50).floor()) - 1).long()
+    expected, observed = (torch.zeros(int(bins.max()) + 1, dtype=torch.float64).index_add(0, bins, x)
+                          for x in (expected, observed))  # fmt: skip
+    is_used = expected > 0
+    expected, observed = expected[is_used], observed[is_used]
+    chi_square = ((observed - expected) ** 2 / expected).sum()
+    return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2, dtype=torch.float64), chi_square / 2))
