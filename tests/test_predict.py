@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -93,6 +94,23 @@ def test_the_bar_shows_the_time_left_and_the_speed(predict: Predict, capsys: pyt
     assert re.match(rf"predicting 100% \d+/\d+ \[00:\d\d<00:00\], {2 * NUM_PROMPTS} answers \S+ tok/s", bars[-1])
 
 
+def start(words: list[str], rank: int, port: int) -> subprocess.Popen[str]:
+    """One of two processes, as torchrun starts them."""
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
+        **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "x",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([*sys.path, "tests"]),
+    }
+    command = [sys.executable, "-m", "lit_sft", *words]
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
 @pytest.mark.slow
 def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_on(
     config: str, predict: Predict, tmp_path: Path, asked: list[list[str]], caplog: pytest.LogCaptureFixture
@@ -103,11 +121,13 @@ def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_o
     kill = json.dumps([{"class_path": "fakes.KillInPredict", "init_args": {"batches": 1}}])
     words = ["predict", "--config", config, "--runs", str(folder), "--trainer.callbacks", kill]
     words += ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, "tests"])}
-    command = [sys.executable, "-m", "lit_sft", *words]
-    # Both hold the pipe open, so that waiting for its end is waiting for both.
-    killed = subprocess.run(command, env=environment, stderr=subprocess.PIPE, timeout=400, check=False)
-    assert killed.returncode == -9, killed.stderr.decode()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [start(words, rank, port) for rank in range(2)]
+    said = [process.communicate(timeout=400)[1] for process in processes]
+    assert processes[0].returncode == -9, said[0]
+    assert processes[1].returncode != 0
     assert [path.name for path in folder.iterdir()] == ["predictions.jsonl.partial"]
     lines = (folder / "predictions.jsonl.partial").read_text(encoding="utf-8").splitlines()
     before = [json.loads(line)["number"] for line in lines[1:-1]]  # behind the header, before the torn line
