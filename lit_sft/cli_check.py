@@ -24,7 +24,7 @@ from lit_sft.families._base import open_checkpoint
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
-from lit_sft.runs import LAST_CHECKPOINT
+from lit_sft.runs import LAST_CHECKPOINT, PREDICTIONS
 
 # A launched process would repeat the command that is running: `check`, not `fit`.
 ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
@@ -179,6 +179,7 @@ def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
         **ONE_DEVICE,
         "runs": runs,
         "run": run,
+        "predictions.path": run / PREDICTIONS,
         "trainer.limit_predict_batches": 1,
         "trainer.enable_progress_bar": "false",
     }

@@ -153,7 +153,7 @@ class CompareCLI(CLI):
 
     def _prompts(self, data: SFTData) -> list[Prompt]:
         data.setup("predict")
-        return _first_of_each([p for batch in data.predict_dataloader() for p in batch], self.config.count)
+        return _first_of_each(data.asked, self.config.count)
 
     def _examine(self, state: State, stage: SFT, data: SFTData, prompts: list[Prompt], name: str) -> Examined:
         """The model with what was trained of it, or without."""

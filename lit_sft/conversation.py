@@ -153,7 +153,8 @@ class Batch:
 class Prompt:
     """What `predict` answers: the ids the model reads, their text, and the answer it is compared with.
 
-    `reference_ids` are those of the reference with its end of turn, none if there is no reference.
+    `reference_ids` are those of the reference with its end of turn, none if there is no reference. `is_truncated` says
+    that the prompt format left some of the conversation out of `input_ids`, for it was too long.
     """
 
     input_ids: list[int]
@@ -162,6 +163,7 @@ class Prompt:
     source: str
     category: str = ""
     reference_ids: Sequence[int] = ()
+    is_truncated: bool = False
 
 
 class PromptFormat(ABC):
@@ -199,6 +201,10 @@ class PromptFormat(ABC):
         """Ids that end where the assistant must speak."""
         turns = self.encode_turns(conversation, tokenizer)
         return [token for turn in turns for token in turn.prompt_ids + turn.reply_ids]
+
+    def whole_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
+        """What `encode_prompt` would give if a prompt could be of any length."""
+        return PromptFormat.encode_prompt(self, conversation, tokenizer)
 
 
 class TextInterface(ABC):

@@ -8,7 +8,8 @@ tensorboard/      curves and sample answers
 .lock             held by the process that writes there, as long as it lives
 checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, position in the data
 adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
-predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of the model before tuning
+predictions.jsonl answers of the last `predict`; predictions-base.jsonl those of the model before tuning; .partial what
+                  an interrupted one has answered
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from lit_sft.errors import ConfigError
 
@@ -145,23 +146,30 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Be the only one that writes into a run folder; the kernel ends the lock with the process, however it dies.
+    """Be the only one that writes into a run folder.
 
     Raises:
         ConfigError: If another process does.
     """
     with (folder / LOCK).open("a") as file:
-        try:
-            # Unlike flock, not inherited: a worker that outlives a killed run by seconds must not bar the next.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in {errno.EAGAIN, errno.EACCES}:
-                raise ConfigError(
-                    f"another process writes into {folder}: it is still at work on this run. Wait until it has ended, "
-                    "or begin another run without --resume"
-                ) from None
-            log.warning("%s cannot be locked (%s): see to it that no other job goes on with it", folder, error.strerror)
+        lock(file, f"{folder}: it is still at work on this run. Wait until it has ended, or begin another run without "
+             "--resume")  # fmt: skip
         yield
+
+
+def lock(file: IO[Any], refusal: str) -> None:
+    """Be the only one that has this file as long as it is open; the kernel ends that with the process, however it dies.
+
+    Raises:
+        ConfigError: If another process has it: that it writes into `refusal`.
+    """
+    try:
+        # Unlike flock, not inherited: a worker that outlives a killed run by seconds must not bar the next.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in {errno.EAGAIN, errno.EACCES}:
+            raise ConfigError(f"another process writes into {refusal}") from None
+        log.warning("%s cannot be locked (%s): see to it that no other job goes on with it", file.name, error.strerror)
 
 
 def is_run(folder: Path) -> bool:

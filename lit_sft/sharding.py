@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy, StrategyRegistry
 from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -112,6 +112,11 @@ def shard(stage: LightningModule, blocks: Iterable[nn.Module], methods: Iterable
         fully_shard(module, mesh=mesh)
     for method in methods:
         register_fsdp_forward_method(stage, method)
+
+
+def num_shares(trainer: Trainer) -> int:
+    """Among how many processes prompts are shared out: one where weights are sharded, for then all answer the same."""
+    return 1 if isinstance(trainer.strategy, FSDP2) else trainer.world_size
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -126,7 +126,8 @@ def test_predict_takes_the_newest_run_and_its_held_out_prompts(
     assert len(rows) == 4
     for row in rows:
         assert row.keys() == {
-            *("source", "strategy", "prompt", "answer", "reference", "finish_reason", "prompt_tokens", "answer_tokens")
+            *("source", "category", "strategy", "prompt", "is_truncated", "answer", "reference"),
+            *("finish_reason", "prompt_tokens", "answer_tokens"),
         }
         assert "等于" in row["reference"]
         assert row["finish_reason"] in {"stop", "length"}

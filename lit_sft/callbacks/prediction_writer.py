@@ -1,59 +1,75 @@
-"""Predictions as JSON Lines, written while they come."""
+"""Predictions as JSON Lines: which prompts are answered together, and a file that survives an interruption."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 from lightning import Callback, LightningModule, Trainer
 
+from lit_sft.callbacks._answered import AnsweredPrompts
+from lit_sft.conversation import Prompt
+from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import ConfigError
+from lit_sft.generation.generate import TOKEN_BUDGET, batches_by_length
 from lit_sft.runs import PREDICTIONS
-from lit_sft.sharding import FSDP2
+from lit_sft.sharding import num_shares
+from lit_sft.stages.sft import SFT
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 
 class PredictionWriter(Callback):
-    """Writes a row for each prompt, in order.
+    """Writes the rows of each prompt, in order; what an interrupted `predict` answered is not answered again.
+
+    Prompts of similar length are answered together, the longest first. The processes of several devices take turns in
+    the batches; the first writes the answers of all.
 
     Args:
         path: File to write; if not given `predictions.jsonl` in the run folder, with --base `predictions-base.jsonl`.
+        token_budget: Tokens of prompts and answers, of all beams, that a device holds in memory at once; a prompt that
+            needs more is answered alone.
     """
 
-    def __init__(self, path: str | None = None) -> None:
+    def __init__(self, path: str | None = None, token_budget: int = TOKEN_BUDGET) -> None:
+        if token_budget < 1:
+            raise ConfigError(f"predictions.token_budget is {token_budget}; it must be at least 1")
         self.path = Path(path) if path else None
         self.default_name = PREDICTIONS
-        self.num_rows = 0
-        self._file: TextIO | None = None
+        self.token_budget = token_budget
+        self._answered: AnsweredPrompts | None = None
+        self._num_prompts = 0
+        self._steps: list[list[int]] = []
+        """Numbers of the prompts that all processes answer in each step."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settle where to write, before any weight is loaded.
+        """Settle where to write and what to answer, before any weight is loaded.
 
         Raises:
-            ConfigError: On more than one device, unless each holds a part of the weights and so has to answer all.
+            ConfigError: If the file cannot be written, or was begun with other prompts, model or strategies.
         """
         if stage != "predict":
             return
-        if trainer.world_size > 1 and not isinstance(trainer.strategy, FSDP2):
-            raise ConfigError(
-                "predict writes one ordered file and runs on one device: set trainer.devices to 1. "
-                "For a model that one device does not hold, set trainer.strategy to fsdp2"
-            )
-        self.path = self.path or Path(trainer.default_root_dir) / self.default_name
-        if self.path.is_dir():
-            raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"predictions.path {self.path} cannot be written: {error.strerror}") from None
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open under a temporary name, so that a file of the final name is always whole."""
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
+        if not isinstance(pl_module, SFT) or not isinstance(data, SFTData):
+            raise ConfigError("predict needs a model and data that ask and answer, such as SFT and SFTData")
+        found: set[int] | ConfigError = set()
         if trainer.is_global_zero:
-            self._file = self._partial().open("w", encoding="utf-8")
+            try:
+                self._answered = AnsweredPrompts(self._partial(trainer), _settings(trainer, pl_module, data.asked))
+                found = self._answered.numbers
+            except ConfigError as error:
+                found = error
+        # Not all machines need have the file.
+        found = trainer.strategy.broadcast(found)
+        if isinstance(found, ConfigError):
+            raise found
+        self._plan(trainer, pl_module, data, found)
 
     def on_predict_batch_end(
         self,
@@ -64,23 +80,90 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Append the rows of a batch; what is written survives an interruption."""
-        if self._file is None:
-            return
-        for row in outputs:
-            self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        self._file.flush()
-        self.num_rows += len(outputs)
+        """Append the rows of all processes; what is written survives an interruption."""
+        if self._answered:
+            numbers = self._steps[batch_idx]
+            rows = _chunks(outputs, len(outputs) // len(numbers))
+            self._answered.add(dict(zip(numbers, rows, strict=True)))
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the file its name."""
-        if self._file is None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Say how to go on."""
+        if self._answered:
+            if self._answered.numbers:
+                self._tell_unfinished(self._answered)
+            self._answered.close()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the file its name if all is answered; `on_predict_end` does not come if nothing was left to answer."""
+        if stage != "predict" or not self._answered:
             return
         assert self.path is not None
-        self._file.close()
-        self._partial().replace(self.path)
-        log.info("%d answers in %s", self.num_rows, self.path)
+        if len(self._answered.numbers) == self._num_prompts:
+            log.info("%d answers in %s", self._answered.finish(self.path), self.path)
+        else:  # limit_predict_batches
+            self._tell_unfinished(self._answered)
+            self._answered.close()
 
-    def _partial(self) -> Path:
-        assert self.path is not None
+    def _partial(self, trainer: Trainer) -> Path:
+        self.path = self.path or Path(trainer.default_root_dir) / self.default_name
+        if self.path.is_dir():
+            raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"predictions.path {self.path} cannot be written: {error.strerror}") from None
         return self.path.with_name(self.path.name + ".partial")
+
+    def _plan(self, trainer: Trainer, stage: SFT, data: SFTData, answered: set[int]) -> None:
+        """Batches of what is left, cut as if nothing was answered: half precision rounds by what stands beside."""
+        self._num_prompts = len(data.asked)
+        batches = batches_by_length(
+            [len(prompt.input_ids) for prompt in data.asked],
+            list(stage.strategies.values()),
+            context_length=stage.checkpoint.context_length,
+            token_budget=self.token_budget,
+        )
+        left = [[number for number in batch if number not in answered] for batch in batches]
+        steps = _chunks([batch for batch in left if batch], num_shares(trainer))
+        self._steps = [[number for batch in step for number in batch] for step in steps]
+        share = trainer.global_rank % num_shares(trainer)
+        # All take part in each step, for they exchange their rows in it.
+        data.asked_together = [step[share] if share < len(step) else [] for step in steps]
+        if answered:
+            log.info("going on: %d of %d prompts are answered", len(answered), len(data.asked))
+
+    def _tell_unfinished(self, answered: AnsweredPrompts) -> None:
+        log.info(
+            "%d of %d prompts are answered, in %s; the same command goes on from there",
+            len(answered.numbers), self._num_prompts, answered.path,
+        )  # fmt: skip
+
+
+def _settings(trainer: Trainer, stage: SFT, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """All that answers depend on."""
+    asked = [(p.input_ids, p.text, p.reference, p.source, p.category, p.is_truncated) for p in prompts]
+    checkpoint, tuning = stage.checkpoint, stage.tuning
+    trained = [Path(trainer.ckpt_path)] if trainer.ckpt_path else []
+    trained += sorted(Path(tuning.adapter).iterdir()) if tuning.adapter else []
+    return {
+        "prompts": hashlib.sha256(repr(asked).encode()).hexdigest(),
+        "model": _state_of([checkpoint.path / "config.json", *checkpoint.tokenizer_files, *checkpoint.weight_files]),
+        "tuned weights": _state_of(trained),
+        "tuning": {"class": type(tuning).__name__, **{name: str(value) for name, value in vars(tuning).items()}},
+        "precision": str(trainer.precision),
+        "stop tokens": checkpoint.prompt_format.stop_token_ids(stage.tokenizer),
+        "strategies": [
+            {"name": name, "class": type(strategy).__name__, **strategy.parameters()}
+            for name, strategy in stage.strategies.items()
+        ],
+    }
+
+
+def _chunks(items: list[T], size: int) -> list[list[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _state_of(files: Iterable[Path]) -> list[list[str | int]]:
+    """What tells a file from another without reading gigabytes."""
+    states = ((file, file.stat()) for file in files)
+    return [[file.name, state.st_size, state.st_mtime_ns] for file, state in states]

@@ -41,6 +41,8 @@ class RunProgress(ProgressBar):
         self._is_counted = True
         self._global_step = 0
         self._batches: tqdm[Any] | None = None
+        self._num_answers = 0
+        self._num_tokens = 0
 
     def disable(self) -> None:
         """Lightning calls it on all processes but the first."""
@@ -86,7 +88,8 @@ class RunProgress(ProgressBar):
         self._batches = self._open("testing", sum(trainer.num_test_batches))
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Open a bar over batches of prompts."""
+        """Open a bar over batches of prompts, which take about equally long: of few long ones or many short ones."""
+        self._num_answers = self._num_tokens = 0
         self._batches = self._open("predicting", sum(trainer.num_predict_batches))
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
@@ -97,8 +100,16 @@ class RunProgress(ProgressBar):
         """One batch more."""
         self._count_batch()
 
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        """One batch more."""
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: list[dict[str, Any]], *args: Any, **kwargs: Any
+    ) -> None:
+        """One batch more, of each process; tokens a second are those of all answers so far."""
+        if self._batches is None:
+            return
+        self._num_answers += len(outputs)
+        self._num_tokens += sum(row["answer_tokens"] for row in outputs)
+        speed = _number(self._num_tokens / self._batches.format_dict["elapsed"], "si")
+        self._batches.set_postfix_str(f"{self._num_answers} answers {speed} tok/s", refresh=False)
         self._count_batch()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -91,7 +91,10 @@ class SFTData(LightningDataModule):
         self.forgetting = forgetting or []
         self.tokenizer: Any = None
         self._order: EpochOrder | None = None
-        self._prompts: list[Prompt] = []
+        self.asked: list[Prompt] = []
+        """What `predict` answers, in order; known when it is set up."""
+        self.asked_together: list[list[int]] | None = None
+        """Numbers of the prompts of each batch that this process answers; if not given, in order."""
         self._start = Position()
         self._check_options()
 
@@ -166,9 +169,9 @@ class SFTData(LightningDataModule):
             found = self.tested.quarantine
             if self.on_bad_record == "error":
                 found.refuse_any()
-        elif stage == "predict" and not self._prompts:
+        elif stage == "predict" and not self.asked:
             conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
-            self._prompts = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
+            self.asked = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
@@ -189,10 +192,13 @@ class SFTData(LightningDataModule):
             return self._held_out_loader(self.prepared, self.split.validation)
         return self._held_out_loader(self.tested, all_good(self.scanned_tests))
 
-    def predict_dataloader(self) -> DataLoader[list[Prompt]]:
-        """Prompts in order; the network's side pads them."""
-        prompts = cast(Dataset[list[Prompt]], self._prompts)
-        return DataLoader(prompts, batch_size=self.batching.num_rows, collate_fn=list)
+    def predict_dataloader(self) -> DataLoader[list[Prompt]] | list[Any]:
+        """Prompts in the batches that are asked for, else in order; the network's side pads them."""
+        size = self.batching.num_rows
+        in_order = [self.asked[start : start + size] for start in range(0, len(self.asked), size)]
+        chosen = self.asked_together
+        batches = in_order if chosen is None else [[self.asked[number] for number in batch] for batch in chosen]
+        return DataLoader(cast(Dataset[list[Prompt]], batches), batch_size=None, collate_fn=list) if batches else []
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Prompts are lists of ids: generation pads them and moves the result."""

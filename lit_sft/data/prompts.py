@@ -8,18 +8,19 @@ from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
 from lit_sft.corpora._base import Corpus, Finding
-from lit_sft.corpora._turns import text_of
+from lit_sft.corpora._turns import optional_text, text_of
 from lit_sft.errors import BadRecord, DataError
 
 
 class PromptRecords(Corpus):
-    """JSON Lines of questions, with or without a reference answer.
+    """JSON Lines of questions, with or without a reference answer and a category.
 
     Args:
-        path: Records with the keys prompt and (optional) reference, or instruction, input, output as in BELLE.
+        path: Records with the keys prompt and (optional) reference, or instruction, input, output as in BELLE; both
+            with an optional category.
     """
 
-    layout = "one JSON object a line with the keys prompt, reference (or instruction, input, output)"
+    layout = "one JSON object a line with the keys prompt, reference (or instruction, input, output), category"
     layouts = (frozenset({"prompt", "reference", "instruction", "output"}),)
 
     def parse(self, record: dict[str, Any]) -> Conversation:
@@ -31,7 +32,7 @@ class PromptRecords(Corpus):
         messages = [Message("user", prompt)]
         if record.get(reference_key):
             messages.append(Message("assistant", text_of(record, reference_key, role="reference")))
-        return Conversation(messages)
+        return Conversation(messages, category=optional_text(record, "category", role="category"))
 
 
 def read_prompts(path: str | Path) -> list[Conversation]:
@@ -66,6 +67,7 @@ def encode_prompts(
         asked = conversation.prompt()
         try:
             input_ids = prompt_format.encode_prompt(asked, tokenizer)
+            whole = prompt_format.whole_prompt(asked, tokenizer)
             reference = conversation.reference()
             answered = prompt_format.encode_turns(conversation, tokenizer)[-1] if reference else None
         except BadRecord as bad:
@@ -77,6 +79,7 @@ def encode_prompts(
             source=conversation.source,
             category=conversation.category,
             reference_ids=answered.reply_ids if answered else (),
+            is_truncated=len(input_ids) < len(whole),
         )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -101,6 +102,10 @@ class ChatGLMFormat(PromptFormat):
         labels = [IGNORE_INDEX] * (len(prompt_ids) - 1) + prompt_ids[-1:]
         return [EncodedTurn(prompt_ids, reply_ids, labels)]
 
+    def whole_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
+        """Ids with all rounds."""
+        return type(self)(sys.maxsize, self.always_rounds).encode_prompt(conversation, tokenizer)
+
     def prompt(self, history: Sequence[tuple[str, str]], question: str) -> str:
         """The text of a question after rounds of (question, answer)."""
         if not history and not self.always_rounds:
@@ -118,14 +123,6 @@ def _lines(messages: Sequence[Message]) -> str:
 
 
 TRAINING_TIME = "[[训练时间]]"
-
-
-def polish_answer(answer: str) -> str:
-    """What the original `chat` makes of an answer: the tokenizer knows no full-width punctuation, so it is restored."""
-    answer = answer.strip().replace(TRAINING_TIME, "2023年")
-    for half, full in zip(",!:;?", "，！：；？", strict=True):
-        answer = re.sub(rf"(?<=[\u4e00-\u9fff]){re.escape(half)}|{re.escape(half)}(?=[\u4e00-\u9fff])", full, answer)
-    return answer
 
 
 class ChatGLM6B(Family):
@@ -154,8 +151,12 @@ class ChatGLM6B(Family):
             raise CheckpointError(f"{file} has position_encoding_2d: false, which no released ChatGLM-6B has")
 
     def polish_answer(self, answer: str) -> str:
-        """Full-width punctuation restored, as the original chat does."""
-        return polish_answer(answer)
+        """Full-width punctuation, which the tokenizer does not know, restored as the original chat does."""
+        answer = answer.strip().replace(TRAINING_TIME, "2023年")
+        for half, full in zip(",!:;?", "，！：；？", strict=True):
+            beside = rf"(?<=[\u4e00-\u9fff]){re.escape(half)}|{re.escape(half)}(?=[\u4e00-\u9fff])"
+            answer = re.sub(beside, full, answer)
+        return answer
 
     @classmethod
     def matches(cls, config: dict[str, Any]) -> bool:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "prompt-too-long"]
 
+TOKEN_BUDGET = 8192
+"""Tokens in memory at once; the cache of Baichuan-13B takes 6.7 GB for them in half precision."""
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -31,12 +34,34 @@ class Answer:
     finish_reason: FinishReason
 
 
-def _batches(lengths: Sequence[int], strategy: Strategy, context_length: int) -> list[list[int]]:
-    """Indices of prompts that can be answered together: an answer may depend on how long it can become (beams)."""
-    batches: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        batches.setdefault(max(0, min(strategy.max_new_tokens, context_length - length)), []).append(index)
-    return list(batches.values())
+def batches_by_length(
+    lengths: Sequence[int],
+    strategies: Sequence[Strategy],
+    *,
+    context_length: int,
+    token_budget: int | None = None,
+) -> list[list[int]]:
+    """Indices of prompts to answer together, the longest first: what does not fit into memory shows at once.
+
+    Args:
+        lengths: Tokens of each prompt.
+        strategies: Say how many tokens an answer has at most, and how many are followed at once.
+        context_length: Tokens of prompt and answer together at most.
+        token_budget: Tokens of prompts, padding and whole answers in a batch, unless it is of one prompt; no limit if
+            not given.
+    """
+    batches: list[list[int]] = []
+    rooms: list[int] = []  # of each answer to the prompts of the last batch
+    most = 0  # prompts in it
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        room = [max(0, min(strategy.max_new_tokens, context_length - lengths[index])) for strategy in strategies]
+        # An answer may depend on how long it can become (beams), so those of a batch end alike.
+        if not batches or room != rooms or len(batches[-1]) == most:
+            tokens = [(lengths[index] + n) * each.num_beams for n, each in zip(room, strategies, strict=True)]
+            rooms, most = room, max(1, token_budget // max(tokens)) if token_budget else len(lengths)
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 def generate_answers(
@@ -62,7 +87,7 @@ def generate_answers(
     """
     stop = list(stop_token_ids)
     answers: dict[int, Answer] = {}
-    for rows in _batches([len(prompt) for prompt in prompts], strategy, context_length):
+    for rows in batches_by_length([len(prompt) for prompt in prompts], [strategy], context_length=context_length):
         room = min(strategy.max_new_tokens, context_length - len(prompts[rows[0]]))
         if room < 1:
             answers |= dict.fromkeys(rows, Answer("", 0, "prompt-too-long"))

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch.distributed import all_gather_object
@@ -22,6 +22,7 @@ from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
+from lit_sft.sharding import num_shares
 from lit_sft.stages._base import Stage
 from lit_sft.stages._neftune import noisy_embeddings
 
@@ -32,6 +33,7 @@ MAX_NAMED = 8
 """Records that an error names."""
 
 Split = Literal["val", "test"]
+T = TypeVar("T")
 
 
 class SFT(Stage):
@@ -131,22 +133,24 @@ class SFT(Stage):
         self._log_held_out("test")
 
     def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
-        """A row for each prompt and strategy, in this order: prompt, answer, reference, finish reason, token counts."""
-        answers = self.answer(batch)
-        return [
+        """A row for each prompt and strategy, in this order; of the prompts of all processes, one after the other."""
+        rows = [
             {
                 "source": prompt.source,
+                "category": prompt.category,
                 "strategy": strategy,
                 "prompt": prompt.text,
+                "is_truncated": prompt.is_truncated,
                 "answer": answer.text,
                 "reference": prompt.reference,
                 "finish_reason": answer.finish_reason,
                 "prompt_tokens": len(prompt.input_ids),
                 "answer_tokens": answer.num_tokens,
             }
-            for prompt, by_strategy in zip(batch, answers, strict=True)
+            for prompt, by_strategy in zip(batch, self.answer(batch), strict=True)
             for strategy, answer in by_strategy.items()
         ]
+        return rows if num_shares(self.trainer) == 1 else self._of_all_processes(rows)
 
     def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Answer]]:
         """Of each prompt the answers by the name of the strategy."""
@@ -194,13 +198,13 @@ class SFT(Stage):
             f"Records of the step: {named}. Lower the learning rate, use bf16 or float32, or look at them"
         )
 
-    def _of_all_processes(self, own: list[str]) -> list[str]:
-        """What each process names, one after the other; all stop for the same reason at the same time."""
+    def _of_all_processes(self, own: list[T]) -> list[T]:
+        """What each process has, one after the other; all of them must ask."""
         if self.trainer.world_size == 1:
             return own
-        named: list[list[str]] = [[]] * self.trainer.world_size
-        all_gather_object(named, own)
-        return list(chain.from_iterable(named))
+        parts: list[list[T]] = [[]] * self.trainer.world_size
+        all_gather_object(parts, own)
+        return list(chain.from_iterable(parts))
 
     def _log_held_out(self, split: Split) -> None:
         """Means over the supervised tokens of all batches and ranks, summed in float64 whatever the precision."""

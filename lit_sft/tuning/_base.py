@@ -21,6 +21,9 @@ class Tuning(ABC):
     export_name: ClassVar[str]
     """Folder of the run that receives what `export` writes."""
 
+    adapter: str | None = None
+    """Folder of what trained before, if it starts from such."""
+
     @abstractmethod
     def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
         """The network with exactly the weights that train requiring gradients.

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from goldens import golden_checkpoint
 from peft import LoraConfig, get_peft_model
 
 from lit_sft import open_checkpoint
@@ -21,7 +22,6 @@ from lit_sft.chat.session import Session
 from lit_sft.chat.stream import AnswerStream
 from lit_sft.corpora.jsonl_chat import JsonlChat
 from lit_sft.errors import ConfigError, UserError
-from lit_sft.families.chatglm import polish_answer
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, TopP
 
@@ -133,7 +133,7 @@ class Bytes:
 
 def test_half_a_character_and_control_tokens_are_never_shown() -> None:
     pieces: list[str] = []
-    stream = AnswerStream(Bytes(), [7], polish_answer, 8, pieces.append)
+    stream = AnswerStream(Bytes(), [7], golden_checkpoint("chatglm-6b").family.polish_answer, 8, pieces.append)
     stream.put(torch.tensor([[1, 2, 3]]))
     raw = "今年是[[训练时间]],你好\x1b!再见"
     for byte in [*raw.encode(), 256, "镇".encode()[0], 7]:

@@ -15,7 +15,7 @@ from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import TinySize
 from lit_sft.families._chatglm_tokenizer import ChatGLM6BTokenizer, read_whitespace, write_whitespace
 from lit_sft.families._chatglm_weights import fuse_heads, split_heads
-from lit_sft.families.chatglm import ChatGLM6B, polish_answer
+from lit_sft.families.chatglm import ChatGLM6B
 from lit_sft.generation.generate import _answer
 
 REVISIONS = ["chatglm-6b", "chatglm-6b-v0"]
@@ -515,7 +515,7 @@ def test_the_oldest_rounds_are_dropped_where_the_history_does_not_fit() -> None:
 
 def test_chat_answers_are_polished_as_in_the_original(revision: str) -> None:
     for raw, polished in golden_json(revision, "prompt_golden")["process_response"]:
-        assert polish_answer(raw) == polished
+        assert golden_checkpoint(revision).family.polish_answer(raw) == polished
 
 
 def test_a_remembered_id_is_forgotten_when_tokens_are_added() -> None:
