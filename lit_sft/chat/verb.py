@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
@@ -56,6 +57,7 @@ def chat(
 
     disable_progress_bar()
     set_verbosity_error()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
     chosen = getattr(torch, dtype) if dtype else None
     quantized = QLoRA(quant_type=quantization) if quantization else None
     if folder:

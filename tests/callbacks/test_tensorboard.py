@@ -37,11 +37,10 @@ def test_it_shows_hyperparameters_results_and_samples_of_each_strategy(
     chosen = dict(hparams_of(events, "session_start_info").session_start_info.hparams.items())
     assert chosen["family"].string_value == "baichuan-7b"
     assert chosen["tuning"].string_value == "LoRA"
-    assert (chosen["rank"].number_value, chosen["alpha"].number_value) == (4, 8)
+    assert (chosen["tuning_rank"].number_value, chosen["tuning_alpha"].number_value) == (4, 8)
     assert chosen["lr"].number_value == 0.01
     assert chosen["precision"].string_value == "32-true"
-    assert chosen["rows_per_step"].number_value == 1
-    assert not {"targets", "adapter", "max_steps"} & chosen.keys()  # not set
+    assert chosen["batch_rows"].number_value == 1
 
     # The tab shows the latest point of each curve that is named here.
     named = {info.name.tag for info in hparams_of(events, "experiment").experiment.metric_infos}
