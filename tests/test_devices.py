@@ -45,10 +45,10 @@ WORKER = str(Path(__file__).with_name("several_fits.py"))
 
 @dataclasses.dataclass
 class Job:
-    """Words of a command, the exit code of each rank (None: any failure), and a port if not all ranks survive it."""
+    """Words of a command, the exit code of each rank, and a port if not all ranks survive it."""
 
     words: list[str]
-    codes: Sequence[int | None]
+    codes: Sequence[int]
     port: int | None = None
 
 
@@ -193,7 +193,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) 
     narrow = [
         # First, for a process that has trained cannot fork.
         *(
-            Job([*dying, *when("Kill", step=2, rank=rank)], [-signal.SIGKILL if r == rank else None for r in (0, 1)],
+            Job([*dying, *when("Kill", step=2, rank=rank)], [-signal.SIGKILL if r == rank else 1 for r in (0, 1)],
                 free_port())
             for rank in (0, 1)
         ),

@@ -29,7 +29,8 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "LoRA": {"class_path": "LoRA", "init_args": {"rank": 4}},
     "QLoRA": {"class_path": "QLoRA", "init_args": {"rank": 4}},
 }
-LEARNING_RATES = {"Full": 0.003, "LoRA": 0.02, "QLoRA": 0.02}
+# Adam divides rounding by itself where a gradient is as small as its usual eps.
+OPTIMIZERS = {tuning: {"lr": 0.003 if tuning == "Full" else 0.005, "eps": 1e-5} for tuning in TUNINGS}
 PLAIN = "plain"
 CHECKPOINTING, COMPILE = {"gradient_checkpointing": True}, {"compile": True}
 DDP, FSDP2 = ({"strategy": strategy, "devices": 2} for strategy in ("ddp", "fsdp2"))
@@ -57,8 +58,7 @@ def write_config(work: Path, name: str, tuning: str, way: dict[str, dict[str, An
             "init_args": {
                 "checkpoint": str(work / "model"),
                 "tuning": TUNINGS[tuning],
-                # Adam divides rounding by itself where a gradient is as small as its usual eps.
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": LEARNING_RATES[tuning], "eps": 1e-5}},
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": OPTIMIZERS[tuning]},
                 "generation": {"class_path": "Greedy", "init_args": {"max_new_tokens": 4}},
                 **way.get("model", {}),
             },

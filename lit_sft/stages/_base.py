@@ -19,7 +19,7 @@ from lit_sft.conversation import Batch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import open_checkpoint
 from lit_sft.sharding import FSDP2, shard, whole
-from lit_sft.stages._compile import check_compiler, compile_blocks
+from lit_sft.stages._compile import check_compilation, compile_blocks
 from lit_sft.stages._random import random_state, set_random_state, states_of_all_ranks
 from lit_sft.stages._recount import recount_batches
 from lit_sft.stages.schedules import Cosine, Schedule
@@ -94,11 +94,12 @@ class Stage(LightningModule):
         """Refuse a strategy or a precision that cannot train, and a run whose end a schedule cannot know.
 
         Raises:
-            ConfigError: For another way of sharding than `fsdp2`, for `16-true`, and for neither epochs nor steps.
+            ConfigError: For another way of sharding than `fsdp2`, for `16-true`, for neither epochs nor steps, and where
+                nothing can be compiled.
         """
         self._check_strategy()
         if self.is_compiled:
-            check_compiler(self.trainer.strategy.root_device)
+            check_compilation(self.tuning, self.trainer.strategy.root_device)
         if stage != "fit":
             return
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:

@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from lit_sft.errors import ConfigError
+from lit_sft.tuning._base import Tuning
 
 
-def check_compiler(device: torch.device) -> None:
-    """Find out before anything is loaded whether blocks can be compiled for the device.
+def check_compilation(tuning: Tuning, device: torch.device) -> None:
+    """Find out before anything is loaded whether blocks can be compiled.
 
     Raises:
-        ConfigError: If the compiler that torch.compile needs is missing.
+        ConfigError: If torch.compile cannot read what the tuning puts into them, or has no compiler for the device.
     """
+    if reason := tuning.why_not_compiled():
+        raise ConfigError(f"model.init_args.compile does not work here. {reason}")
     # torch._inductor takes a second to import, which runs that compile nothing need not spend.
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
@@ -44,8 +47,6 @@ def compile_blocks(blocks: Sequence[nn.Module]) -> None:
 
     Adapters and gradient checkpointing must be in place: they are compiled with the block.
     """
-    # Gradients of a block arrive together anyway; cut into buckets, a block could not be checkpointed.
-    torch._dynamo.config.optimize_ddp = False
     for block in blocks:
         block.compile(dynamic=True)
 

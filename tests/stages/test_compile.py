@@ -12,7 +12,8 @@ from tuning.test_tunings import TUNINGS, batch_of, make_stage
 
 from lit_sft.__main__ import main
 from lit_sft.stages.sft import SFT
-from lit_sft.tuning.lora import LoRA
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch._dynamo
 
 FAMILIES = ("baichuan-7b", "baichuan-13b", "moss", "chatglm-6b", "chatglm2-6b")
 
@@ -34,15 +35,19 @@ def step_of(stage: SFT) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("family", "tuning"),
-    [*((family, "lora") for family in FAMILIES), *(("baichuan-7b", name) for name in TUNINGS if name != "lora")],
+    ("family", "tuning", "backend"),
+    [
+        *((family, "lora", "eager") for family in FAMILIES),
+        ("baichuan-7b", "qlora-nf4", "eager"),
+        ("baichuan-7b", "full", "inductor"),
+    ],
 )
 def test_a_block_is_captured_whole_and_gives_the_same_gradients(
-    tiny: Callable[[str], Path], family: str, tuning: str
+    tiny: Callable[[str], Path], family: str, tuning: str, backend: str
 ) -> None:
-    """With gradient checkpointing; what the compiler makes of the captured graph is its own business."""
+    """With gradient checkpointing. What was captured runs as it is, but once: a real compiler takes its time."""
     losses, gradients = [], []
-    with torch.compiler.set_stance(force_backend="aot_eager"):
+    with torch.compiler.set_stance(force_backend=backend):
         for is_compiled in (False, True):
             stage = make_stage(
                 tiny(family), family, TUNINGS[tuning](), gradient_checkpointing=True, compile=is_compiled
@@ -58,23 +63,6 @@ def test_a_block_is_captured_whole_and_gives_the_same_gradients(
         assert (gradients[1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
 
 
-def test_dropout_of_adapters_is_drawn_once_for_a_step_and_its_checkpointing(tiny: Callable[[str], Path]) -> None:
-    """The backward pass computes a block again with the numbers of the forward pass."""
-    gradients = []
-    with torch.compiler.set_stance(force_backend="aot_eager"):
-        for checkpointing in (False, True):
-            torch.manual_seed(1)
-            stage = make_stage(
-                tiny("baichuan-7b"), "baichuan-7b", LoRA(rank=4, dropout=0.5), compile=True,
-                gradient_checkpointing=checkpointing,
-            )  # fmt: skip
-            gradients.append(step_of(stage)[1])
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        assert (gradients[1][name] - gradient).norm() <= 1e-5 * gradient.norm(), name
-
-
-@pytest.mark.slow
 def test_a_compiled_fit_validates_answers_and_saves_as_one_that_is_not(
     write_config: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -85,7 +73,8 @@ def test_a_compiled_fit_validates_answers_and_saves_as_one_that_is_not(
             model={"compile": is_compiled, "tuning": tuning}, trainer={"max_epochs": 3, "val_check_interval": 1.0}
         )
         name = f"compiled-{is_compiled}"
-        assert main(["fit", "--config", config, "--name", name]) == 0
+        with torch.compiler.set_stance(force_backend="eager"):
+            assert main(["fit", "--config", config, "--name", name]) == 0
         (run,) = (tmp_path / "runs").glob(f"{name}-2*")
         summary = json.loads((run / "summary.json").read_text())
         found.append((summary, torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]))
@@ -95,6 +84,12 @@ def test_a_compiled_fit_validates_answers_and_saves_as_one_that_is_not(
     assert compiled["samples"] == plain["samples"]
     torch.testing.assert_close(compiled_weights, weights, rtol=0, atol=1e-4)
     assert counters["stats"]["unique_graphs"] > 0
+
+
+def test_int8_is_refused(write_config: Callable[..., str], capsys: pytest.CaptureFixture[Any]) -> None:
+    tuning = {"class_path": "QLoRA", "init_args": {"quant_type": "int8"}}
+    assert main(["fit", "--config", write_config(model={"compile": True, "tuning": tuning})]) == 2
+    assert "use quant_type nf4, or compile: false" in capsys.readouterr().err
 
 
 def test_a_missing_compiler_is_an_error_before_anything_is_loaded(

@@ -119,7 +119,7 @@ def test_dropout_does_not_act_in_validation(tiny_folder: Path, uneven_corpus: Pa
     data = SFTData(
         stage.checkpoint, [Belle(str(uneven_corpus))], max_length=128, micro_batch_size=1, validation_fraction=0.5
     )
-    trainer = trainer_of(tmp_path, max_steps=2, val_check_interval=2, num_sanity_val_steps=0, limit_val_batches=1.0)
+    trainer = trainer_of(tmp_path, max_steps=2, num_sanity_val_steps=0, limit_val_batches=1.0)
     trainer.fit(stage, data)
     measured = float(trainer.callback_metrics["val/loss"])
     dropouts = [module for module in stage.modules() if isinstance(module, torch.nn.Dropout)]
