@@ -124,7 +124,7 @@ def headed(text: str) -> str:
     rest = (found.total - sum(parts.values())) / 1e9
     said = f"Memory: {found.total / 1e9:.1f} GB ({listed}, {rest:.1f} the rest), by docs/scale.md: "
     said += f"one {gpu} GB GPU." if (gpu := smallest_gpu(found)) else (
-        f"no single GPU. configs/overlays/fsdp2.yaml on 8: {shared.total / 1e9:.1f} GB each, "
+        f"no single GPU; configs/overlays/fsdp2.yaml on 8: {shared.total / 1e9:.1f} GB each, "
         f"{smallest_gpu(shared)} GB GPUs."
     )  # fmt: skip
     paragraph = textwrap.fill(said, 115, initial_indent="# ", subsequent_indent="# ")

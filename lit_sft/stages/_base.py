@@ -94,8 +94,8 @@ class Stage(LightningModule):
         """Refuse a strategy or a precision that cannot train, and a run whose end a schedule cannot know.
 
         Raises:
-            ConfigError: For another way of sharding than `fsdp2`, for `16-true`, for neither epochs nor steps, and where
-                nothing can be compiled.
+            ConfigError: For another way of sharding than `fsdp2`, for `16-true`, for neither epochs nor steps, and for
+                `compile` where it cannot.
         """
         self._check_strategy()
         if self.is_compiled:

@@ -15,7 +15,8 @@ from lit_sft.stages.sft import SFT
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch._dynamo
 
-FAMILIES = ("baichuan-7b", "baichuan-13b", "moss", "chatglm-6b", "chatglm2-6b")
+# The others are networks of transformers, as baichuan-7b.
+FAMILIES = ("baichuan-7b", "baichuan-13b", "moss", "chatglm-6b")
 
 
 @pytest.fixture(autouse=True)
