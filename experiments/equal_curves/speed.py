@@ -1,6 +1,6 @@
 """Whether model.compile pays: CPU seconds of a step as written and compiled, and of the first compiled step.
 
-Seconds of this process and of the compilers that it starts, not those of a clock: other work on the machine counts less.
+Those of this process and of the compilers that it starts, not of a clock: other work on the machine counts less.
 """
 
 import argparse
@@ -30,6 +30,7 @@ SIZES = {
     "20 M": {"hidden-size": 512, "intermediate-size": 1408, "num-layers": 6, "num-heads": 8},
 }
 TUNINGS = {"Full": Full, "LoRA": lambda: LoRA(rank=16), "QLoRA": lambda: QLoRA(rank=16)}
+NUM_STEPS = {"0.3 M": 40, "20 M": 6}
 ROWS, LENGTH, EXAMPLE = 4, 256, 64
 
 
@@ -61,7 +62,6 @@ def measure(model: Path, tuning: str, is_compiled: bool, num_steps: int) -> tupl
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, default=Path("/tmp/equal_curves"))
-    parser.add_argument("--steps", type=int, default=20)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     print("| parameters | tuning | a step | compiled | ratio | the first step, compiled |")
@@ -71,8 +71,8 @@ if __name__ == "__main__":
         if not model.exists():
             main(["tiny", "--output", str(model), *(word for k, v in counts.items() for word in (f"--{k}", str(v)))])
         for tuning in TUNINGS:
-            _, plain = measure(model, tuning, False, options.steps)
-            first, compiled = measure(model, tuning, True, options.steps)
+            _, plain = measure(model, tuning, False, NUM_STEPS[size])
+            first, compiled = measure(model, tuning, True, NUM_STEPS[size])
             print(
                 f"| {size} | {tuning} | {plain:.3f} s | {compiled:.3f} s | {plain / compiled:.2f} | {first:.0f} s |",
                 flush=True,
