@@ -6,6 +6,7 @@ import atexit
 import os
 import signal
 import sys
+import traceback
 from importlib import import_module
 from typing import NoReturn
 
@@ -106,5 +107,15 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
+def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
+    """Run a verb and end the process with its exit code; 1, after the traceback, for an error that is our own."""
+    try:
+        code = main(arguments)
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
 if __name__ == "__main__":
-    leave(main())
+    run_and_leave()

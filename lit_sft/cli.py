@@ -68,6 +68,7 @@ HARMLESS_WARNINGS = (
     "Total length of `list` across ranks is zero",  # nothing is held out
     "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
     "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
+    "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
 )
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"

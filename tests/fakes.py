@@ -1,10 +1,12 @@
 """Stand-ins: a model that reads letters for the data layer, a user who interrupts."""
 
 import os
+import random
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import Callback, Trainer
 
@@ -61,6 +63,15 @@ class Interrupt(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class DrawInValidation(Callback):
+    """Random numbers of every kind are drawn while a model is measured."""
+
+    def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        random.random()
+        np.random.rand()  # noqa: NPY002 - the one that others draw from
+        torch.rand(1)
 
 
 class Ask(Callback):

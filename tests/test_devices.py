@@ -1,11 +1,13 @@
 """One process, two, and four on two hosts train the same: the same steps, weights, measures and answers."""
 
+import dataclasses
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +41,25 @@ ROWS_OF_A_STEP = 8
 SAVED_STEP = 6
 """In the middle of the second epoch."""
 WORKER = str(Path(__file__).with_name("several_fits.py"))
+
+
+@dataclasses.dataclass
+class Job:
+    """Words of a command, the exit code of each rank, and a port if not all ranks survive it."""
+
+    words: list[str]
+    codes: Sequence[int]
+    port: int | None = None
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+def when(callback: str, **arguments: Any) -> list[str]:
+    return ["--trainer.callbacks", json.dumps([{"class_path": f"fakes.{callback}", "init_args": arguments}])]
 
 
 class Runs:
@@ -127,22 +148,23 @@ class Runs:
     def saved(self, name: str) -> str:
         return str(self.folder(name) / "checkpoints" / f"step={SAVED_STEP}.ckpt")
 
-    def curve(self, name: str, tag: str) -> list[float]:
+    def points(self, name: str, tag: str) -> list[tuple[int, float]]:
         events = EventAccumulator(str(self.folder(name) / "tensorboard"))
         events.Reload()
-        return [event.value for event in events.Scalars(tag)]
+        return [(event.step, event.value) for event in events.Scalars(tag)]
+
+    def curve(self, name: str, tag: str) -> list[float]:
+        return [value for _, value in self.points(name, tag)]
 
     def end(self, name: str) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(self.folder(name) / "checkpoints" / "last.ckpt", weights_only=True)
         return content
 
-    def launch(self, jobs: list[tuple[list[str], int]], *, devices: int, nodes: int) -> None:
-        """Run jobs, which exit with the code beside them, under a torchrun for each of `nodes` loopback addresses."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+    def launch(self, jobs: list[Job], *, devices: int, nodes: int) -> None:
+        """Run jobs under a torchrun for each of `nodes` loopback addresses."""
+        port = free_port()
         file = self.root / f"jobs-{nodes}x{devices}.json"
-        file.write_text(json.dumps(jobs))
+        file.write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
         agents = []
         for host in range(nodes):
             address = f"127.0.0.{host + 1}"
@@ -165,21 +187,30 @@ class Runs:
 def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) -> Runs:
     runs = Runs(tmp_path_factory.mktemp("devices"), tiny)
     wide = [
-        (runs.fit(f"{tuning}_{strategy}_4", tuning, strategy, devices=2, nodes=2), 0)
+        Job(runs.fit(f"{tuning}_{strategy}_4", tuning, strategy, devices=2, nodes=2), [0] * 4)
         for tuning in TUNINGS
         for strategy in STRATEGIES
     ]
     runs.launch(wide, devices=2, nodes=2)
     two: dict[str, Any] = {"strategy": "fsdp2", "devices": 2}
+    dying, stopped = (runs.fit(name, "LoRA", "ddp", devices=2) for name in ("dying_2", "stopped_2"))
     narrow = [
-        (runs.fit("LoRA_ddp_2", "LoRA", "ddp", devices=2), 0),
-        ([*runs.fit("LoRA_resumed_2", "LoRA", **two), "--ckpt_path", runs.saved("LoRA_ddp_4")], 0),
-        ([*runs.fit("Full_resumed_2", "Full", **two), "--ckpt_path", runs.saved("Full_fsdp2_4")], 0),
-        (runs.fit("tied_2", "Full", **two, family="chatglm-6b"), 0),
-        (["predict", "--run", str(runs.folder("QLoRA_fsdp2_4")), "--trainer.num_nodes", "1"], 0),
-        (runs.predict("LoRA_ddp_2"), 0),
-        ([*runs.fit("harmful_2", "LoRA", **two), "--model.init_args.optimizer.init_args.lr", "1e30"], 2),
-    ]
+        # First, for a process that has trained cannot fork.
+        *(
+            Job([*dying, *when("Kill", step=2, rank=rank)], [-signal.SIGKILL if r == rank else 1 for r in (0, 1)],
+                free_port())
+            for rank in (0, 1)
+        ),
+        Job(runs.fit("LoRA_ddp_2", "LoRA", "ddp", devices=2), [0, 0]),
+        Job([*stopped, *when("Ask", step=5, rank=1)], [128 + signal.SIGTERM] * 2),
+        Job([*stopped, "--resume", "auto"], [0, 0]),
+        Job([*runs.fit("LoRA_resumed_2", "LoRA", **two), "--ckpt_path", runs.saved("LoRA_ddp_4")], [0, 0]),
+        Job([*runs.fit("Full_resumed_2", "Full", **two), "--ckpt_path", runs.saved("Full_fsdp2_4")], [0, 0]),
+        Job(runs.fit("tied_2", "Full", **two, family="chatglm-6b"), [0, 0]),
+        Job(["predict", "--run", str(runs.folder("QLoRA_fsdp2_4")), "--trainer.num_nodes", "1"], [0, 0]),
+        Job(runs.predict("LoRA_ddp_2"), [0, 0]),
+        Job([*runs.fit("harmful_2", "LoRA", **two), "--model.init_args.optimizer.init_args.lr", "1e30"], [2, 2]),
+    ]  # fmt: skip
     runs.launch(narrow, devices=2, nodes=1)
     for tuning in TUNINGS:
         assert main(runs.fit(f"{tuning}_1", tuning)) == 0
@@ -256,6 +287,16 @@ def test_two_devices_write_one_file_in_the_order_of_the_prompts(runs: Runs) -> N
     assert main(runs.predict("LoRA_ddp_2", "--trainer.devices", "1", "--trainer.strategy", "auto")) == 0
     assert file.read_text() == shared_out
     assert shared_out.count("\n") == len(set(shared_out.splitlines())) > 4
+
+
+def test_two_processes_that_one_signal_stops_in_a_step_go_on_together(runs: Runs) -> None:
+    """Those of `dying_2`, one of which died, ended too, or the launch would have failed."""
+    assert len(json.loads((runs.folder("stopped_2") / "manifest.json").read_text())["resumed"]) == 1
+    assert len(runs.end("stopped_2")["random_states"]) == 2
+    mine, theirs = (dict(runs.points(name, "train/loss")) for name in ("stopped_2", "LoRA_ddp_2"))
+    assert mine == pytest.approx(theirs, abs=1e-6)
+    weights = (runs.end(name)["state_dict"] for name in ("stopped_2", "LoRA_ddp_2"))
+    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
 
 
 def test_a_harmful_step_names_the_records_of_every_process(runs: Runs) -> None:

@@ -31,16 +31,17 @@ TOP_P = {"class_path": "TopP", "init_args": {"max_new_tokens": 4}}
 two_processes = pytest.mark.skipif(
     "LIT_SFT_SLOW" not in os.environ, reason="two processes, started again and again, for minutes: set LIT_SFT_SLOW"
 )
+"""What they test in this way, as a user starts it, tests/test_devices.py does in processes that started already."""
 
 
 def runs_named(tmp_path: Path, name: str) -> list[Path]:
     return sorted((tmp_path / "runs").glob(f"{name}-*"))
 
 
-def curves(run: Path) -> dict[str, dict[int, float]]:
+def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()
-    names = ("train/loss", "train/learning_rate", "val/loss")
+    names = names or ("train/loss", "train/learning_rate", "val/loss")
     return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}
 
 
@@ -85,6 +86,20 @@ def test_a_stopped_run_saves_and_goes_on_in_its_folder_as_if_it_had_not_stopped(
     if where == "last":
         assert curves(runs_named(tmp_path, "whole")[0])["train/loss"] == curves(half)["train/loss"]
     assert_same(runs_named(tmp_path, "whole")[0], half)
+
+
+def test_what_is_drawn_in_validation_and_in_sampled_answers_does_not_reach_training(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    """With dropout: the curve and the weights are those of a run that neither validates nor answers."""
+    draws = write_config(model={"generation": TOP_P}, trainer=TRAINER, samples={"count": 2})
+    assert main(["fit", "--config", draws, "--name", "draws", *callbacks("DrawInValidation")]) == 0
+    quiet = write_config(trainer={**TRAINER, "limit_val_batches": 0}, samples={"count": 0})
+    assert main(["fit", "--config", quiet, "--name", "quiet"]) == 0
+    (draws_run,), (quiet_run,) = (runs_named(tmp_path, name) for name in ("draws", "quiet"))
+    assert curves(draws_run)["train/loss"] == curves(quiet_run, "train/loss")["train/loss"]
+    for name, weight in last(quiet_run)["state_dict"].items():
+        assert torch.equal(weight, last(draws_run)["state_dict"][name]), name
 
 
 @pytest.mark.slow

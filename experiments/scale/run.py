@@ -1,8 +1,9 @@
-"""Write the tables of docs/scale.md from the formulas that `check` uses.
+"""Write the tables of docs/scale.md, and the memory in the head of each configuration, by the formulas of `check`.
 
     python experiments/scale/run.py
 
-The text of the page between the marks is replaced; a test compares both. Sizes are those of the released models.
+The text of the page between the marks and the paragraph `# Memory: ` are replaced; a test compares both. Sizes are
+those of the released models.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
@@ -19,13 +21,17 @@ from types import SimpleNamespace
 import yaml
 
 from lit_sft.families._base import Family, find_family
-from lit_sft.preflight.memory import Method, Plan, estimate, num_trained
+from lit_sft.preflight.memory import Memory, Method, Plan, estimate, num_trained
 from lit_sft.preflight.network import NetworkSize, measure_network
 from lit_sft.preflight.plan import plan_of
 from lit_sft.preflight.speed import H100, step_time
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
+CONFIGS = sorted((ROOT / "configs").glob("*_*.yaml"))
+CONTEXT = 1e9
+"""Bytes that CUDA and its libraries take, at most."""
+
 LLAMA = {"model_type": "baichuan", "hidden_act": "silu", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 # What decides about the size in the released config.json of each model.
 RELEASED = {
@@ -91,20 +97,43 @@ def predictions() -> Iterator[str]:
                 )
 
 
+def estimated(text: str) -> tuple[Memory, Memory]:
+    """Of a configuration that ships, on one GPU and shared out over eight."""
+    document = yaml.safe_load(text)
+    family, size = released(CONFIGURED[Path(document["model"]["init_args"]["checkpoint"]).name])
+    plan = replace(plan_of(namespace(document), family, 1, is_gpu=True), sharding="none")
+    return estimate(size, plan), estimate(size, replace(plan, sharding="fsdp2", num_devices=8))
+
+
 def configurations() -> Iterator[str]:
-    """Every configuration that ships, on one device and shared out over eight."""
+    """Every configuration that ships."""
     yield "| configuration | weights | optimizer | gradients | the rest at the peak | one GPU, GB | each of 8, fsdp2 |"
     yield "|---|---:|---:|---:|---:|---:|---:|"
-    for file in sorted((ROOT / "configs").glob("*_*.yaml")):
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-        family, size = released(CONFIGURED[Path(document["model"]["init_args"]["checkpoint"]).name])
-        config = namespace(document)
-        plan = replace(plan_of(config, family, 1, is_gpu=True), sharding="none")
-        found = estimate(size, plan)
-        shared = estimate(size, replace(plan, sharding="fsdp2", num_devices=8))
+    for file in CONFIGS:
+        found, shared = estimated(file.read_text(encoding="utf-8"))
         parts = (found.weights, found.optimizer, found.parts["gradients"])
         numbers = [*parts, found.total - sum(parts), found.total, shared.total]
         yield f"| {file.name} | " + " | ".join(f"{number / 1e9:.1f}" for number in numbers) + " |"
+
+
+def headed(text: str) -> str:
+    """The configuration with its memory in its head."""
+    found, shared = estimated(text)
+    parts = {"weights": found.weights, "optimizer": found.optimizer, "gradients": found.parts["gradients"]}
+    listed = ", ".join(f"{value / 1e9:.1f} {name}" for name, value in parts.items())
+    rest = (found.total - sum(parts.values())) / 1e9
+    said = f"Memory: {found.total / 1e9:.1f} GB ({listed}, {rest:.1f} the rest), by docs/scale.md: "
+    said += f"one {gpu} GB GPU." if (gpu := smallest_gpu(found)) else (
+        f"no single GPU; configs/overlays/fsdp2.yaml on 8: {shared.total / 1e9:.1f} GB each, "
+        f"{smallest_gpu(shared)} GB GPUs."
+    )  # fmt: skip
+    paragraph = textwrap.fill(said, 115, initial_indent="# ", subsequent_indent="# ")
+    return re.sub(r"# Memory: .*?\.(?=\n)", lambda _: paragraph, text, count=1, flags=re.DOTALL)
+
+
+def smallest_gpu(found: Memory) -> int | None:
+    """GB of the smallest of the common ones that holds it, with what the CUDA context takes."""
+    return next((size for size in (16, 24, 40, 48, 80, 141) if found.total + CONTEXT <= size * 1e9), None)
 
 
 class _Node(SimpleNamespace):
@@ -133,3 +162,5 @@ def filled(page: str) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for file in CONFIGS:
+        file.write_text(headed(file.read_text(encoding="utf-8")), encoding="utf-8")

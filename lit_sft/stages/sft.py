@@ -24,6 +24,7 @@ from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 from lit_sft.sharding import num_shares
 from lit_sft.stages._base import Stage
+from lit_sft.stages._compile import uncompiled
 from lit_sft.stages._neftune import noisy_embeddings
 
 LOSS_SCALE = 1 / 1024
@@ -154,17 +155,18 @@ class SFT(Stage):
 
     def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Answer]]:
         """Of each prompt the answers by the name of the strategy."""
-        answers = [
-            generate_answers(
-                self.causal_lm,
-                self.tokenizer,
-                [prompt.input_ids for prompt in prompts],
-                strategy,
-                stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
-                context_length=self.checkpoint.context_length,
-            )
-            for strategy in self.strategies.values()
-        ]
+        with uncompiled():
+            answers = [
+                generate_answers(
+                    self.causal_lm,
+                    self.tokenizer,
+                    [prompt.input_ids for prompt in prompts],
+                    strategy,
+                    stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
+                    context_length=self.checkpoint.context_length,
+                )
+                for strategy in self.strategies.values()
+            ]
         return [dict(zip(self.strategies, of_prompt, strict=True)) for of_prompt in zip(*answers, strict=True)]
 
     def _measure(self, batch: Batch) -> None:

@@ -49,6 +49,10 @@ class Tuning(ABC):
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""
         return None
 
+    def why_not_compiled(self) -> str | None:
+        """Why blocks cannot be compiled, and what to do instead; None if they can."""
+        return None
+
     @abstractmethod
     def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
         """Write what trained in the standard format of its kind.

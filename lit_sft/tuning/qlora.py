@@ -43,6 +43,12 @@ class QLoRA(LoRA):
             return None
         return "QLoRA int8 keeps every weight whole beside the sharded one: use quant_type nf4, or strategy ddp"
 
+    def why_not_compiled(self) -> str | None:
+        """Int8 layers take their scales over from the weight when they first compute: torch.compile skips them."""
+        if self.quant_type != "int8":
+            return None
+        return "QLoRA int8 changes its layers while they compute: use quant_type nf4, or compile: false"
+
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The base in 4 or 8 bits, computed with in bfloat16 unless the run is in float32."""
         from transformers import BitsAndBytesConfig

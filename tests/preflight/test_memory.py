@@ -85,3 +85,9 @@ def test_remedies_fit() -> None:
 def test_the_page_shows_what_the_formulas_say() -> None:
     page = scale.PAGE.read_text(encoding="utf-8")
     assert scale.filled(page) == page, "python experiments/scale/run.py"
+
+
+@pytest.mark.parametrize("config", scale.CONFIGS, ids=lambda file: file.stem)
+def test_a_configuration_opens_with_the_memory_that_the_formulas_say(config: Path) -> None:
+    text = config.read_text(encoding="utf-8")
+    assert scale.headed(text) == text, "python experiments/scale/run.py"

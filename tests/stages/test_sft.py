@@ -24,9 +24,8 @@ def stage_of(folder: Path, tuning: Tuning | None = None, **options: Any) -> SFT:
     return SFT(checkpoint=str(folder), tuning=tuning or Full(), **options)
 
 
-def fit(stage: SFT, file: Path, tmp_path: Path, *callbacks: Callback, rows: int = 4, **options: Any) -> Trainer:
-    torch.manual_seed(1)
-    trainer = Trainer(
+def trainer_of(tmp_path: Path, **options: Any) -> Trainer:
+    return Trainer(
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -35,6 +34,11 @@ def fit(stage: SFT, file: Path, tmp_path: Path, *callbacks: Callback, rows: int 
         default_root_dir=tmp_path,
         **{"max_steps": 1, "limit_val_batches": 0, **options},
     )
+
+
+def fit(stage: SFT, file: Path, tmp_path: Path, *callbacks: Callback, rows: int = 4, **options: Any) -> Trainer:
+    torch.manual_seed(1)
+    trainer = trainer_of(tmp_path, **options)
     trainer.callbacks.extend(callbacks)  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
     data = SFTData(stage.checkpoint, [Belle(str(file))], max_length=128, micro_batch_size=rows, validation_fraction=0.0)
     trainer.fit(stage, data)
@@ -107,6 +111,26 @@ def test_training_is_in_train_mode_and_dropout_acts(tiny_folder: Path, uneven_co
     assert loss(0.5) != loss(0.0)
     assert Modes.dropouts
     assert all(Modes.dropouts)
+
+
+def test_dropout_does_not_act_in_validation(tiny_folder: Path, uneven_corpus: Path, tmp_path: Path) -> None:
+    """The held-out loss within a fit is that of the weights at that step without any dropout."""
+    stage = stage_of(tiny_folder, LoRA(rank=4, dropout=0.5))
+    data = SFTData(
+        stage.checkpoint, [Belle(str(uneven_corpus))], max_length=128, micro_batch_size=1, validation_fraction=0.5
+    )
+    trainer = trainer_of(tmp_path, max_steps=2, num_sanity_val_steps=0, limit_val_batches=1.0)
+    trainer.fit(stage, data)
+    measured = float(trainer.callback_metrics["val/loss"])
+    dropouts = [module for module in stage.modules() if isinstance(module, torch.nn.Dropout)]
+    assert {module.p for module in dropouts} == {0.5}
+    (batch,) = [batch for batch in data.val_dataloader() if batch.sources][:1]
+    stage.model.train()  # type: ignore[union-attr]
+    assert stage(batch).loss.item() != stage(batch).loss.item()
+    for module in dropouts:
+        module.p = 0.0
+    (without,) = trainer.validate(stage, data, verbose=False)
+    assert measured == without["val/loss"]
 
 
 @pytest.mark.filterwarnings("ignore:Found .* in eval mode")
