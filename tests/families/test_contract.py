@@ -349,7 +349,7 @@ def test_the_whole_prompt_is_longer_where_the_history_was_cut(subject: Subject) 
     prompt_format = subject.checkpoint.prompt_format
     asked = TWO_TURNS.prompt()
     assert prompt_format.whole_prompt(asked, subject.tokenizer) == subject.encode_prompt(TWO_TURNS)
-    rounds = [Message("user", "问"), Message("assistant", "答")] * 400
+    rounds = [Message("user", "问" * 40), Message("assistant", "答" * 40)] * 30
     long = Conversation([*rounds, Message("user", "完")])
     whole = prompt_format.whole_prompt(long, subject.tokenizer)
     assert len(whole) > len(subject.encode_prompt(long)) > 0
