@@ -345,6 +345,16 @@ def test_default_lora_targets_are_its_linear_layers(subject: Subject) -> None:
     assert all("lora_" in name for name in trained)
 
 
+def test_the_whole_prompt_is_longer_where_the_history_was_cut(subject: Subject) -> None:
+    prompt_format = subject.checkpoint.prompt_format
+    asked = TWO_TURNS.prompt()
+    assert prompt_format.whole_prompt(asked, subject.tokenizer) == subject.encode_prompt(TWO_TURNS)
+    rounds = [Message("user", "问" * 40), Message("assistant", "答" * 40)] * 30
+    long = Conversation([*rounds, Message("user", "完")])
+    whole = prompt_format.whole_prompt(long, subject.tokenizer)
+    assert len(whole) > len(subject.encode_prompt(long)) > 0
+
+
 def test_a_long_history_is_cut_with_few_encodings(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = [Message("user", "问"), Message("assistant", "答")] * 400
     calls = 0
