@@ -139,7 +139,8 @@ class Runs:
 
     def predict(self, name: str, *options: str) -> list[str]:
         """The words of a predict in so many batches that they cannot be shared out evenly."""
-        return ["predict", "--run", str(self.folder(name)), "--predictions.token_budget", "60", *options]
+        return ["predict", "--run", str(self.folder(name)), "--predictions.token_budget", "60",
+                "--trainer.num_nodes", "1", *options]  # fmt: skip
 
     def folder(self, name: str) -> Path:
         (found,) = (self.root / "runs").glob(f"{name}-2*")
@@ -208,7 +209,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) 
         Job([*runs.fit("Full_resumed_2", "Full", **two), "--ckpt_path", runs.saved("Full_fsdp2_4")], [0, 0]),
         Job(runs.fit("tied_2", "Full", **two, family="chatglm-6b"), [0, 0]),
         Job(["predict", "--run", str(runs.folder("QLoRA_fsdp2_4")), "--trainer.num_nodes", "1"], [0, 0]),
-        Job(runs.predict("LoRA_ddp_2"), [0, 0]),
+        Job(runs.predict("LoRA_ddp_4"), [0, 0]),
         Job([*runs.fit("harmful_2", "LoRA", **two), "--model.init_args.optimizer.init_args.lr", "1e30"], [2, 2]),
     ]  # fmt: skip
     runs.launch(narrow, devices=2, nodes=1)
@@ -282,9 +283,9 @@ def test_predict_answers_under_sharded_weights_as_under_whole_ones(runs: Runs) -
 
 
 def test_two_devices_write_one_file_in_the_order_of_the_prompts(runs: Runs) -> None:
-    file = runs.folder("LoRA_ddp_2") / "predictions.jsonl"
+    file = runs.folder("LoRA_ddp_4") / "predictions.jsonl"
     shared_out = file.read_text()
-    assert main(runs.predict("LoRA_ddp_2", "--trainer.devices", "1", "--trainer.strategy", "auto")) == 0
+    assert main(runs.predict("LoRA_ddp_4", "--trainer.devices", "1", "--trainer.strategy", "auto")) == 0
     assert file.read_text() == shared_out
     assert shared_out.count("\n") == len(set(shared_out.splitlines())) > 4
 
