@@ -6,7 +6,6 @@ import math
 import shutil
 import warnings
 from collections.abc import Callable, Sequence
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,14 +64,13 @@ def merge(
         raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
     data.setup("predict")
-    asked = islice(chain.from_iterable(data.predict_dataloader()), MAX_PROMPTS)
     precision = str(config["trainer"]["precision"] or "32-true")
     figures = merge_adapter(
         checkpoint,
         adapter,
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=[prompt.input_ids for prompt in asked],
+        prompts=[prompt.input_ids for prompt in data.asked[:MAX_PROMPTS]],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
     _tell(figures)

@@ -89,12 +89,11 @@ class SFTData(LightningDataModule):
         self.cache = Path(cache).expanduser() if cache else default_cache()
         self.seed = seed
         self.forgetting = forgetting or []
-        self.tokenizer: Any = None
         self._order: EpochOrder | None = None
         self.asked: list[Prompt] = []
         """What `predict` answers, in order; known when it is set up."""
-        self.asked_together: list[list[int]] | None = None
-        """Numbers of the prompts of each batch that this process answers; if not given, in order."""
+        self.asked_together: list[list[int]] = []
+        """Numbers of the prompts of each batch that this process answers: in order, if nobody plans them otherwise."""
         self._start = Position()
         self._check_options()
 
@@ -117,11 +116,14 @@ class SFTData(LightningDataModule):
         """Which of their records train, and which are held out."""
         return split_corpora(self.scanned, self.validation_fraction, self.seed, deduplicate=self.deduplicate)
 
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.text.load_tokenizer()
+
     @property
     def encoding(self) -> Encoding:
         """How conversations become tokens."""
-        if self.tokenizer is None:
-            self.tokenizer = self.text.load_tokenizer()
         return Encoding(self.text.prompt_format, self.tokenizer, self.batching.row_length, self.loss_on)
 
     @cached_property
@@ -161,8 +163,6 @@ class SFTData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Find out what is in the data; Lightning calls it on every process before the weights are loaded."""
-        if self.tokenizer is None:
-            self.tokenizer = self.text.load_tokenizer()
         if stage == "fit":
             self._set_up_training()
         elif stage == "test" and self.test_corpora:
@@ -172,6 +172,8 @@ class SFTData(LightningDataModule):
         elif stage == "predict" and not self.asked:
             conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
             self.asked = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
+            numbers, size = list(range(len(self.asked))), self.batching.num_rows
+            self.asked_together = [numbers[start : start + size] for start in numbers[::size]]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
@@ -193,18 +195,13 @@ class SFTData(LightningDataModule):
         return self._held_out_loader(self.tested, all_good(self.scanned_tests))
 
     def predict_dataloader(self) -> DataLoader[list[Prompt]] | list[Any]:
-        """Prompts in the batches that are asked for, else in order; the network's side pads them."""
-        size = self.batching.num_rows
-        in_order = [self.asked[start : start + size] for start in range(0, len(self.asked), size)]
-        chosen = self.asked_together
-        batches = in_order if chosen is None else [[self.asked[number] for number in batch] for batch in chosen]
+        """Prompts that are answered together; the network's side pads them."""
+        batches = [[self.asked[number] for number in batch] for batch in self.asked_together]
         return DataLoader(cast(Dataset[list[Prompt]], batches), batch_size=None, collate_fn=list) if batches else []
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """Prompts are lists of ids: generation pads them and moves the result."""
-        if isinstance(batch, list):
-            return batch
-        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
         """List what encoding found after training began."""
