@@ -97,6 +97,10 @@ def _talk(session: Session, lines: Iterator[str]) -> None:
                 return  # nobody is there to ask on
         except UserError as error:
             sys.stderr.write(f"error: {error}\n")
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            sys.stderr.write("stopped\n")
 
 
 def _typed() -> Iterator[str]:
@@ -109,6 +113,9 @@ def _typed() -> Iterator[str]:
         except EOFError:
             _write("\n")
             return
+        except KeyboardInterrupt:
+            # Meant, perhaps, for an answer that ended just now: the conversation must not be lost.
+            _write("\n")
 
 
 def _write(text: str) -> None:
