@@ -46,14 +46,14 @@ def head_cross_entropy(
 
 
 def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss of each target, whether it ranks first, and by what to divide to get the softmax, [N] each.
+    """Loss of each target, whether no other logit is higher, and by what to divide to get the softmax, [N] each.
 
     The float32 logits [N, V] become their exponentials.
     """
-    highest, first = logits.max(1)
+    highest = logits.amax(1)  # without the place, which takes ten times as long to find on a CPU
     of_target = logits.gather(1, targets[:, None]).squeeze(1)
     total = logits.sub_(highest[:, None]).exp_().sum(1)
-    return total.log() + highest - of_target, first == targets, total
+    return total.log() + highest - of_target, of_target == highest, total
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
