@@ -160,10 +160,10 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
         saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
     if plan.method != "full":
         # Each adapter reads a copy of its own where there is dropout, or a type to convert, and keeps the mask.
-        copied = plan.activation_bytes == 2 or plan.dropout > 0
+        copied = 4 if plan.precision == "bf16-true" else plan.activation_bytes * (plan.dropout > 0)
         mask = plan.activation_bytes if plan.dropout else 0
         inputs = sum(i for i, _ in size.adapted(plan.targets))
-        saved += inputs * (copied * plan.activation_bytes + mask)
+        saved += inputs * (copied + mask)
     attention = 2 * plan.rows * size.num_heads * plan.row_length**2 * plan.activation_bytes
     return plan.tokens * saved + size.materialises_attention * attention
 

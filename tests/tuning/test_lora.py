@@ -84,6 +84,17 @@ def test_lora_plus_is_a_higher_rate_of_b_that_follows_the_schedule(tiny: Tiny, t
     assert decayed == {name for name in rates if "magnitude" not in name}
 
 
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_inputs_of_an_adapter_are_converted_only_where_autocast_is_not(tiny: Tiny, is_mixed: bool) -> None:
+    model = load(tiny("baichuan-7b"), LoRA(rank=4), "bf16-mixed")
+    layer = model.get_submodule(LAYER)
+    seen: list[torch.dtype] = []
+    layer.lora_A["default"].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+        assert layer(torch.randn(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert seen == [torch.bfloat16 if is_mixed else torch.float32]
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_a_validation_changes_no_gradient_of_qlora(tiny: Tiny, precision: str) -> None:
     """bitsandbytes would rearrange 4-bit weights in evaluation on some CPUs, and back-propagate nothing afterwards."""
