@@ -18,6 +18,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lit_sft.families._segments import borders_of
+
 
 @dataclass(frozen=True)
 class MarkIds:
@@ -47,6 +49,11 @@ class Layout:
         sees_BKK = sees_BKK & (self.segment[:, :, None] == self.segment[:, None, :]) & self.is_real[:, None, :]
         # Padding that sees nothing would be NaN; what it sees instead is nowhere read.
         return (sees_BKK | ~sees_BKK.any(-1, keepdim=True))[:, None]
+
+    def borders(self) -> torch.Tensor:
+        """The same without padding, as `_segments.attend` takes it."""
+        starts_BK = self.segment != torch.nn.functional.pad(self.segment[:, :-1], (1, 0), value=-1)
+        return borders_of(starts_BK, self.is_prefix)
 
 
 def causal_mask(num_queries: int, is_real: torch.Tensor) -> torch.Tensor:

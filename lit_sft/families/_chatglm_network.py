@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from lit_sft.families._chatglm_layout import Layout, MarkIds, causal_mask, read_layout
 from lit_sft.families._chatglm_weights import CONVERSION
+from lit_sft.families._segments import SDPA_BY_SEGMENT
 
 RESIDUAL_SCALE = (2 * 28) ** 0.5
 """The original never tells its blocks how many they are, so this is that of 28 layers for any number."""
@@ -213,6 +214,8 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
         self.rotary = TwoChannelRotary(config.hidden_size // config.num_attention_heads)
         self.gradient_checkpointing = False
         self.post_init()
+        if config._attn_implementation == "sdpa":
+            config._attn_implementation = SDPA_BY_SEGMENT
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding, under its original name."""
@@ -254,7 +257,10 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             positions, allowed = self._continue(input_ids, tokens, attention_mask, position_ids, seen)
         else:
             layout = self.layout(input_ids, attention_mask, position_ids)
-            positions, allowed = layout.positions, layout.allowed()
+            positions = layout.positions
+            is_plain = attention_mask is None and past_key_values is None
+            by_segment = is_plain and self.config._attn_implementation == SDPA_BY_SEGMENT
+            allowed = layout.borders() if by_segment else layout.allowed()
             if position_ids is not None and position_ids.dim() == 3:
                 positions = position_ids
         if attention_mask is not None and attention_mask.dim() == 4:

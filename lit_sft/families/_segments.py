@@ -1,8 +1,9 @@
 """Attention of packed rows, within each of their examples: no mask of a whole row, and no work that a mask undoes.
 
-An attention function of transformers. Where a row is packed, what arrives in place of a mask are the borders of the
-examples, int32 [1, 1, 1, S + 1]: places in the batch [B * T], laid out row after row, at which an example begins, and
-the end. transformers hands on whatever has four dimensions.
+An attention function of transformers. What arrives in place of a mask are the borders of the examples, int32
+[1, 1, 1, S + 1]: places in the batch [B * T], laid out row after row, at which an example begins, and the end;
+transformers hands on whatever has four dimensions. With a second line, [1, 1, 2, S + 1], each example begins with a prefix
+that ends there, whose tokens see all of it (ChatGLM-6B).
 """
 
 from __future__ import annotations
@@ -25,10 +26,19 @@ SDPA_BY_SEGMENT = "sdpa_by_segment"
 """Its name. Without packed rows it is transformers' `sdpa`."""
 
 
-def borders_of(starts_BT: Tensor) -> Tensor:
-    """Borders [1, 1, 1, S + 1] of examples that begin where `starts_BT` is true; every row begins with one."""
-    places = starts_BT.flatten().nonzero().squeeze(1)
-    return F.pad(places, (0, 1), value=starts_BT.numel()).int()[None, None, None]
+def borders_of(starts_BT: Tensor, is_prefix_BT: Tensor | None = None) -> Tensor:
+    """What `attend` takes for a mask.
+
+    Args:
+        starts_BT: Where an example begins; in the first column always.
+        is_prefix_BT: Which tokens belong to the prefix with which their example begins; none if not given.
+    """
+    borders = F.pad(starts_BT.flatten().nonzero().squeeze(1), (0, 1), value=starts_BT.numel())
+    if is_prefix_BT is None:
+        return borders.int()[None, None, None]
+    num_before = F.pad(is_prefix_BT.flatten().cumsum(0), (1, 0))[borders]
+    prefix_ends = borders + F.pad(num_before.diff(), (0, 1))
+    return torch.stack([borders, prefix_ends]).int()[None, None]
 
 
 def attend(
@@ -43,15 +53,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Mixed values [B, T, N, H] of queries [B, N, T, H] and keys and values [B, K, T, H], K dividing N."""
     if attention_mask is not None and attention_mask.dtype == torch.int32:
-        borders = attention_mask.flatten()
-        if torch.compiler.is_compiling():
-            attention_mask = _dense(borders, query)
-        elif query.device.type == "cpu":
-            return _one_by_one(query, key, value, borders, dropout, scaling), None
-        elif not dropout and _varies_lengths(query.device, _computed_in(query), query.shape[-1]):
-            return _together(query, key, value, borders, scaling), None
-        else:
-            attention_mask = _dense(borders, query)
+        if _can_go_by_segment(query, dropout):
+            return _by_segment(query, key, value, attention_mask[0, 0], dropout, scaling), None
+        attention_mask = _dense(attention_mask[0, 0], query)
     mixed, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
     )
@@ -62,13 +66,50 @@ ALL_ATTENTION_FUNCTIONS.register(SDPA_BY_SEGMENT, attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(SDPA_BY_SEGMENT, sdpa_mask)
 
 
-def _one_by_one(
+def _can_go_by_segment(query: Tensor, dropout: float) -> bool:
+    """Whether there is something better than the mask of the whole row."""
+    if torch.compiler.is_compiling():
+        return False
+    if query.device.type == "cpu":
+        return True
+    return not dropout and _varies_lengths(query.device, _computed_in(query), query.shape[-1])
+
+
+def _by_segment(
     query: Tensor, key: Tensor, value: Tensor, borders: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """A call for each example: on a CPU there is nothing to gain from one for all."""
+    """`borders` is [1, S + 1], or [2, S + 1] with prefixes."""
+
+    def within(borders: Tensor, *, is_causal: bool) -> Tensor:
+        if query.device.type == "cpu":
+            return _one_by_one(query, key, value, borders, dropout, scaling, is_causal=is_causal)
+        return _together(query, key, value, borders, scaling, is_causal=is_causal)
+
+    mixed = within(borders[0], is_causal=True)
+    if len(borders) == 1:
+        return mixed
+    # Prefixes, and what follows them, as sequences of their own: of that the prefixes are right.
+    parts = borders.T.flatten()[:-1]
+    _, is_prefix = _segments_of(borders, query)
+    return torch.where(is_prefix[:, :, None, None], within(parts.contiguous(), is_causal=False), mixed)
+
+
+def _one_by_one(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    borders: Tensor,
+    dropout: float,
+    scaling: float | None,
+    *,
+    is_causal: bool,
+) -> Tensor:
+    """A call for each sequence: on a CPU there is nothing to gain from one for all."""
     length = query.shape[2]
     parts = []
     for start, end in pairwise(borders.tolist()):
+        if start == end:
+            continue
         row, first = divmod(start, length)
         own = (slice(row, row + 1), slice(None), slice(first, first + end - start))
         mixed = F.scaled_dot_product_attention(
@@ -76,7 +117,7 @@ def _one_by_one(
             key[own],
             value[own],
             dropout_p=dropout,
-            is_causal=True,
+            is_causal=is_causal,
             scale=scaling,
             enable_gqa=key.shape[1] != query.shape[1],
         )
@@ -84,7 +125,9 @@ def _one_by_one(
     return torch.cat(parts, dim=1).view(query.shape[0], length, *parts[0].shape[2:])
 
 
-def _together(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None) -> Tensor:
+def _together(
+    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None, *, is_causal: bool
+) -> Tensor:
     """One call of the kernel for sequences of several lengths."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -99,20 +142,29 @@ def _together(query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scalin
         length,
         length,
         scale=scaling,
-        window_size=(-1, 0),
+        window_size=(-1, 0 if is_causal else -1),
         enable_gqa=key.shape[1] != query.shape[1],
     )
     assert isinstance(mixed, Tensor)
     return mixed.view(query.shape[0], length, *mixed.shape[1:])
 
 
-def _dense(borders: Tensor, query: Tensor) -> Tensor:
-    """The mask [B, 1, T, T] that says the same."""
+def _segments_of(borders: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each token [B, T] the number of its example and whether it belongs to a prefix."""
     num_rows, length = query.shape[0], query.shape[2]
     places = torch.arange(num_rows * length, device=query.device, dtype=torch.int32)
-    segment_BT = torch.bucketize(places, borders[1:], right=True).view(num_rows, length)
+    segment = torch.bucketize(places, borders[0, 1:], right=True)
+    is_prefix = places < borders[-1, segment]
+    return segment.view(num_rows, length), is_prefix.view(num_rows, length)
+
+
+def _dense(borders: Tensor, query: Tensor) -> Tensor:
+    """The mask [B, 1, T, T] that says the same."""
+    length = query.shape[2]
+    segment_BT, is_prefix_BT = _segments_of(borders, query)
     is_same = segment_BT[:, None, :, None] == segment_BT[:, None, None, :]
-    return is_same & torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    is_before = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    return is_same & (is_before | is_prefix_BT[:, None, None, :])
 
 
 def _computed_in(query: Tensor) -> torch.dtype:
@@ -132,12 +184,12 @@ def _varies_lengths(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
         parts = waves.view(3, 1, 2, 16, head_dim).to(dtype).detach().requires_grad_()
         query, key, value = parts
         try:
-            mixed = _together(query, key, value, borders, None)
+            mixed = _together(query, key, value, borders, None, is_causal=True)
             (gradient,) = torch.autograd.grad(mixed.float().sum(), parts)
         except (ImportError, RuntimeError, NotImplementedError, ValueError) as error:
             log.warning("packed rows are masked, which is slower: no kernel for %s of %s (%s)", head_dim, dtype, error)
             return False
-        expected = _one_by_one(query, key, value, borders, 0.0, None)
+        expected = _one_by_one(query, key, value, borders, 0.0, None, is_causal=True)
         (wanted,) = torch.autograd.grad(expected.float().sum(), parts)
     is_right = all(torch.allclose(a, b, atol=0.05, rtol=0.05) for a, b in ((mixed, expected), (gradient, wanted)))
     if not is_right:

@@ -258,8 +258,6 @@ def test_packed_rows_do_not_see_each_other(subject: Subject) -> None:
 @pytest.mark.parametrize("use_cache", [None, True])
 @pytest.mark.parametrize("mask", ["none", "ones", "right-padding"])
 def test_packed_rows_are_seen_however_the_model_is_called(subject: Subject, use_cache: bool | None, mask: str) -> None:
-    if subject.checkpoint.family.name == "native":
-        return  # plain transformers, which sees them only without cache and mask
     rows = [list(subject.encode(conversation).input_ids) for conversation in (ONE_TURN, TWO_TURNS)]
     with torch.no_grad():
         alone = torch.cat([subject.model(input_ids=torch.tensor([row])).logits[0] for row in rows])

@@ -16,28 +16,33 @@ from lit_sft.families import _segments
 from lit_sft.families._segments import attend, borders_of
 
 LENGTHS = [[3, 5, 4], [12]]
+PREFIXES = [[2, 0, 4], [7]]
 SCALE = 0.3
 
 
-def packed(num_heads: int, num_key_heads: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def packed(num_heads: int, num_key_heads: int, *, has_prefix: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Two rows of 12 tokens, and the borders of their examples."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, n, 12, 8) for n in (num_heads, num_key_heads, num_key_heads))
     starts = torch.zeros(2, 12, dtype=torch.bool)
     starts[0, [0, 3, 8]] = starts[1, 0] = True
-    return query, key, value, borders_of(starts)
+    is_prefix = torch.zeros(2, 12, dtype=torch.bool)
+    is_prefix[0, [0, 1, 8, 9, 10, 11]] = is_prefix[1, :7] = True
+    return query, key, value, borders_of(starts, is_prefix if has_prefix else None)
 
 
-def expected(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def expected(query: Tensor, key: Tensor, value: Tensor, *, has_prefix: bool = False) -> Tensor:
     """Each example alone, with the weights written out."""
     key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
     mixed = torch.zeros_like(query)
     for row, lengths in enumerate(LENGTHS):
         start = 0
-        for length in lengths:
+        for length, prefix in zip(lengths, PREFIXES[row], strict=True):
             own = (row, slice(None), slice(start, start + length))
             scores = SCALE * query[own] @ key[own].transpose(1, 2)
-            scores = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf)
+            is_hidden = torch.ones(length, length).triu(1).bool()
+            is_hidden[:, : prefix * has_prefix] = False
+            scores = scores.masked_fill(is_hidden, -torch.inf)
             mixed[own] = scores.softmax(-1) @ value[own]
             start += length
     return mixed.transpose(1, 2)
@@ -51,13 +56,15 @@ def reference_kernel(calls: list[str]) -> ModuleType:
         *, scale: float | None, window_size: tuple[int, int], enable_gqa: bool,
     ) -> Tensor:  # fmt: skip
         calls.append("called")
-        assert window_size == (-1, 0), "causal"
+        assert window_size in {(-1, 0), (-1, -1)}
         assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
         parts = []
         for start, end in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
             assert end - start <= max_q == max_k
             q, k, v = (part[start:end].transpose(0, 1) for part in (query, key, value))
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=enable_gqa)
+            mixed = F.scaled_dot_product_attention(
+                q, k, v, is_causal=window_size[1] == 0, scale=scale, enable_gqa=enable_gqa
+            )
             parts.append(mixed.transpose(0, 1))
         return torch.cat(parts)
 
@@ -66,21 +73,28 @@ def reference_kernel(calls: list[str]) -> ModuleType:
     return module
 
 
+@pytest.mark.parametrize("has_prefix", [False, True])
 @pytest.mark.parametrize("num_key_heads", [4, 2, 1])
 @pytest.mark.parametrize("way", ["one by one", "together", "dense"])
-def test_every_example_attends_to_itself_alone(way: str, num_key_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, value, borders = packed(4, num_key_heads)
+def test_every_example_attends_to_itself_alone(
+    way: str, num_key_heads: int, has_prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value, borders = packed(4, num_key_heads, has_prefix=has_prefix)
+    module: Any = torch.nn.Module()
+    module.num_key_value_groups = 4 // num_key_heads
     if way == "dense":
         monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-        module: Any = torch.nn.Module()
-        module.num_key_value_groups = 4 // num_key_heads
-        mixed, _ = attend(module, query, key, value, borders, scaling=SCALE)
     elif way == "together":
         monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", reference_kernel([]))
-        mixed = _segments._together(query, key, value, borders.flatten(), SCALE)
-    else:
-        mixed, _ = attend(torch.nn.Module(), query, key, value, borders, scaling=SCALE)
-    torch.testing.assert_close(mixed, expected(query, key, value))
+
+        def on_a_gpu(
+            q: Tensor, k: Tensor, v: Tensor, b: Tensor, dropout: float, scale: float, **causal: bool
+        ) -> Tensor:
+            return _segments._together(q, k, v, b, scale, **causal)
+
+        monkeypatch.setattr(_segments, "_one_by_one", on_a_gpu)
+    mixed, _ = attend(module, query, key, value, borders, scaling=SCALE)
+    torch.testing.assert_close(mixed, expected(query, key, value, has_prefix=has_prefix))
 
 
 def test_a_kernel_is_taken_only_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +120,9 @@ def test_this_gpu_has_the_kernel(head_dim: int) -> None:
     assert _segments._varies_lengths(torch.device("cuda", 0), torch.bfloat16, head_dim)
 
 
-@pytest.mark.parametrize("family", ["baichuan-7b", "baichuan-13b", "baichuan2-7b", "moss", "chatglm2-6b", "native"])
+@pytest.mark.parametrize(
+    "family", ["baichuan-7b", "baichuan-13b", "baichuan2-7b", "moss", "chatglm-6b", "chatglm2-6b", "native"]
+)
 def test_no_layer_sees_a_mask_of_a_whole_row(
     family: str, tiny: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,6 +136,6 @@ def test_no_layer_sees_a_mask_of_a_whole_row(
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
     positions = torch.tensor([[*range(7), *range(5)], [*range(12)]])
-    network.get_decoder()(input_ids=torch.arange(20, 44).view(2, 12), position_ids=positions)
-    assert len(masks) == 3 * network.config.num_hidden_layers
+    network.get_decoder()(input_ids=torch.arange(20, 44).view(2, 12), position_ids=positions, use_cache=False)
+    assert len(masks) >= 3 * network.config.num_hidden_layers
     assert masks == [None] * len(masks)
