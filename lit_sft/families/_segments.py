@@ -2,8 +2,8 @@
 
 An attention function of transformers. What arrives in place of a mask are the borders of the examples, int32
 [1, 1, 1, S + 1]: places in the batch [B * T], laid out row after row, at which an example begins, and the end;
-transformers hands on whatever has four dimensions. With a second line, [1, 1, 2, S + 1], each example begins with a prefix
-that ends there, whose tokens see all of it (ChatGLM-6B).
+transformers hands on whatever has four dimensions. A second line, [1, 1, 2, S + 1], says where the prefix of each
+example ends, whose tokens see all of it (ChatGLM-6B).
 """
 
 from __future__ import annotations
