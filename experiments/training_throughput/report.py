@@ -1,0 +1,133 @@
+"""Tables and the plot of what was measured: `report.py [results.json]` makes them again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+SMOOTHED = 5
+"""Steps of which a point of the plot is the mean."""
+
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def text(results: dict[str, Any]) -> str:
+    """All tables that there are results for."""
+    parts = [json.dumps(results["machine"])]
+    if "inputs" in results:
+        parts.append(json.dumps(results["inputs"]))
+    if results.get("runs"):
+        parts += [_table(training(results["runs"])), _table(ratios(results["runs"], "gpu" in results["machine"]))]
+    if "clock" in results:
+        parts.append(_table(clocked(results["clock"])))
+    if "startup" in results:
+        parts.append(_table([{f"{name} s": median(seconds) for name, seconds in results["startup"].items()}]))
+    return "\n\n".join(parts)
+
+
+def training(runs: Runs) -> list[dict[str, Any]]:
+    """A row for each contestant: medians of its runs."""
+    return [
+        {
+            "contestant": name,
+            "loop s": _median(found, lambda run: run["wall_s"]),
+            "CPU s": _median(found, lambda run: run["cpu_s"]),
+            "tokens/step": _median(found, lambda run: run["tokens"] / run["steps"]),
+            "tokens/s": _median(found, lambda run: run["tokens"] / run["wall_s"]),
+            "supervised/s": _median(found, lambda run: sum(run["supervised"]) / run["wall_s"]),
+            "supervised/CPU s": _median(found, lambda run: sum(run["supervised"]) / run["cpu_s"]),
+            "padding %": _median(found, lambda run: 100 * (1 - run["tokens"] / run["positions"])),
+            "memory MiB": _median(found, lambda run: run["memory_mib"]),
+            "start s": _median(found, lambda run: run["startup_s"]),
+            "last loss": f"{found[0]['losses'][-1]:.3f}",
+            "held-out loss": f"{found[0]['held_out_loss']:.3f}",
+        }
+        for name, found in runs.items()
+    ]
+
+
+def ratios(runs: Runs, is_gpu: bool) -> list[dict[str, Any]]:
+    """This project beside the best of TRL, and beside the bare loop."""
+    clock = "wall_s" if is_gpu else "cpu_s"
+    speed = {name: _median(found, lambda run: sum(run["supervised"]) / run[clock]) for name, found in runs.items()}
+    tokens = {name: _median(found, lambda run: run["tokens"] / run[clock]) for name, found in runs.items()}
+    memory = {name: _median(found, lambda run: run["memory_mib"]) for name, found in runs.items()}
+    peers = [name for name in runs if name.startswith("trl-")]
+    rows = []
+    for name in (name for name in runs if name.startswith("fit-")):
+        row: dict[str, Any] = {"contestant": name}
+        if peers:
+            fastest, smallest = max(peers, key=lambda peer: speed[peer]), min(peers, key=lambda peer: memory[peer])
+            row["fastest of TRL"] = fastest
+            row["time per supervised token / its"] = speed[fastest] / speed[name]
+            row["smallest of TRL"] = smallest
+            row["memory / its"] = memory[name] / memory[smallest]
+        if "bare" in runs:
+            row["tokens/s / the bare loop's"] = tokens[name] / tokens["bare"]
+            row["memory / the bare loop's"] = memory[name] / memory["bare"]
+        rows.append(row)
+    return rows
+
+
+def clocked(shares: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Percent of a step; `outside` is what is neither forward, backward nor optimizer."""
+    rows = []
+    for name, found in shares.items():
+        percent = {
+            part: 100 * seconds / found["all"] for part, seconds in found.items() if part not in ("steps", "all")
+        }
+        outside = 100 - percent["forward"] - percent["backward"] - percent["optimizer"]
+        rest = outside - percent["gradients"] - percent["data"]
+        step = {"contestant": name, "step s": found["all"] / found["steps"]}
+        rows.append(
+            {**step, **{f"{part} %": share for part, share in percent.items()}, "rest %": rest, "outside %": outside}
+        )
+    return rows
+
+
+def plot(results: dict[str, Any], file: Path) -> None:
+    """Loss against supervised tokens seen, of the first run of each contestant."""
+    if not results.get("runs"):
+        return
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5))
+    for name, (run, *_) in results["runs"].items():
+        seen, losses = [], []
+        for end in range(SMOOTHED, run["steps"] + 1):
+            steps = slice(end - SMOOTHED, end)
+            counts = run["supervised"][steps]
+            losses.append(sum(n * loss for n, loss in zip(counts, run["losses"][steps], strict=True)) / sum(counts))
+            seen.append(sum(run["supervised"][:end]))
+        axes.plot(seen, losses, label=name, linestyle="--" if name.startswith("tr") else "-")
+    axes.set(xlabel="supervised tokens seen", ylabel=f"loss, mean of {SMOOTHED} steps")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=110, bbox_inches="tight")
+
+
+def _median(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
+    return median(value(run) for run in runs)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [list(rows[0]), ["---"] * len(rows[0])]
+    lines += [[_shown(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+if __name__ == "__main__":
+    source = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("results.json")
+    found = json.loads(source.read_text())
+    print(text(found))
+    plot(found, source.with_name(source.stem.replace("results", "loss") + ".png"))
