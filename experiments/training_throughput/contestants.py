@@ -117,24 +117,16 @@ def _fit_config(task: Task, folder: Path, packing: bool) -> dict[str, Any]:
     }
 
 
-def trl(task: Task, *, loss: str, packing: bool = False, grouped: bool = False) -> Any:
-    """TRL's SFTTrainer on token ids, with the loss on the completion."""
+def trl(task: Task, *, packing: bool = False, grouped: bool = False) -> Any:
+    """TRL's SFTTrainer on token ids, whose labels leave the prompt out."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    rows = [
-        {
-            "input_ids": example.input_ids,
-            "completion_mask": [int(label != IGNORED) for label in example.labels],
-        }
-        for example in task.examples
-    ]
+    rows = [{"input_ids": example.input_ids, "labels": example.labels} for example in task.examples]
     options = SFTConfig(
         **_common_options(task, grouped=grouped),
         max_length=task.size.row_length,
         packing=packing,
-        completion_only_loss=True,
-        loss_type=loss,
     )
     if packing:
         options.per_device_train_batch_size = task.size.num_rows
@@ -270,10 +262,9 @@ class HeadLoss(torch.autograd.Function):
 CONTESTANTS: dict[str, Callable[[Task], Any]] = {
     "fit-packed": partial(fit, packing=True),
     "fit-grouped": partial(fit, packing=False),
-    "trl-nll": partial(trl, loss="nll"),
-    "trl-chunked": partial(trl, loss="chunked_nll"),
-    "trl-grouped": partial(trl, loss="chunked_nll", grouped=True),
-    "trl-packed": partial(trl, loss="chunked_nll", packing=True),
+    "trl-padded": trl,
+    "trl-grouped": partial(trl, grouped=True),
+    "trl-packed": partial(trl, packing=True),
     "trainer": transformers_trainer,
     "bare": bare,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +55,15 @@ class Meter:
             self._memory_before = _status("VmRSS")
 
     def watch(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Start the clock, and keep what is handed out."""
-        if not self._found:
+        """Start the clock, and keep what is handed out; loaders of anything but batches count as preparation."""
+        if not self._batches:
             _synchronize()
             self._found = {"startup_s": time.time() - psutil.Process().create_time()}
             self._cpu, self._wall = time.process_time(), time.perf_counter()
         for batch in batches:
-            if len(self._batches) < self.num_steps:
-                ids, labels = (
-                    batch[name] if isinstance(batch, dict) else getattr(batch, name) for name in ("input_ids", "labels")
-                )
-                self._batches.append((ids, labels))
+            fields = batch if isinstance(batch, Mapping) else getattr(batch, "__dict__", {})
+            if {"input_ids", "labels"} <= fields.keys() and len(self._batches) < self.num_steps:
+                self._batches.append((fields["input_ids"], fields["labels"]))
             yield batch
 
     def _after_step(self) -> None:

@@ -25,7 +25,7 @@ import report
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[1]
-NAMES = ["fit-packed", "fit-grouped", "trl-nll", "trl-chunked", "trl-grouped", "trl-packed", "trainer", "bare"]
+NAMES = ["fit-packed", "fit-grouped", "trl-padded", "trl-grouped", "trl-packed", "trainer", "bare"]
 PARTS = ["train", "clock", "startup"]
 PACKAGES = ["torch", "transformers", "lightning", "accelerate", "trl"]
 
@@ -139,7 +139,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=" ".join(NAMES))
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--size", default="20m", choices=["20m", "7b"])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="results.json beside this file if not given")
