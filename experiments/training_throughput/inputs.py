@@ -71,7 +71,8 @@ def write_inputs(folder: Path, size: Size, num_steps: int, seed: int, num_held_o
     """The checkpoint and the texts, made once for all contestants; what was made, in numbers."""
     rng = np.random.default_rng(seed)
     mean = sum(median * math.exp(spread**2 / 2) for median, spread in LENGTHS) + 3
-    num_examples = math.ceil(1.5 * num_steps * size.budget / mean)  # nobody reaches the end of the first epoch
+    # Enough for similar lengths to be found, and more than anybody reads.
+    num_examples = max(2000, math.ceil(1.5 * num_steps * size.budget / mean))
     examples = _draw(rng, num_examples + num_held_out, size.row_length)
     train, held_out = examples[num_held_out:], examples[:num_held_out]
     with (folder / "conversations.jsonl").open("w", encoding="utf-8") as file:
@@ -100,7 +101,8 @@ def read_examples(folder: Path, name: str) -> list[Example]:
 def _draw(rng: np.random.Generator, count: int, longest: int) -> list[Example]:
     """Conversations of one round, none longer than a row."""
     num_words = VOCABULARY - FIRST_WORD
-    frequency = 1 / np.arange(1, num_words + 1)  # Zipf's law, to the last word of the vocabulary
+    # Zipf's law, to the last word of the vocabulary.
+    up_to = np.cumsum(1 / np.arange(1, num_words + 1))
     follower = rng.integers(0, 500, num_words).tolist()
     examples = []
     while len(examples) < count:
@@ -108,7 +110,7 @@ def _draw(rng: np.random.Generator, count: int, longest: int) -> list[Example]:
         total = num_asked + num_answered + 3  # HUMAN, ASSISTANT and EOS
         if total > longest:
             continue
-        words = rng.choice(num_words, num_asked + num_answered, p=frequency / frequency.sum()).tolist()
+        words = np.searchsorted(up_to, rng.uniform(0, up_to[-1], num_asked + num_answered)).tolist()
         is_followed = (rng.random(len(words)) < FOLLOWED).tolist()
         for place in range(1, len(words)):
             if is_followed[place]:
