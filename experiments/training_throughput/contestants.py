@@ -245,10 +245,11 @@ class HeadLoss(torch.autograd.Function):
         count = len(targets)
         total = hidden.new_zeros((), dtype=torch.float32)
         hidden_gradient, head_gradient = torch.empty_like(hidden), torch.zeros_like(head)
-        chunk = CHUNK[hidden.device.type]
+        chunk = min(count, CHUNK[hidden.device.type])
+        memory = hidden.new_empty(chunk, len(head))  # once: fresh pages cost a tenth of the time
         for start in range(0, count, chunk):
             part, wanted = hidden[start : start + chunk], targets[start : start + chunk]
-            logits = (part @ head.T).float()  # [chunk, V]
+            logits = torch.mm(part, head.T, out=memory[: len(part)]).float()  # [chunk, V]
             target_logits = logits.gather(1, wanted[:, None])
             largest = logits.amax(1, keepdim=True)
             powers = logits.sub_(largest).exp_()

@@ -90,24 +90,34 @@ def clocked(shares: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
 
 
 def plot(results: dict[str, Any], file: Path) -> None:
-    """Loss against supervised tokens seen, of the first run of each contestant."""
+    """Loss against supervised tokens seen and against steps, of the first run of each contestant."""
     if not results.get("runs"):
         return
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 5))
+    figure, panels = pyplot.subplots(1, 2, figsize=(12, 5), sharey=True)
     for name, (run, *_) in results["runs"].items():
-        seen, losses = [], []
-        for end in range(SMOOTHED, run["steps"] + 1):
-            steps = slice(end - SMOOTHED, end)
-            counts = run["supervised"][steps]
-            losses.append(sum(n * loss for n, loss in zip(counts, run["losses"][steps], strict=True)) / sum(counts))
-            seen.append(sum(run["supervised"][:end]))
-        axes.plot(seen, losses, label=name, linestyle="--" if name.startswith("tr") else "-")
-    axes.set(xlabel="supervised tokens seen", ylabel=f"loss, mean of {SMOOTHED} steps")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(file, dpi=110, bbox_inches="tight")
+        curve = smoothed(run["supervised"], run["losses"])
+        for axes, places in zip(panels, ("tokens", "steps"), strict=True):
+            axes.plot(curve[places], curve["loss"], label=name, linestyle="--" if name.startswith("tr") else "-")
+    for axes, label in zip(panels, ("supervised tokens seen", "optimizer steps"), strict=True):
+        axes.set(xlabel=label, ylabel=f"loss, mean of {SMOOTHED} steps")
+        axes.grid(alpha=0.3)
+    panels[0].legend()
+    figure.savefig(file, dpi=100, bbox_inches="tight")
+    pyplot.close(figure)
+
+
+def smoothed(counts: list[int], losses: list[float]) -> dict[str, list[float]]:
+    """Means over the tokens of so many steps, and the middle of these steps."""
+    curve: dict[str, list[float]] = {"tokens": [], "steps": [], "loss": []}
+    for start in range(max(1, len(counts) - SMOOTHED + 1)):
+        window = range(start, min(start + SMOOTHED, len(counts)))
+        num_tokens = sum(counts[step] for step in window)
+        curve["loss"].append(sum(counts[step] * losses[step] for step in window) / num_tokens)
+        curve["tokens"].append(sum(counts[:start]) + num_tokens / 2)
+        curve["steps"].append(start + (len(window) + 1) / 2)
+    return curve
 
 
 def _median(runs: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> float:
