@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import NoReturn
 
@@ -66,15 +69,19 @@ def _run(words: list[str]) -> int:
     elif verb == "--version":
         print(f"lit_sft {lit_sft.__version__}")
     elif verb in CONFIGURED_VERBS:
-        import_module(CONFIGURED_VERBS[verb][0]).main(words)
+        with _nothing_collected():
+            module = import_module(CONFIGURED_VERBS[verb][0])
+        module.main(words)
     elif verb in FUNCTION_VERBS:
-        from jsonargparse import auto_cli
+        path, _, name = FUNCTION_VERBS[verb][0].partition(":")
+        with _nothing_collected():
+            from jsonargparse import auto_cli
 
-        from lit_sft.cli_parser import ShortErrorParser
+            from lit_sft.cli_parser import ShortErrorParser
 
-        module, _, function = FUNCTION_VERBS[verb][0].partition(":")
+            function = getattr(import_module(path), name)
         auto_cli(
-            getattr(import_module(module), function),
+            function,
             args=[_underscored(word) for word in words[1:]],
             prog=f"python -m lit_sft {verb}",
             as_positional=False,
@@ -83,6 +90,17 @@ def _run(words: list[str]) -> int:
     else:
         raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*CONFIGURED_VERBS, *FUNCTION_VERBS])}")
     return 0
+
+
+@contextmanager
+def _nothing_collected() -> Iterator[None]:
+    """Without the garbage collector, which would go over and over the objects that imports make, and which stay."""
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        gc.enable()
 
 
 def _underscored(word: str) -> str:

@@ -169,7 +169,7 @@ class CompareCLI(CLI):
             nullcontext() if state.weights else stage.tuning.base_of(stage.model),
         ):
             return examine(
-                stage, prompts, self.model.strategies, _probes(data), name=name, batch_size=data.batching.num_rows
+                stage, prompts, self.model.strategies, _probes(data), name=name, batch_size=data.micro_batch_size
             )
 
     def _about(self, prompts: list[Prompt], *, is_same_text: bool) -> dict[str, str]:
@@ -254,8 +254,8 @@ def _probes(data: SFTData) -> list[Iterable[Batch]]:
         data.text,
         corpora=data.forgetting,
         test_corpora=data.forgetting,
-        max_length=data.batching.row_length,
-        micro_batch_size=data.batching.num_rows,
+        max_length=data.max_length,
+        micro_batch_size=data.micro_batch_size,
         cache=str(data.cache),
     )
     return [others.test_dataloader()]

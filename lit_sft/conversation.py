@@ -141,8 +141,8 @@ class Batch:
             setattr(self, name, torch.from_numpy(value) if hasattr(value, "dtype") else value)
 
     def to(self, device: torch.device, **kwargs: Any) -> Batch:
-        """The batch with its tensors on `device` (Lightning calls this)."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, **kwargs))
+        """The batch with its tensors on `device` (Lightning calls this); the host does not wait for pinned ones."""
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True, **kwargs))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (the DataLoader calls this)."""

@@ -103,10 +103,9 @@ def shard(stage: LightningModule, blocks: Iterable[nn.Module], methods: Iterable
 
     for module in stage.modules():
         if isinstance(module, Linear4bit):
-            # A gathered weight is a plain one: the scales must be found beside it, and its layout must stay.
+            # A gathered weight is a plain one: the scales must be found beside it.
             packed: Any = module.weight
             module.quant_state = packed.quant_state
-            module.support_avx512bf16_for_cpu = False
     mesh = stage.device_mesh["data_parallel"]  # type: ignore[index]
     for module in [*blocks, stage]:
         fully_shard(module, mesh=mesh)

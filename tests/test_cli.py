@@ -318,7 +318,7 @@ def test_two_processes_that_the_trainer_starts_train_and_measure_as_one(
     for name, devices, rows in (("one", 1, 4), ("two", 2, 2)):
         config = write_config(
             model={"tuning": no_dropout},
-            data={"micro_batch_size": rows, "validation_fraction": 0.15},
+            data={"micro_batch_size": rows, "packing": True, "validation_fraction": 0.15},
             trainer={"devices": devices, "strategy": "ddp" if devices > 1 else "auto", "max_steps": 1},
         )
         words = ["fit", "--config", config, "--name", name]

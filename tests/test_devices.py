@@ -110,6 +110,7 @@ class Runs:
                     "corpora": [{"class_path": "Belle", "init_args": {"path": str(self.root / "belle.json")}}],
                     "max_length": 72,
                     "micro_batch_size": rows,
+                    "packing": True,
                     "validation_fraction": 0.15,
                 },
             },

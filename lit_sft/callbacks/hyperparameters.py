@@ -36,7 +36,7 @@ def choices(trainer: Trainer, stage: Stage) -> dict[str, str | float]:
     The same names for every run, for TensorBoard takes those of the first for all. It sorts them and shows five.
     """
     data, tuning = trainer.datamodule, vars(stage.tuning)  # type: ignore[attr-defined]  # Lightning declares no data
-    rows: Any = data.batching.num_rows if isinstance(data, SFTData) else 0
+    rows: Any = data.micro_batch_size if isinstance(data, SFTData) else 0
     return {
         "batch_rows": rows * trainer.accumulate_grad_batches * trainer.world_size,
         "family": stage.checkpoint.family.name,

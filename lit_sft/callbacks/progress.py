@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import time
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -40,6 +42,7 @@ class RunProgress(ProgressBar):
         self._steps: tqdm[Any] | None = None
         self._is_counted = True
         self._global_step = 0
+        self._described = -math.inf
         self._batches: tqdm[Any] | None = None
         self._num_answers = 0
         self._num_tokens = 0
@@ -68,14 +71,15 @@ class RunProgress(ProgressBar):
         if self._steps is None or trainer.global_step == self._global_step:
             return
         self._global_step = trainer.global_step
-        metrics = _postfix(trainer.callback_metrics)
-        if not self._is_counted:
-            metrics = f"step {trainer.global_step} {metrics}"
-        self._steps.set_postfix_str(metrics, refresh=False)
+        # Reading a metric waits for the device: only where it is about to be drawn.
+        if time.monotonic() - self._described >= self._steps.mininterval:
+            self._describe(trainer)
         self._steps.update((trainer.global_step if self._is_counted else pl_module.run_share) - self._steps.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the full bar on the screen."""
+        """Leave the full bar on the screen, with the numbers of the last step."""
+        if self._steps is not None:
+            self._describe(trainer)
         self._close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,6 +149,13 @@ class RunProgress(ProgressBar):
             dynamic_ncols=True,
             bar_format=form,
         )
+
+    def _describe(self, trainer: Trainer) -> None:
+        """Put the numbers of the step behind the bar, to be seen when it is drawn next."""
+        assert self._steps is not None
+        self._described = time.monotonic()
+        step = "" if self._is_counted else f"step {trainer.global_step} "
+        self._steps.set_postfix_str(step + _postfix(trainer.callback_metrics), refresh=False)
 
     def _count_batch(self) -> None:
         if self._batches is not None:

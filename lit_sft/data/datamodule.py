@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -18,6 +19,7 @@ from lit_sft.corpora._base import Corpus
 from lit_sft.data.cache import default_cache
 from lit_sft.data.encode import LossOn
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
+from lit_sft.data.intervals import settle_intervals
 from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
 from lit_sft.data.prepared import Prepared, conversations_of, scan_corpora
 from lit_sft.data.prompts import encode_prompts, read_prompts
@@ -41,7 +43,8 @@ class SFTData(LightningDataModule):
         max_length: Tokens of an example at most; longer conversations lose whole turns from the end.
         micro_batch_size: Rows of `max_length` tokens that a device takes at once.
         packing: Fill each row with several examples, which do not see each other. Otherwise an example has a row of its
-            own, beside others of similar length, as many as fit into the same number of tokens.
+            own, beside others of similar length, as many as fit into the same number of tokens. If not given, what is
+            faster: packed on a GPU, otherwise on a CPU.
         loss_on: `assistant`: every answer; `last`: the last answer only; `all`: prompts too.
         validation_fraction: Share of the distinct conversations that is held out for validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
@@ -61,7 +64,7 @@ class SFTData(LightningDataModule):
         corpora: list[Corpus],
         max_length: int = 2048,
         micro_batch_size: int = 4,
-        packing: bool = True,
+        packing: bool | None = None,
         loss_on: LossOn = "assistant",
         validation_fraction: float = 0.01,
         test_corpora: list[Corpus] | None = None,
@@ -78,7 +81,9 @@ class SFTData(LightningDataModule):
         self.text = text
         self.corpora = corpora
         self.test_corpora = test_corpora or []
-        self.batching = Batching(max_length, micro_batch_size, packing)
+        self.max_length = max_length
+        self.micro_batch_size = micro_batch_size
+        self.packing = packing
         self.loss_on: LossOn = loss_on
         self.validation_fraction = validation_fraction
         self.prompts = prompts
@@ -122,9 +127,15 @@ class SFTData(LightningDataModule):
         return self.text.load_tokenizer()
 
     @property
+    def batching(self) -> Batching:
+        """How examples become micro-batches."""
+        packing = self._is_on_gpu() if self.packing is None else self.packing
+        return Batching(self.max_length, self.micro_batch_size, packing)
+
+    @property
     def encoding(self) -> Encoding:
         """How conversations become tokens."""
-        return Encoding(self.text.prompt_format, self.tokenizer, self.batching.row_length, self.loss_on)
+        return Encoding(self.text.prompt_format, self.tokenizer, self.max_length, self.loss_on)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -172,7 +183,7 @@ class SFTData(LightningDataModule):
         elif stage == "predict" and not self.asked:
             conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
             self.asked = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
-            numbers, size = list(range(len(self.asked))), self.batching.num_rows
+            numbers, size = list(range(len(self.asked))), self.micro_batch_size
             self.asked_together = [numbers[start : start + size] for start in numbers[::size]]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -258,7 +269,8 @@ class SFTData(LightningDataModule):
             self.quarantine.refuse_any()
         self._check_examples()
         self._warn_of_tested()
-        self._settle_intervals()
+        if self.trainer is not None:
+            settle_intervals(self.trainer, self.order.num_batches_estimated())
         self._write_quarantine()
         log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
 
@@ -274,7 +286,7 @@ class SFTData(LightningDataModule):
         if not self.prepared.encoder.num_tokens(first).any():
             raise ConfigError(
                 f"no conversation of {', '.join(str(corpus.path) for corpus in self.corpora)} fits into "
-                f"data.max_length = {self.batching.row_length} with a token of an answer ({self.quarantine}). "
+                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). "
                 "Raise data.max_length"
             )
 
@@ -288,33 +300,6 @@ class SFTData(LightningDataModule):
         num_seen = int(np.isin(tested, np.concatenate(trained)).sum())
         if num_seen:
             log.warning("%d of %d records of data.test_corpora are also trained on", num_seen, len(tested))
-
-    def _settle_intervals(self) -> None:
-        """Turn intervals that are given as a share of an epoch into batches, for Lightning would have to count them.
-
-        Raises:
-            ConfigError: If validation would come after more batches than there are.
-        """
-        trainer: Any = self.trainer
-        if trainer is None:
-            return
-        if trainer.overfit_batches:
-            raise ConfigError(
-                "trainer.overfit_batches would take the place of the order of the data; use limit_train_batches"
-            )
-        num_batches = self.order.num_batches_estimated()
-        for name in ("val_check_interval", "limit_train_batches"):
-            value = getattr(trainer, name, None)  # an interval of time is kept elsewhere
-            if isinstance(value, float) and 0 < value < 1:
-                # Whole optimizer steps: within one there is nothing to measure that was not there before.
-                size = trainer.accumulate_grad_batches
-                setattr(trainer, name, min(max(1, int(value * num_batches / size)) * size, num_batches))
-        interval = getattr(trainer, "val_check_interval", None)
-        if isinstance(interval, int) and trainer.check_val_every_n_epoch and interval > 1.1 * num_batches:
-            raise ConfigError(
-                f"trainer.val_check_interval is {interval}, but an epoch has about {num_batches} batches: nothing "
-                "would be validated. Lower it, or set trainer.check_val_every_n_epoch: null to count over epochs"
-            )
 
     def _write_quarantine(self) -> None:
         if self.trainer is not None and self.trainer.is_global_zero:
@@ -352,8 +337,13 @@ class SFTData(LightningDataModule):
         return self._loader(prepared, HeldOutOrder(records, self.batching, prepared.encoder, **self._ranks()))
 
     def _loader(self, prepared: Prepared, order: Any) -> DataLoader[Batch]:
-        is_on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return prepared.loader(order, num_workers=self.num_workers, pin_memory=is_on_gpu)
+        return prepared.loader(order, num_workers=self.num_workers, pin_memory=self._is_on_gpu())
+
+    def _is_on_gpu(self) -> bool:
+        """Whether the network is, or where there is no trainer, would be."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return bool(self.trainer.strategy.root_device.type == "cuda")
 
     def _ranks(self) -> dict[str, int]:
         trainer = self.trainer
@@ -376,7 +366,7 @@ class SFTData(LightningDataModule):
             raise ConfigError(
                 "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
             )
-        max_length = self.batching.row_length
+        max_length = self.max_length
         if max_length > self.text.context_length:
             raise ConfigError(
                 f"data.max_length is {max_length}, but the model reads {self.text.context_length} tokens at most. "
@@ -390,7 +380,7 @@ class SFTData(LightningDataModule):
             raise ConfigError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1")
         at_least = {
             "max_length": (max_length, 2),
-            "micro_batch_size": (self.batching.num_rows, 1),
+            "micro_batch_size": (self.micro_batch_size, 1),
             "num_workers": (self.num_workers, 0),
             "seed": (self.seed, 0),
         }

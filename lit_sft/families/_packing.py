@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from lit_sft.families._segments import SDPA_BY_SEGMENT, borders_of
 
 # The first parameters of every decoder, in their order.
 PARAMETERS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
 
 
-def separate_packed(decoder: nn.Module) -> None:
+def separate_packed(decoder: PreTrainedModel) -> None:
     """Have a decoder keep packed examples apart, however it is called.
 
     transformers sees by restarting positions that a row is packed, but only without a cache (its default) and without
-    a padding mask, be it all ones; else the examples mix without a word. Nobody decodes from packed rows.
+    a padding mask, be it all ones; else the examples mix without a word. Nobody decodes from packed rows. What it then
+    makes is a mask of the whole row; here each example attends by itself, unless the implementation is `eager`.
 
     Args:
-        decoder: A network that makes its mask with `create_causal_mask`, the first thing that it does.
+        decoder: A network that makes its mask with `create_causal_mask`, the first thing that it does, and hands it to
+            an attention function of transformers.
     """
-    decoder.register_forward_pre_hook(_without_cache_and_mask, with_kwargs=True)
+    if decoder.config._attn_implementation == "sdpa":
+        decoder.config._attn_implementation = SDPA_BY_SEGMENT
+    decoder.register_forward_pre_hook(_by_segment, with_kwargs=True)
 
 
-def _without_cache_and_mask(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _by_segment(
+    module: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     given = dict(zip(PARAMETERS, args, strict=False)) | kwargs
     positions_BT, mask, cache = (given.get(name) for name in ("position_ids", "attention_mask", "past_key_values"))
@@ -40,7 +48,10 @@ def _without_cache_and_mask(
     if mask is not None and ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any():
         raise ValueError("rows of packed examples can be padded on the right only")
     # What stands on the right of an example it cannot see, so a mask of padding there has no use.
-    return (), given | {"attention_mask": None, "past_key_values": None, "use_cache": False}
+    borders = None
+    if module.config._attn_implementation == SDPA_BY_SEGMENT:
+        borders = borders_of(F.pad(positions_BT[:, 1:] <= positions_BT[:, :-1], (1, 0), value=True))
+    return (), given | {"attention_mask": borders, "past_key_values": None, "use_cache": False}
 
 
 def _names_segments(mask: Tensor | None) -> bool:

@@ -31,6 +31,7 @@ from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families._chat_template import ChatTemplateFormat, encode_text
 from lit_sft.families._history import fitting
+from lit_sft.families._packing import separate_packed
 
 CHATML = (
     "{% for message in messages %}"
@@ -70,6 +71,10 @@ class PlainFormat(PromptFormat):
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only the end-of-text token."""
         return [tokenizer.eos_token_id]
+
+
+PLAIN_DECODERS = {"llama"}
+"""Model types known to hand one causal mask to all layers; masks of the others are left to transformers."""
 
 
 class Native(Family):
@@ -165,6 +170,8 @@ class Native(Family):
             local_files_only=True,
             trust_remote_code=False,
         )
+        if model.config.model_type in PLAIN_DECODERS:
+            separate_packed(model.get_decoder())
         return model
 
     def build(self) -> PreTrainedModel:

@@ -12,13 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from lit_sft.losses.fused_head import CHUNK
 from lit_sft.preflight.network import NetworkSize
 
 Method = Literal["full", "lora", "qlora"]
 Sharding = Literal["none", "ddp", "fsdp2"]
-
-CHUNK = 1024
-"""Positions whose logits live at once: `chunk_size` of losses/cross_entropy.py."""
 
 QUANTIZED_BYTES = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 BLOCK_SIZE = 64
@@ -162,10 +160,10 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
         saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
     if plan.method != "full":
         # Each adapter reads a copy of its own where there is dropout, or a type to convert, and keeps the mask.
-        copied = plan.activation_bytes == 2 or plan.dropout > 0
+        copied = 4 if plan.precision == "bf16-true" else plan.activation_bytes * (plan.dropout > 0)
         mask = plan.activation_bytes if plan.dropout else 0
         inputs = sum(i for i, _ in size.adapted(plan.targets))
-        saved += inputs * (copied * plan.activation_bytes + mask)
+        saved += inputs * (copied + mask)
     attention = 2 * plan.rows * size.num_heads * plan.row_length**2 * plan.activation_bytes
     return plan.tokens * saved + size.materialises_attention * attention
 
@@ -191,20 +189,21 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
     if plan.method == "qlora":
         backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
-    logit_bytes = 12 if plan.activation_bytes == 4 else 16  # logits, their log-softmax and its gradient
+    # Their softmax and its gradient take the place of float32 logits; others exist in half precision besides, twice.
+    logit_bytes = 4 if plan.activation_bytes == 4 else 8
     gradients = trained * plan.trained_bytes / shards
-    head = size.vocabulary * size.hidden_size * plan.trained_bytes
-    head_gradient = head if plan.method == "full" and not plan.accumulates else 0
-    largest = head if plan.method == "full" else 0
-    updates = {"none": 0.0, "largest": 2.0 * largest / shards, "all": gradients}
+    # Made with the loss, before any other; with several chunks that of one is added to that of those before.
+    head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.method == "full" else 0
+    supervised = plan.tokens * plan.supervised_share
+    updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(
         update=updates[plan.update_copies],
         weights=(stored + adapters) / shards,
         gradients=gradients,
-        carried_gradients=gradients if plan.accumulates else 0.0,
+        carried_gradients=head + (gradients if plan.accumulates else 0.0),
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
         activations=kept - (block if plan.gradient_checkpointing else 0),
-        logits=min(plan.tokens * plan.supervised_share, CHUNK) * size.vocabulary * logit_bytes + head_gradient,
+        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + (head if supervised > CHUNK else 0),
         block=backward + (block if plan.gradient_checkpointing else 0),
     )

@@ -36,7 +36,8 @@ def plan_of(config: Any, family: Family, num_devices: int, *, is_gpu: bool) -> P
     strategy = str(trainer.strategy)
     precision = str(trainer.precision or "32-true")
     optimizer = model.get("optimizer")
-    is_fused = bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
+    # The stage's own optimizer is fused.
+    is_fused = not optimizer or bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
     plan = Plan(
         method=method,
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),

@@ -91,7 +91,7 @@ def collect(data: SFTData, checkpoint: Path, *, count: int, num_devices: int, ac
     statistics = measure(data, num_devices=num_devices, accumulation=accumulation)
     return Preview(
         checkpoint=checkpoint,
-        max_length=data.batching.row_length,
+        max_length=data.max_length,
         loss_on=data.loss_on,
         packing=data.batching.packing,
         seed=data.seed,

@@ -263,7 +263,7 @@ def _epoch(data: SFTData, records: Selection, num_devices: int, accumulation: in
         num_steps=-(-num_micro_batches // (num_devices * accumulation)),
         num_devices=num_devices,
         accumulation=accumulation,
-        row_fill=num_tokens / max(1, num_rows * data.batching.row_length),
+        row_fill=num_tokens / max(1, num_rows * data.max_length),
         padding_share=1 - num_tokens / num_positions if num_positions else 0.0,
         is_sampled=seen < total,
         first=batches[0] if batches else [],

@@ -54,7 +54,7 @@ class Stage(LightningModule):
         tuning: Tuning,
         family: str = "auto",
         prompt_format: str | None = None,
-        optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=2e-4),
+        optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=2e-4, fused=True),
         schedule: Schedule | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,

@@ -63,6 +63,7 @@ class SFT(Stage):
         self.strategies = by_name(generation if isinstance(generation, list) else [generation])
         self.neftune_alpha = neftune_alpha
         self._step: list[tuple[torch.Tensor, list[str]]] = []
+        self._factor, self._norm = 1.0, 0.0
         self._held_out: list[torch.Tensor] = []
         self._corpora: list[str] = []
 
@@ -77,6 +78,7 @@ class SFT(Stage):
             network.get_output_embeddings(),
             groups=batch.corpus_ids,
             num_groups=len(batch.corpora),
+            num_supervised=batch.num_supervised,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
@@ -86,26 +88,34 @@ class SFT(Stage):
             totals = self(batch)
         self._step.append((totals.by_group, batch.sources))
         self._corpora = batch.corpora
-        loss: torch.Tensor = totals.loss * LOSS_SCALE
+        # Lightning divides by the accumulation. Gradients that are kept in half precision until they are scaled are
+        # scaled without an error only by a power of two, so that is undone here.
+        accumulation = self._trainer.accumulate_grad_batches if self._trainer else 1
+        loss: torch.Tensor = totals.loss * (LOSS_SCALE * accumulation)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Make summed gradients those of the mean over the step's tokens; runs after unscaling, before clipping."""
+        """Measure the step, and find what makes its summed gradients those of the mean over its tokens.
+
+        Raises:
+            TrainingError: If loss or gradients are not finite, before they reach the weights.
+        """
         super().on_before_optimizer_step(optimizer)
         micro_batches, self._step = self._step, []
         own = torch.stack([by_corpus for by_corpus, _ in micro_batches])  # [M, C, 3]
-        by_corpus = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum").tolist()
+        totals = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum")
+        # The one place of the step where the host waits for the device: nothing harmful may reach the weights.
+        *flat, norm = torch.cat([totals.flatten(), self.gradient_norm().double()[None]]).tolist()
+        by_corpus = [flat[start : start + 3] for start in range(0, len(flat), 3)]
         loss, num_tokens, num_correct = map(math.fsum, zip(*by_corpus, strict=True))
         if not num_tokens:
+            self._factor, self._norm = 1.0, 0.0
             return  # no rank has data left for this step: its gradients are zero, and there is no mean
         if not math.isfinite(loss) or loss == 0:
             raise self._harmful("loss", loss, own, micro_batches)
-        # Lightning divided the loss by the accumulation, and the strategy averaged over the ranks.
-        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
-        for parameter in self.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(parts / (LOSS_SCALE * num_tokens))
-        norm = float(self.gradient_norm())
+        # The strategy averaged over the ranks.
+        self._factor = self.trainer.world_size / (LOSS_SCALE * num_tokens)
+        self._norm = norm = norm * self._factor
         # The loss scaler of fp16 skips overflowing steps by itself.
         if not math.isfinite(norm) and self.trainer.precision != "16-mixed":
             raise self._harmful("gradient norm", norm, own, micro_batches)
@@ -116,6 +126,20 @@ class SFT(Stage):
         self.log("train/gradient_norm", norm, prog_bar=True)
         self.log("train/learning_rate", optimizer.param_groups[0]["lr"], prog_bar=True)
         self._log_corpora(by_corpus)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Make summed gradients those of the mean, and clip them, in one pass: their norm is known."""
+        factor = self._factor
+        if gradient_clip_val and gradient_clip_algorithm != "value":
+            factor *= min(1.0, gradient_clip_val / (self._norm + 1e-6))
+        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
+        if gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch of the validation split."""

@@ -12,6 +12,7 @@ from lit_sft.tuning._base import Tuning, half_or_full
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
 
@@ -69,6 +70,15 @@ class LoRA(Tuning):
 
         peft makes adapters float32 beside half-precision weights: their updates are smaller than a step of bfloat16.
         """
+        from peft.tuners.lora import LoraLayer
+
+        wrapped = self._wrap(checkpoint, precision)
+        for layer in wrapped.modules():
+            if isinstance(layer, LoraLayer):
+                _leave_inputs_to_autocast(layer)
+        return wrapped
+
+    def _wrap(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
         from peft import LoraConfig, PeftModel, get_peft_model
         from peft.tuners.lora import LoraLayer
 
@@ -119,6 +129,18 @@ class LoRA(Tuning):
         model.peft_config["default"].base_model_name_or_path = str(checkpoint.path.resolve())
         # "auto" would ask the hub whether the vocabulary was resized.
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
+
+
+def _leave_inputs_to_autocast(layer: LoraLayer) -> None:
+    """Where autocast converts, it converts the small adapter; peft converts its input to float32, only to be undone."""
+    import torch
+
+    convert = layer._cast_input_dtype
+
+    def unless_autocast(x: Any, dtype: torch.dtype) -> Any:
+        return x if x is None or torch.is_autocast_enabled(x.device.type) else convert(x, dtype)
+
+    layer._cast_input_dtype = unless_autocast  # type: ignore[method-assign]
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

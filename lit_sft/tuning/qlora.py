@@ -63,4 +63,18 @@ class QLoRA(LoRA):
                 bnb_4bit_use_double_quant=self.double_quant,
                 bnb_4bit_compute_dtype=dtype,
             )
-        return checkpoint.load_model(dtype=dtype, quantization=quantization)
+        return _in_one_layout(checkpoint.load_model(dtype=dtype, quantization=quantization))
+
+
+def _in_one_layout(network: PreTrainedModel) -> PreTrainedModel:
+    """Keep 4-bit weights as they are.
+
+    On a CPU with AVX512-BF16 bitsandbytes rearranges them when they first compute without a gradient, as in a
+    validation, and there is no way back: no gradient passes through them in the training that follows.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in network.modules():
+        if isinstance(module, Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    return network

@@ -40,6 +40,15 @@ def test_every_record_is_seen_once_in_training_or_validation(tmp_path: Path) -> 
     assert sorted(seen) == sorted(f"{tmp_path}/belle.json:{line}" for line in range(1, 22))
 
 
+@pytest.mark.parametrize(("device", "is_packed"), [("cpu", False), ("cuda", True)])
+def test_unless_told_rows_are_packed_on_a_gpu_only(tmp_path: Path, device: str, is_packed: bool) -> None:
+    data = data_of(tmp_path, ["answer"] * 4)
+    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=SimpleNamespace(type=device)))  # type: ignore[assignment]
+    assert data.batching.packing == is_packed
+    data.packing = not is_packed
+    assert data.batching.packing != is_packed
+
+
 def test_the_order_is_a_function_of_seed_and_epoch(tmp_path: Path) -> None:
     def order(seed: int, epoch: int) -> list[str]:
         loader = data_of(tmp_path, ["answer"] * 30, seed=seed, validation_fraction=0.0).train_dataloader()

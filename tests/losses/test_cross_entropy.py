@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.families._norm_head import NormHead
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 
 
@@ -79,6 +80,59 @@ def test_a_batch_without_supervised_tokens_has_zero_loss_and_zero_gradients(leng
     assert totals.by_group.tolist() == [[0, 0, 0]]
     for gradient in torch.autograd.grad(totals.loss, [hidden, *head.parameters()]):
         assert not gradient.any()
+
+
+def test_the_loss_can_be_back_propagated_only_once() -> None:
+    hidden, labels, head = inputs()
+    loss = of_one_group(hidden, labels, head).loss
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("chunk_size", [4, 1000])
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(chunk_size: int) -> None:
+    hidden, labels, head = inputs()
+    (trained,) = torch.autograd.grad(of_one_group(hidden, labels, head).loss, [hidden])
+    head.requires_grad_(False)
+    of_one_group(hidden, labels, head, chunk_size=chunk_size).loss.backward()
+    torch.testing.assert_close(hidden.grad, trained)
+    assert head.weight.grad is None
+
+
+@pytest.mark.parametrize("chunk_size", [4, 1000])
+def test_any_head_is_differentiated(chunk_size: int) -> None:
+    """Baichuan 2 divides by the lengths of the rows of its head."""
+    hidden, labels, _ = inputs()
+    hidden, head = hidden.detach().float().requires_grad_(), NormHead(8, 20)
+    loss = of_one_group(hidden, labels, head, chunk_size=chunk_size).loss
+    logits = head(hidden)[:, :-1].reshape(-1, 20)
+    expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum")
+    wanted = torch.autograd.grad(expected, [hidden, head.weight])
+    for gradient, other in zip(torch.autograd.grad(loss, [hidden, head.weight]), wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_size", [4, 1000])
+def test_logits_are_those_of_autocast(chunk_size: int) -> None:
+    hidden, labels, head = inputs()
+    hidden, head = hidden.detach().float().requires_grad_(), head.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = of_one_group(hidden, labels, head, chunk_size=chunk_size).loss
+        logits = head(hidden)[:, :-1].reshape(-1, 20)
+    assert logits.dtype == torch.bfloat16
+    expected = torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:].reshape(-1), reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    wanted = torch.autograd.grad(expected, [hidden, head.weight])
+    for gradient, other in zip(torch.autograd.grad(loss, [hidden, head.weight]), wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=0.02, atol=0.02)
+
+
+def test_a_known_number_of_supervised_positions_is_not_counted_again() -> None:
+    hidden, labels, head = inputs()
+    size = int((labels[:, 1:] != IGNORE_INDEX).sum())
+    known = of_one_group(hidden, labels, head, num_supervised=size)
+    assert torch.equal(known.by_group, of_one_group(hidden, labels, head).by_group)
 
 
 def test_half_precision_is_summed_in_float32() -> None:

@@ -84,6 +84,37 @@ def test_lora_plus_is_a_higher_rate_of_b_that_follows_the_schedule(tiny: Tiny, t
     assert decayed == {name for name in rates if "magnitude" not in name}
 
 
+@pytest.mark.parametrize("is_mixed", [False, True])
+def test_inputs_of_an_adapter_are_converted_only_where_autocast_is_not(tiny: Tiny, is_mixed: bool) -> None:
+    model = load(tiny("baichuan-7b"), LoRA(rank=4), "bf16-mixed")
+    layer = model.get_submodule(LAYER)
+    seen: list[torch.dtype] = []
+    layer.lora_A["default"].register_forward_pre_hook(lambda module, args: seen.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+        assert layer(torch.randn(2, 64, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert seen == [torch.bfloat16 if is_mixed else torch.float32]
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_validation_changes_no_gradient_of_qlora(tiny: Tiny, precision: str) -> None:
+    """bitsandbytes would rearrange 4-bit weights in evaluation on some CPUs, and back-propagate nothing afterwards."""
+    model = load(tiny("chatglm2-6b"), QLoRA(rank=4), precision)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ids = torch.arange(30, 50)[None]
+
+    def gradients() -> list[torch.Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+            loss = model.train()(input_ids=ids, labels=ids).loss
+        return list(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+
+    before = gradients()
+    logits_of(model)
+    for gradient, wanted in zip(gradients(), before, strict=True):
+        assert torch.equal(gradient, wanted)
+
+
 def test_a_run_may_start_from_an_adapter_of_any_kind(tiny: Tiny, tmp_path: Path) -> None:
     tuning = LoRA(rank=2, dora=True, rslora=True)
     model = load(tiny("baichuan-7b"), tuning)
