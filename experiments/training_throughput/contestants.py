@@ -80,7 +80,7 @@ def fit(task: Task, *, packing: bool, clock: bool = False) -> Any:
 
 
 def _fit_config(task: Task, folder: Path, packing: bool) -> dict[str, Any]:
-    optimizer = {"lr": task.size.learning_rate, "weight_decay": 0.0}
+    optimizer = {"lr": task.size.learning_rate, "weight_decay": 0.0, "fused": True}  # as the shipped configurations
     corpus = {"class_path": "JsonlChat", "init_args": {"path": str(task.folder / "conversations.jsonl")}}
     model = {
         "checkpoint": str(task.folder / "model"),

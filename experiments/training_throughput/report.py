@@ -21,7 +21,9 @@ def text(results: dict[str, Any]) -> str:
     if "inputs" in results:
         parts.append(json.dumps(results["inputs"]))
     if results.get("runs"):
-        parts += [_table(training(results["runs"])), _table(ratios(results["runs"], "gpu" in results["machine"]))]
+        parts.append(_table(training(results["runs"])))
+        if beside := ratios(results["runs"], "gpu" in results["machine"]):
+            parts.append(_table(beside))
     if "clock" in results:
         parts.append(_table(clocked(results["clock"])))
     if "startup" in results:
@@ -43,7 +45,8 @@ def training(runs: Runs) -> list[dict[str, Any]]:
             "padding %": _median(found, lambda run: 100 * (1 - run["tokens"] / run["positions"])),
             "memory MiB": _median(found, lambda run: run["memory_mib"]),
             "start s": _median(found, lambda run: run["startup_s"]),
-            "last loss": f"{found[0]['losses'][-1]:.3f}",
+            "runs": len(found),
+            "last loss": f"{smoothed(found[0]['supervised'], found[0]['losses'])['loss'][-1]:.3f}",
             "held-out loss": f"{found[0]['held_out_loss']:.3f}",
         }
         for name, found in runs.items()

@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,11 @@ class FailedError(Exception):
 def train(folder: Path, options: argparse.Namespace, results: dict[str, Any]) -> None:
     """Every contestant once, then all again; one that fails is left out from then on."""
     names = options.only if "train" in options.parts else []
-    runs: defaultdict[str, list[Any]] = results.setdefault("runs", defaultdict(list))
+    runs: dict[str, list[Any]] = results.setdefault("runs", {})
     for repetition in range(options.repetitions):
         for name in list(names):
             try:
-                runs[name].append(contestant(name, folder, options))
+                runs.setdefault(name, []).append(contestant(name, folder, options))
             except FailedError as error:
                 print(f"{name} is left out: {error}", file=sys.stderr)
                 names = [other for other in names if other != name]
@@ -143,9 +142,14 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, help="results.json beside this file if not given")
+    parser.add_argument("--add", action="store_true", help="to the results of the same size and steps that are there")
     options = parser.parse_args()
     options.results = options.results or HERE / ("results.json" if options.size == "20m" else "results-7b.json")
-    results: dict[str, Any] = {"machine": machine(), "size": options.size, "steps": options.steps}
+    settings: dict[str, Any] = {"size": options.size, "steps": options.steps, "seed": options.seed}
+    before = json.loads(options.results.read_text()) if options.add and options.results.exists() else settings
+    if any(before[name] != value for name, value in settings.items()):
+        parser.error(f"{options.results} has other settings than {settings}")
+    results = {**before, "machine": machine()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if {"train", "clock"} & {*options.parts}:
