@@ -60,6 +60,7 @@ def ratios(runs: Runs, is_gpu: bool) -> list[dict[str, Any]]:
     tokens = {name: _median(found, lambda run: run["tokens"] / run[clock]) for name, found in runs.items()}
     memory = {name: _median(found, lambda run: run["memory_mib"]) for name, found in runs.items()}
     peers = [name for name in runs if name.startswith("trl-")]
+    others = [*peers, *(name for name in runs if name == "trainer")]
     rows = []
     for name in (name for name in runs if name.startswith("fit-")):
         row: dict[str, Any] = {"contestant": name}
@@ -67,6 +68,9 @@ def ratios(runs: Runs, is_gpu: bool) -> list[dict[str, Any]]:
             fastest, smallest = max(peers, key=lambda peer: speed[peer]), min(peers, key=lambda peer: memory[peer])
             row["fastest of TRL"] = fastest
             row["time per supervised token / its"] = speed[fastest] / speed[name]
+            fastest_peer = max(others, key=lambda peer: speed[peer])
+            row["fastest peer"] = fastest_peer
+            row["time / the fastest peer's"] = speed[fastest_peer] / speed[name]
             row["smallest of TRL"] = smallest
             row["memory / its"] = memory[name] / memory[smallest]
         if "bare" in runs:
@@ -85,10 +89,9 @@ def clocked(shares: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
         }
         outside = 100 - percent["forward"] - percent["backward"] - percent["optimizer"]
         rest = outside - percent["gradients"] - percent["data"]
-        step = {"contestant": name, "step s": found["all"] / found["steps"]}
-        rows.append(
-            {**step, **{f"{part} %": share for part, share in percent.items()}, "rest %": rest, "outside %": outside}
-        )
+        row: dict[str, Any] = {"contestant": name, "step s": found["all"] / found["steps"]}
+        row |= {f"{part} %": share for part, share in percent.items()}
+        rows.append({**row, "rest %": rest, "outside %": outside})
     return rows
 
 
