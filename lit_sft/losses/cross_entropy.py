@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.losses.fused_head import CHUNK, head_cross_entropy
+from lit_sft.losses.fused_head import head_cross_entropy
 
 
 class TokenTotals(NamedTuple):
@@ -31,7 +31,7 @@ def supervised_cross_entropy(
     num_groups: int,
     *,
     num_supervised: int | None = None,
-    chunk_size: int = CHUNK,
+    chunk_size: int | None = None,
 ) -> TokenTotals:
     """Next-token loss, summed; divide by the supervised tokens of the optimizer step, not of the micro-batch.
 
@@ -46,7 +46,7 @@ def supervised_cross_entropy(
         num_groups: G.
         num_supervised: How many labels carry loss, those of the first position of a row apart. If not given, they
             are counted, for which the host waits for the device.
-        chunk_size: Positions whose logits live at once.
+        chunk_size: Positions whose logits live at once; what suits the device if not given.
     """
     flat_labels = F.pad(labels[:, 1:], (1, 0), value=IGNORE_INDEX).flatten()
     is_supervised = flat_labels != IGNORE_INDEX

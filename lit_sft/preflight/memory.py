@@ -192,7 +192,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     # Their softmax and its gradient take the place of float32 logits; others exist in half precision besides, twice.
     logit_bytes = 4 if plan.activation_bytes == 4 else 8
     gradients = trained * plan.trained_bytes / shards
-    # Made with the loss, before any other; with several chunks that of one is added to that of those before.
+    # Made with the loss, before any other; where autocast computes, that of a chunk is in half precision first.
     head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.method == "full" else 0
     supervised = plan.tokens * plan.supervised_share
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
@@ -204,6 +204,6 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
         activations=kept - (block if plan.gradient_checkpointing else 0),
-        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + (head if supervised > CHUNK else 0),
+        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + plan.is_mixed * head / 2,
         block=backward + (block if plan.gradient_checkpointing else 0),
     )

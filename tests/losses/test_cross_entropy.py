@@ -66,10 +66,12 @@ def test_the_head_sees_no_more_positions_than_a_chunk_and_only_supervised_ones()
     hidden, labels, head = inputs()
     seen: list[int] = []
     head.register_forward_hook(lambda module, args, output: seen.append(len(args[0])))
-    with torch.no_grad():
-        totals = of_one_group(hidden, labels, head, chunk_size=4)
-    assert max(seen) <= 4
-    assert sum(seen) == totals.by_group[0, 1]
+    for is_trained in (False, True):
+        with torch.set_grad_enabled(is_trained):
+            totals = of_one_group(hidden, labels, head, chunk_size=4)
+        assert max(seen) <= 4
+        assert sum(seen) == totals.by_group[0, 1]
+        seen.clear()
 
 
 @pytest.mark.parametrize("length", [1, 10])
@@ -101,10 +103,14 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same(chunk_size: i
 
 
 @pytest.mark.parametrize("chunk_size", [4, 1000])
-def test_any_head_is_differentiated(chunk_size: int) -> None:
-    """Baichuan 2 divides by the lengths of the rows of its head."""
+@pytest.mark.parametrize("kind", ["norm", "hooked", "no bias"])
+def test_any_head_is_differentiated(kind: str, chunk_size: int) -> None:
+    """Baichuan 2 divides by the lengths of the rows of its head; others do more than a linear layer, too."""
     hidden, labels, _ = inputs()
-    hidden, head = hidden.detach().float().requires_grad_(), NormHead(8, 20)
+    hidden = hidden.detach().float().requires_grad_()
+    head = NormHead(8, 20) if kind == "norm" else torch.nn.Linear(8, 20, bias=False)
+    if kind == "hooked":
+        head.register_forward_hook(lambda module, args, output: output.tanh())
     loss = of_one_group(hidden, labels, head, chunk_size=chunk_size).loss
     logits = head(hidden)[:, :-1].reshape(-1, 20)
     expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="sum")
@@ -126,6 +132,26 @@ def test_logits_are_those_of_autocast(chunk_size: int) -> None:
     wanted = torch.autograd.grad(expected, [hidden, head.weight])
     for gradient, other in zip(torch.autograd.grad(loss, [hidden, head.weight]), wanted, strict=True):
         torch.testing.assert_close(gradient, other, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("trained", ["weight", "bias"])
+def test_a_part_of_the_head_can_be_frozen(trained: str) -> None:
+    hidden, labels, head = inputs()
+    whole = dict(
+        zip(
+            ("weight", "bias"),
+            torch.autograd.grad(of_one_group(hidden, labels, head).loss, [*head.parameters()]),
+            strict=True,
+        )
+    )
+    for name, parameter in head.named_parameters():
+        parameter.requires_grad_(name == trained)
+    of_one_group(hidden.detach(), labels, head, chunk_size=4).loss.backward()
+    for name, parameter in head.named_parameters():
+        if name == trained:
+            torch.testing.assert_close(parameter.grad, whole[name])
+        else:
+            assert parameter.grad is None
 
 
 def test_a_known_number_of_supervised_positions_is_not_counted_again() -> None:
