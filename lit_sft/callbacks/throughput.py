@@ -10,6 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lit_sft.conversation import Batch
+from lit_sft.stages._base import is_logged
 
 GIB = 1 << 30
 
@@ -64,7 +65,7 @@ class Throughput(Callback):
         self._num_positions += batch.input_ids.numel()
         is_step_done = trainer.global_step != self._step
         self._step = trainer.global_step
-        if not is_step_done or trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        if not is_step_done or not is_logged(trainer, trainer.global_step):
             return
         elapsed = now - self._started
         rate = trainer.world_size / elapsed

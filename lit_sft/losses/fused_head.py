@@ -154,7 +154,8 @@ class _AnyHead:
             self._hidden = hidden.detach().requires_grad_()
             self._logits = self._head(self._hidden)
         # A copy: the graph may need them as they are.
-        return self._logits.detach().to(torch.float32, copy=True)
+        scores: Tensor = self._logits.detach().to(torch.float32, copy=True)
+        return scores
 
     def backward(self, scores: Tensor) -> Tensor:
         """Gradient of the hidden states [N, H] of those of the logits [N, V]; that of the head is added to."""

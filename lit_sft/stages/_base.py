@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
 import torch
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -309,3 +309,9 @@ class Stage(LightningModule):
         """Euclidean norm of all gradients."""
         gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
         return whole(nn.utils.get_total_norm(gradients))
+
+
+def is_logged(trainer: Trainer, step: int) -> bool:
+    """Whether the metrics of an optimizer step, counted from 1, are written down."""
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return every > 0 and step % every == 0

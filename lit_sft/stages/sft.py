@@ -23,7 +23,7 @@ from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 from lit_sft.sharding import num_shares
-from lit_sft.stages._base import Stage
+from lit_sft.stages._base import Stage, is_logged
 from lit_sft.stages._compile import uncompiled
 from lit_sft.stages._neftune import noisy_embeddings
 
@@ -107,7 +107,7 @@ class SFT(Stage):
         # The one place of the step where the host waits for the device: nothing harmful may reach the weights.
         *flat, norm = torch.cat([totals.flatten(), self.gradient_norm().double()[None]]).tolist()
         by_corpus = [flat[start : start + 3] for start in range(0, len(flat), 3)]
-        loss, num_tokens, num_correct = map(math.fsum, zip(*by_corpus, strict=True))
+        loss, num_tokens, _ = map(math.fsum, zip(*by_corpus, strict=True))
         if not num_tokens:
             self._factor, self._norm = 1.0, 0.0
             return  # no rank has data left for this step: its gradients are zero, and there is no mean
@@ -119,13 +119,33 @@ class SFT(Stage):
         # The loss scaler of fp16 skips overflowing steps by itself.
         if not math.isfinite(norm) and self.trainer.precision != "16-mixed":
             raise self._harmful("gradient norm", norm, own, micro_batches)
-        loss /= num_tokens
-        self.log("train/loss", loss, prog_bar=True)
-        self.log("train/perplexity", math.exp(min(loss, 700)))
-        self.log("train/token_accuracy", num_correct / num_tokens, prog_bar=True)
-        self.log("train/gradient_norm", norm, prog_bar=True)
-        self.log("train/learning_rate", optimizer.param_groups[0]["lr"], prog_bar=True)
-        self._log_corpora(by_corpus)
+        self.log("train/loss", loss / num_tokens, prog_bar=True)
+        # Each costs a millisecond, in which a GPU has nothing to do: the others only where they are written down.
+        if is_logged(self.trainer, self.trainer.global_step + 1):
+            self._log_step(by_corpus, optimizer)
+
+    def _log_step(self, by_corpus: list[list[float]], optimizer: Optimizer) -> None:
+        """What the step was, beside its loss, and the loss of each corpus that has tokens in it."""
+        loss, num_tokens, num_correct = map(math.fsum, zip(*by_corpus, strict=True))
+        self.log_dict(
+            {
+                "train/token_accuracy": num_correct / num_tokens,
+                "train/gradient_norm": self._norm,
+                "train/learning_rate": optimizer.param_groups[0]["lr"],
+            },
+            prog_bar=True,
+        )
+        self.log("train/perplexity", math.exp(min(loss / num_tokens, 700)))
+        if len(by_corpus) == 1:
+            return
+        losses = {
+            f"train/loss/{name}": loss / num_tokens
+            for name, (loss, num_tokens, _) in zip(self._corpora, by_corpus, strict=True)
+            if num_tokens
+        }
+        # self.log would repeat the last loss of a corpus in steps that have none of its tokens.
+        for logger in self.loggers:
+            logger.log_metrics(losses, step=self.trainer.global_step)
 
     def configure_gradient_clipping(
         self,
@@ -137,7 +157,8 @@ class SFT(Stage):
         factor = self._factor
         if gradient_clip_val and gradient_clip_algorithm != "value":
             factor *= min(1.0, gradient_clip_val / (self._norm + 1e-6))
-        torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
+        if factor != 1:
+            torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
         if gradient_clip_algorithm == "value":
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -196,20 +217,6 @@ class SFT(Stage):
     def _measure(self, batch: Batch) -> None:
         self._held_out.append(self(batch).by_group)
         self._corpora = batch.corpora
-
-    def _log_corpora(self, by_corpus: list[list[float]]) -> None:
-        """The loss of each corpus that has tokens in the step."""
-        step = self.trainer.global_step
-        if len(by_corpus) == 1 or (step + 1) % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        losses = {
-            f"train/loss/{name}": loss / num_tokens
-            for name, (loss, num_tokens, _) in zip(self._corpora, by_corpus, strict=True)
-            if num_tokens
-        }
-        # self.log would repeat the last loss of a corpus in steps that have none of its tokens.
-        for logger in self.loggers:
-            logger.log_metrics(losses, step=step)
 
     def _harmful(self, what: str, value: float, own: torch.Tensor, micro_batches: list[Any]) -> TrainingError:
         """The error that stops the run, naming the records of the micro-batches at fault, or of the whole step."""

@@ -75,3 +75,9 @@ def test_validation_is_neither_waiting_nor_training(tiny_folder: Path, clock: Cl
     assert found["speed/data_wait_share"] == [0.25, 0.0, 0.25, 0.0]
     tokens = [batch.num_tokens for batch in batches_of(2)] * 2
     assert found["speed/tokens_per_second"] == [count / 4 for count in tokens]
+
+
+def test_without_an_interval_of_logging_nothing_is_logged(tiny_folder: Path, clock: Clock) -> None:
+    found = run(tiny_folder, clock, log_every_n_steps=0)
+    assert found
+    assert not [name for name in found if name.startswith(("speed/", "train/"))]

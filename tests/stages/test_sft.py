@@ -94,6 +94,21 @@ def test_the_logged_loss_is_the_mean_over_the_supervised_tokens_of_the_step(
     assert losses[0] == pytest.approx(float(losses[1]), rel=1e-6)
 
 
+def test_between_steps_that_are_logged_only_the_loss_is_handed_on(
+    tiny_folder: Path, uneven_corpus: Path, tmp_path: Path
+) -> None:
+    """Handing on a metric takes time in which a GPU has nothing to do."""
+    seen: list[set[str]] = []
+
+    class Seen(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+            seen.append({name for name in trainer.callback_metrics if name.startswith("train/")})
+
+    fit(stage_of(tiny_folder), uneven_corpus, tmp_path, Seen(), rows=1, max_steps=2, log_every_n_steps=2)
+    assert seen[0] == {"train/loss"}
+    assert seen[1] > {"train/loss", "train/learning_rate", "train/gradient_norm", "train/token_accuracy"}
+
+
 def test_training_is_in_train_mode_and_dropout_acts(tiny_folder: Path, uneven_corpus: Path, tmp_path: Path) -> None:
     class Modes(Callback):
         dropouts: list[bool] = []  # noqa: RUF012 - filled once
