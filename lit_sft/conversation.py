@@ -142,7 +142,9 @@ class Batch:
 
     def to(self, device: torch.device, **kwargs: Any) -> Batch:
         """The batch with its tensors on `device` (Lightning calls this); the host does not wait for pinned ones."""
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True, **kwargs))
+        # Only there do later operations wait for the copy.
+        kwargs.setdefault("non_blocking", str(device).startswith("cuda"))
+        return _map_tensors(self, lambda tensor: tensor.to(device, **kwargs))
 
     def pin_memory(self) -> Batch:
         """The batch in page-locked memory (the DataLoader calls this)."""

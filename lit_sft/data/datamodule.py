@@ -272,6 +272,8 @@ class SFTData(LightningDataModule):
         if self.trainer is not None:
             settle_intervals(self.trainer, self.order.num_batches_estimated())
         self._write_quarantine()
+        if self.packing is None:
+            log.info("data.packing is %s, which is faster on this device", str(self.batching.packing).lower())
         log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
 
     def _check_examples(self) -> None:
@@ -337,7 +339,8 @@ class SFTData(LightningDataModule):
         return self._loader(prepared, HeldOutOrder(records, self.batching, prepared.encoder, **self._ranks()))
 
     def _loader(self, prepared: Prepared, order: Any) -> DataLoader[Batch]:
-        return prepared.loader(order, num_workers=self.num_workers, pin_memory=self._is_on_gpu())
+        pins = self.trainer is not None and self._is_on_gpu()
+        return prepared.loader(order, num_workers=self.num_workers, pin_memory=pins)
 
     def _is_on_gpu(self) -> bool:
         """Whether the network is, or where there is no trainer, would be."""

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from lit_sft.families._chatglm_layout import Layout, MarkIds, causal_mask, read_layout
 from lit_sft.families._chatglm_weights import CONVERSION
-from lit_sft.families._segments import SDPA_BY_SEGMENT
+from lit_sft.families._segments import SDPA_BY_SEGMENT, goes_by_segment
 
 RESIDUAL_SCALE = (2 * 28) ** 0.5
 """The original never tells its blocks how many they are, so this is that of 28 layers for any number."""
@@ -120,7 +120,7 @@ def eager_attention(
 class ChatGLM6BAttention(nn.Module):
     """Attention whose query, key and value are one interleaved matrix on disk, three layers here."""
 
-    # The mask is always explicit.
+    # Who sees whom is always said.
     is_causal = False
 
     def __init__(self, config: ChatGLM6BConfig, layer_index: int) -> None:
@@ -259,8 +259,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             layout = self.layout(input_ids, attention_mask, position_ids)
             positions = layout.positions
             is_plain = attention_mask is None and past_key_values is None
-            by_segment = is_plain and self.config._attn_implementation == SDPA_BY_SEGMENT
-            allowed = layout.borders() if by_segment else layout.allowed()
+            allowed = layout.borders() if is_plain and goes_by_segment(self) else layout.allowed()
             if position_ids is not None and position_ids.dim() == 3:
                 positions = position_ids
         if attention_mask is not None and attention_mask.dim() == 4:

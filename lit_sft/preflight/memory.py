@@ -190,7 +190,9 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     if plan.method == "qlora":
         backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
     # Their softmax and its gradient take the place of float32 logits; others exist in half precision besides, twice.
-    logit_bytes = 4 if plan.activation_bytes == 4 else 8
+    # What autograd differentiates, as Baichuan 2's normalised head, has a copy for each of its steps, and makes a whole
+    # gradient for each chunk.
+    logit_bytes = (4 if size.has_plain_head else 16) if plan.activation_bytes == 4 else 8 if size.has_plain_head else 20
     gradients = trained * plan.trained_bytes / shards
     # Made with the loss, before any other; where autocast computes, that of a chunk is in half precision first.
     head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.method == "full" else 0
@@ -204,6 +206,6 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
         activations=kept - (block if plan.gradient_checkpointing else 0),
-        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + plan.is_mixed * head / 2,
+        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * (plan.is_mixed / 2 if size.has_plain_head else 3),
         block=backward + (block if plan.gradient_checkpointing else 0),
     )

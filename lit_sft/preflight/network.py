@@ -25,6 +25,7 @@ class NetworkSize:
         vocabulary: Outputs of the head.
         is_gated: Whether the feed-forward layer multiplies two branches.
         materialises_attention: Whether the scores [heads, T, T] are held in memory.
+        has_plain_head: Whether the head is a linear layer and no more.
     """
 
     num_parameters: int
@@ -36,6 +37,7 @@ class NetworkSize:
     vocabulary: int
     is_gated: bool
     materialises_attention: bool
+    has_plain_head: bool
 
     @property
     def num_linear_parameters(self) -> int:
@@ -85,6 +87,7 @@ def measure_network(family: Family) -> NetworkSize:
         vocabulary=int(vocabulary),
         is_gated=num_written > widest,
         materialises_attention=network.config._attn_implementation == "eager",
+        has_plain_head=type(head) is nn.Linear,
     )
 
 

@@ -314,4 +314,4 @@ class Stage(LightningModule):
 def is_logged(trainer: Trainer, step: int) -> bool:
     """Whether the metrics of an optimizer step, counted from 1, are written down."""
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every > 0 and step % every == 0
+    return every > 0 and (step % every == 0 or trainer.should_stop)

@@ -104,7 +104,7 @@ class SFT(Stage):
         micro_batches, self._step = self._step, []
         own = torch.stack([by_corpus for by_corpus, _ in micro_batches])  # [M, C, 3]
         totals = self.trainer.strategy.reduce(own.sum(0), reduce_op="sum")
-        # The one place of the step where the host waits for the device: nothing harmful may reach the weights.
+        # Here the host waits for the device: nothing harmful may reach the weights.
         *flat, norm = torch.cat([totals.flatten(), self.gradient_norm().double()[None]]).tolist()
         by_corpus = [flat[start : start + 3] for start in range(0, len(flat), 3)]
         loss, num_tokens, _ = map(math.fsum, zip(*by_corpus, strict=True))
@@ -153,7 +153,10 @@ class SFT(Stage):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Make summed gradients those of the mean, and clip them, in one pass: their norm is known."""
+        """Make summed gradients those of the mean, and clip them, in one pass: their norm is known.
+
+        Whoever overrides it must call it: until then gradients are sums.
+        """
         factor = self._factor
         if gradient_clip_val and gradient_clip_algorithm != "value":
             factor *= min(1.0, gradient_clip_val / (self._norm + 1e-6))

@@ -11,8 +11,8 @@ from lit_sft.families._base import Checkpoint
 from lit_sft.tuning._base import Tuning, half_or_full
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-    from peft.tuners.lora import LoraLayer
     from transformers import PreTrainedModel
 
 
@@ -74,8 +74,9 @@ class LoRA(Tuning):
 
         wrapped = self._wrap(checkpoint, precision)
         for layer in wrapped.modules():
-            if isinstance(layer, LoraLayer):
-                _leave_inputs_to_autocast(layer)
+            # DoRA computes with the weights beside the input: the lengths of rows in float32, as they were measured.
+            if isinstance(layer, LoraLayer) and not layer.lora_variant:
+                layer._cast_input_dtype = _unless_autocast  # type: ignore[method-assign]
         return wrapped
 
     def _wrap(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
@@ -131,16 +132,11 @@ class LoRA(Tuning):
         model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
 
 
-def _leave_inputs_to_autocast(layer: LoraLayer) -> None:
+def _unless_autocast(x: Any, dtype: torch.dtype) -> Any:
     """Where autocast converts, it converts the small adapter; peft converts its input to float32, only to be undone."""
     import torch
 
-    convert = layer._cast_input_dtype
-
-    def unless_autocast(x: Any, dtype: torch.dtype) -> Any:
-        return x if x is None or torch.is_autocast_enabled(x.device.type) else convert(x, dtype)
-
-    layer._cast_input_dtype = unless_autocast  # type: ignore[method-assign]
+    return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lit_sft import open_checkpoint
 from lit_sft.families import _segments
@@ -104,14 +105,46 @@ def test_a_kernel_is_taken_only_where_it_is_right(monkeypatch: pytest.MonkeyPatc
 
     calls: list[str] = []
     right = reference_kernel(calls)
-    assert answer(right, torch.bfloat16)
+    with torch.inference_mode():
+        assert answer(right, torch.bfloat16)
+    calls.clear()
     assert not answer(right, torch.float32)
-    assert len(calls) == 1
+    assert not calls
 
     wrong = reference_kernel(calls)
     wrong.varlen_attn = lambda *args, **options: 2 * right.varlen_attn(*args, **options)  # type: ignore[attr-defined]
     assert not answer(wrong, torch.bfloat16)
     assert not answer(ModuleType("empty"), torch.bfloat16)
+
+
+def test_a_checkpointed_block_may_be_the_first_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the trial saves for its own backward pass is none of the block's."""
+    monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", reference_kernel([]))
+    answers: list[bool] = []
+
+    def asks(query: Tensor, dropout: float) -> bool:
+        if not answers:
+            answers.append(_segments._varies_lengths.__wrapped__(query.device, torch.bfloat16, 8))
+        return True
+
+    monkeypatch.setattr(_segments, "_can_go_by_segment", asks)
+    query, key, value, borders = packed(4, 4)
+    query.requires_grad_()
+
+    def block(query: Tensor) -> Tensor:
+        return attend(torch.nn.Module(), query, key, value, borders, scaling=SCALE)[0].square()
+
+    (gradient,) = torch.autograd.grad(checkpoint(block, query, use_reentrant=False).sum(), query)
+    assert answers == [True]
+    (wanted,) = torch.autograd.grad(block(query).sum(), query)
+    torch.testing.assert_close(gradient, wanted)
+
+
+def test_one_row_of_positions_is_that_of_all_rows(tiny: Callable[[str], Path]) -> None:
+    network = open_checkpoint(tiny("baichuan-7b")).load_model(dtype=torch.float32)
+    ids, positions = torch.arange(20, 44).view(2, 12), torch.tensor([[*range(7), *range(5)]])
+    of_one, of_all = (network(input_ids=ids, position_ids=p).logits for p in (positions, positions.expand(2, -1)))
+    assert torch.equal(of_one, of_all)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

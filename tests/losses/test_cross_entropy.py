@@ -6,6 +6,7 @@ import torch
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.families._norm_head import NormHead
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
+from lit_sft.losses.fused_head import head_cross_entropy
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
@@ -159,6 +160,13 @@ def test_a_known_number_of_supervised_positions_is_not_counted_again() -> None:
     size = int((labels[:, 1:] != IGNORE_INDEX).sum())
     known = of_one_group(hidden, labels, head, num_supervised=size)
     assert torch.equal(known.by_group, of_one_group(hidden, labels, head).by_group)
+
+
+def test_the_loss_of_a_token_that_is_known_well_is_not_zero() -> None:
+    logits = torch.tensor([[30.0, 14.5, 3.0]])
+    head = torch.nn.Identity()
+    loss, _, _ = head_cross_entropy(logits.requires_grad_(), torch.tensor([0]), head)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, torch.tensor([0])), rtol=1e-5, atol=0)
 
 
 def test_half_precision_is_summed_in_float32() -> None:
