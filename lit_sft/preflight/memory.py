@@ -196,6 +196,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     gradients = trained * plan.trained_bytes / shards
     # Made with the loss, before any other; where autocast computes, that of a chunk is in half precision first.
     head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.method == "full" else 0
+    head_copies = plan.is_mixed / 2 if size.has_plain_head else 3
     supervised = plan.tokens * plan.supervised_share
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(
@@ -206,6 +207,6 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
         activations=kept - (block if plan.gradient_checkpointing else 0),
-        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * (plan.is_mixed / 2 if size.has_plain_head else 3),
+        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies,
         block=backward + (block if plan.gradient_checkpointing else 0),
     )
