@@ -57,8 +57,7 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
     if checkpointing:
         tuning.causal_lm(network).activation_checkpointing_enable({"use_reentrant": False})
     stage.model = network.train()
-    # One tensor at a time, as the fused step on a GPU: no temporary the size of all gradients.
-    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4, foreach=False)
+    optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4, fused=True)
     ids = torch.randint(10, 5000, (ROWS, ROW_LENGTH))
     labels = ids.clone()
     labels[:, : int(ROW_LENGTH * (1 - SUPERVISED))] = -100
@@ -104,7 +103,7 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
         targets=stage.checkpoint.family.lora_targets,
         dropout=0.05,
         supervised_share=SUPERVISED,
-        update_copies="largest",
+        update_copies="none",
     )
     found = estimate(measure_network(stage.checkpoint.family), plan)
     return {"measured": held + highest, "estimated": found.total, "held": held, **found.parts}
