@@ -54,28 +54,41 @@ def training(runs: Runs) -> list[dict[str, Any]]:
 
 
 def ratios(runs: Runs, is_gpu: bool) -> list[dict[str, Any]]:
-    """This project beside the best of TRL, and beside the bare loop."""
+    """This project beside the best of TRL, the fastest peer and the bare loop: medians of the ratios of each turn."""
     clock = "wall_s" if is_gpu else "cpu_s"
-    speed = {name: _median(found, lambda run: sum(run["supervised"]) / run[clock]) for name, found in runs.items()}
-    tokens = {name: _median(found, lambda run: run["tokens"] / run[clock]) for name, found in runs.items()}
-    memory = {name: _median(found, lambda run: run["memory_mib"]) for name, found in runs.items()}
-    peers = [name for name in runs if name.startswith("trl-")]
-    others = [*peers, *(name for name in runs if name == "trainer")]
+
+    def supervised(run: dict[str, Any]) -> float:
+        return sum(run["supervised"]) / run[clock]
+
+    def tokens(run: dict[str, Any]) -> float:
+        return run["tokens"] / run[clock]
+
+    def memory(run: dict[str, Any]) -> float:
+        return run["memory_mib"]
+
+    def beside(name: str, other: str, value: Callable[[dict[str, Any]], float]) -> float:
+        # The machine is not as fast in one turn as in another; a contestant may have had fewer.
+        return median(value(own) / value(its) for own, its in zip(runs[name], runs[other], strict=False))
+
+    peers = [name for name in runs if name.startswith("tr")]
+    of_trl = [name for name in peers if name.startswith("trl-")]
     rows = []
     for name in (name for name in runs if name.startswith("fit-")):
         row: dict[str, Any] = {"contestant": name}
-        if peers:
-            fastest, smallest = max(peers, key=lambda peer: speed[peer]), min(peers, key=lambda peer: memory[peer])
+        if of_trl:
+            fastest = max(of_trl, key=lambda peer: _median(runs[peer], supervised))
+            smallest = min(of_trl, key=lambda peer: _median(runs[peer], memory))
             row["fastest of TRL"] = fastest
-            row["time per supervised token / its"] = speed[fastest] / speed[name]
-            fastest_peer = max(others, key=lambda peer: speed[peer])
-            row["fastest peer"] = fastest_peer
-            row["time / the fastest peer's"] = speed[fastest_peer] / speed[name]
+            row["time per supervised token / its"] = 1 / beside(name, fastest, supervised)
             row["smallest of TRL"] = smallest
-            row["memory / its"] = memory[name] / memory[smallest]
+            row["memory / its"] = beside(name, smallest, memory)
+        if peers:
+            best = max(peers, key=lambda peer: _median(runs[peer], supervised))
+            row["fastest peer"] = best
+            row["time / the fastest peer's"] = 1 / beside(name, best, supervised)
         if "bare" in runs:
-            row["tokens/s / the bare loop's"] = tokens[name] / tokens["bare"]
-            row["memory / the bare loop's"] = memory[name] / memory["bare"]
+            row["tokens/s / the bare loop's"] = beside(name, "bare", tokens)
+            row["memory / the bare loop's"] = beside(name, "bare", memory)
         rows.append(row)
     return rows
 
