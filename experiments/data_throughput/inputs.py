@@ -90,5 +90,5 @@ def open_data(layout: str, file: str, checkpoint: str, cache: str, **options: An
     from lit_sft import open_checkpoint
     from lit_sft.data.datamodule import SFTData
 
-    settings = {"max_length": 2048, "micro_batch_size": 4, "validation_fraction": 0.0, **options}
+    settings = {"max_length": 2048, "micro_batch_size": 4, "packing": True, "validation_fraction": 0.0, **options}
     return SFTData(open_checkpoint(checkpoint), [corpus_of(layout, file)], cache=cache, **settings)

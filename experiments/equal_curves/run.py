@@ -69,7 +69,7 @@ def write_config(work: Path, name: str, tuning: str, way: dict[str, dict[str, An
                 "corpora": [
                     {"class_path": "Belle", "init_args": {"path": str(DEMO / "belle_train.json"), "count": NUM_RECORDS}}
                 ],
-                "max_length": 256, "micro_batch_size": 4, "num_workers": 0, "validation_fraction": 0.1,
+                "max_length": 256, "micro_batch_size": 4, "packing": True, "num_workers": 0, "validation_fraction": 0.1,
                 "cache": str(work / "cache"),
                 **way.get("data", {}),
             },

@@ -60,7 +60,8 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
                     {"class_path": "Belle", "init_args": {"path": str(DEMO / "belle_train.json")}},
                     {"class_path": "Firefly", "init_args": {"path": str(DEMO / "firefly_train.jsonl")}},
                 ],
-                "max_length": 256, "micro_batch_size": 2 // ranks, "num_workers": 2, "validation_fraction": 0.05,
+                "max_length": 256, "micro_batch_size": 2 // ranks, "packing": True,
+                "num_workers": 2, "validation_fraction": 0.05,
             },
         },
         "trainer": {
