@@ -1,13 +1,16 @@
 """Help and import cost nothing."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import lit_sft.__main__ as program
 from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
+from lit_sft.errors import UserError
 
 HEAVY = ("torch", "lightning", "transformers", "peft", "datasets")
 
@@ -31,6 +34,20 @@ def test_import_and_help_load_no_torch() -> None:
 def test_summary_of_a_run_loads_no_torch() -> None:
     code = f"import sys, lit_sft.summary; assert not [name for name in {HEAVY} if name in sys.modules]"
     assert run("-c", code).returncode == 0
+
+
+@pytest.mark.parametrize("verb", ["fit", "summary"])
+def test_nothing_is_collected_while_a_verb_is_imported(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    collected: list[bool] = []
+
+    def imported(name: str) -> None:
+        collected.append(gc.isenabled())
+        raise UserError("enough seen")
+
+    monkeypatch.setattr(program, "import_module", imported)
+    assert main([verb]) == 2
+    assert collected == [False]
+    assert gc.isenabled()
 
 
 def test_an_unknown_verb_is_answered_with_the_verbs() -> None:

@@ -43,8 +43,8 @@ class SFTData(LightningDataModule):
         max_length: Tokens of an example at most; longer conversations lose whole turns from the end.
         micro_batch_size: Rows of `max_length` tokens that a device takes at once.
         packing: Fill each row with several examples, which do not see each other. Otherwise an example has a row of its
-            own, beside others of similar length, as many as fit into the same number of tokens. If not given, what is
-            faster: packed on a GPU, otherwise on a CPU.
+            own, beside others of similar length, as many as fit into the same number of tokens. If not given, rows are
+            packed on a GPU, and not on a CPU, where that is as fast or faster.
         loss_on: `assistant`: every answer; `last`: the last answer only; `all`: prompts too.
         validation_fraction: Share of the distinct conversations that is held out for validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
@@ -273,7 +273,7 @@ class SFTData(LightningDataModule):
             settle_intervals(self.trainer, self.order.num_batches_estimated())
         self._write_quarantine()
         if self.packing is None:
-            log.info("data.packing is %s, which is faster on this device", str(self.batching.packing).lower())
+            log.info("data.packing is %s, the default on this device", str(self.batching.packing).lower())
         log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
 
     def _check_examples(self) -> None:

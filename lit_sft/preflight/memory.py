@@ -189,14 +189,17 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
     if plan.method == "qlora":
         backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
-    # Their softmax and its gradient take the place of float32 logits; others exist in half precision besides, twice.
-    # What autograd differentiates, as Baichuan 2's normalised head, has a copy for each of its steps, and makes a whole
-    # gradient for each chunk.
-    logit_bytes = (4 if size.has_plain_head else 16) if plan.activation_bytes == 4 else 8 if size.has_plain_head else 20
+    is_half = plan.activation_bytes == 2
+    if size.has_plain_head:
+        # Softmax and gradient take the place of float32 logits; in half precision they exist besides, twice. Where
+        # autocast computes, the gradient of the head from a chunk is in half precision first.
+        logit_bytes, head_copies = 8 if is_half else 4, plan.is_mixed / 2
+    else:
+        # Autograd keeps a copy for each step, as of Baichuan 2's normalised head, and makes a whole gradient a chunk.
+        logit_bytes, head_copies = 20 if is_half else 16, 3
     gradients = trained * plan.trained_bytes / shards
-    # Made with the loss, before any other; where autocast computes, that of a chunk is in half precision first.
+    # Its gradient is made with the loss, before any other.
     head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.method == "full" else 0
-    head_copies = plan.is_mixed / 2 if size.has_plain_head else 3
     supervised = plan.tokens * plan.supervised_share
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(

@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 from streams import batches_of, fit, stream_of
 from torch.utils.data import DataLoader
 
+from lit_sft.callbacks import progress
 from lit_sft.callbacks.progress import RunProgress
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.lora import LoRA
@@ -34,6 +35,14 @@ def test_a_bar_counts_the_steps_where_their_number_is_known(last_bar: LastBar) -
     loader = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
     bar = last_bar(loader, max_epochs=2, limit_train_batches=3)
     assert re.fullmatch(r"training 100% 6/6 \[00:\d\d<00:00\], loss .* grad .*", bar)
+
+
+def test_numbers_are_read_only_when_they_are_drawn(last_bar: LastBar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading one waits for the device. Into a file the bar is drawn each ten seconds."""
+    reads: list[int] = []
+    monkeypatch.setattr(progress, "_postfix", lambda metrics: reads.append(len(metrics)) or "numbers")
+    assert last_bar(stream_of(batches_of(4)), max_epochs=5).endswith("step 20 numbers")
+    assert len(reads) == 2, "after the first step and at the end"
 
 
 def test_a_bar_shows_the_share_of_the_run_where_nobody_knows_their_number(last_bar: LastBar) -> None:

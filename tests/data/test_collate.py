@@ -81,3 +81,17 @@ def test_a_batch_goes_to_another_process_as_bytes_and_comes_back_whole() -> None
     for name, value in vars(batch).items():
         other = getattr(received, name)
         assert torch.equal(other, value) if isinstance(value, torch.Tensor) else other == value
+
+
+@pytest.mark.parametrize(("device", "waits"), [("cuda:0", False), ("cpu", True)])
+def test_only_a_copy_to_a_gpu_is_not_waited_for(device: str, waits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def to(tensor: torch.Tensor, device: str, *, non_blocking: bool) -> torch.Tensor:
+        asked.append((device, non_blocking))
+        return tensor
+
+    batch = collate([[A, C], [B]], pad_token_id=9)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    batch.to(device)  # type: ignore[arg-type]
+    assert set(asked) == {(device, not waits)}
