@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_sft.errors import ConfigError, TrainingError
-from lit_sft.runs import is_whole_archive
+from lit_sft.runs.folder import is_whole_archive
 
 PARTIAL = ".partial"
 """Ending of the name while a file is written."""
