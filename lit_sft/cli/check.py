@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.checkpoint.opening import open_checkpoint
+from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import CLI, run_cli
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.preflight.memory import estimate
@@ -50,7 +51,7 @@ OWN_OPTIONS: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-class EstimateCLI(CLI):
+class EstimateCLI(FitReader):
     """Takes what `fit` takes, and counts; neither weights nor data are read.
 
     `estimated`: bytes of a step; `is_all_asked`: whether the estimate is all that is wanted, or possible.
@@ -62,13 +63,8 @@ class EstimateCLI(CLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the check, beside those that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
         for name, (kind, default, meaning) in OWN_OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=meaning)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without the verb, for this parser has only one."""
-        super().parse_arguments(parser, args[1:])
 
     def instantiate_classes(self) -> None:
         """Open the checkpoint, estimate and say so.

@@ -8,14 +8,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_sft.cli.fit import CLI, run_cli
+from lit_sft.cli._base import FitReader
+from lit_sft.cli.fit import run_cli
 from lit_sft.configuration import KindParser, stage_and_data
 from lit_sft.conversation import Batch, Prompt
 from lit_sft.corpora.safety_prompts import SafetyPrompts
@@ -45,13 +44,12 @@ class State:
         return is_same and (other.weights is not None or self.weights is None)
 
 
-class CompareCLI(CLI):
+class CompareCLI(FitReader):
     """Takes what `fit` takes, and asks a model before and after tuning, or two models one after the other."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the comparison, beside those that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
         parser.add_argument("--count", type=int, default=50, help="Prompts of each category at most.")
         parser.add_argument("--output", type=str | None, default=None, help="Folder; RUN/comparison if not given.")
         parser.add_argument(
@@ -63,10 +61,6 @@ class CompareCLI(CLI):
         parser.add_argument(
             "--after", type=str | None, default=None, help="The same, in the place of --run; needs --output."
         )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without the verb, for this parser has only one."""
-        super().parse_arguments(parser, args[1:])
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoints before anything heavy is built.
