@@ -34,8 +34,8 @@ class Preflight(Callback):
             return
         family = pl_module.checkpoint.family
         device = trainer.strategy.root_device.type
-        plan = plan_of(self.config, family, trainer.world_size, is_gpu=device == "cuda")
-        fits, said = verdict(measure_network(family), plan, device_memory(device))
+        plan = plan_of(self.config, pl_module.tuning, family, trainer.world_size, is_gpu=device == "cuda")
+        fits, said = verdict(measure_network(family), plan, family.lora_targets, device_memory(device))
         log.log(logging.INFO if fits else logging.WARNING, "memory of a step: %s", said)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:

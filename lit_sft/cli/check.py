@@ -21,11 +21,13 @@ from lit_sft.callbacks.preflight import Preflight
 from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import CLI, run_cli
+from lit_sft.configuration import build
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
 from lit_sft.runs.folder import LAST_CHECKPOINT, PREDICTIONS
+from lit_sft.tuning._base import Tuning
 
 # A launched process would repeat the command that is running: `check`, not `fit`.
 ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
@@ -77,11 +79,12 @@ class EstimateCLI(FitReader):
         devices = num_devices(trainer.devices, trainer.accelerator) * trainer.num_nodes
         given = self.config.device_memory
         is_gpu = given is not None or is_on_gpu(trainer.accelerator)
-        plan, size = plan_of(self.config, family, devices, is_gpu=is_gpu), measure_network(family)
+        tuning = build("tuning", Tuning, model.tuning.as_dict())
+        plan, size = plan_of(self.config, tuning, family, devices, is_gpu=is_gpu), measure_network(family)
         if given is not None and given <= 0:
             raise ConfigError(f"--device_memory is {given}; give the GB of a device, such as 80")
         memory = given * GB if given else device_memory(trainer.accelerator)
-        fits, said = verdict(size, plan, memory)
+        fits, said = verdict(size, plan, family.lora_targets, memory)
         if not fits:
             raise ConfigError(f"memory: {said}")
         _report("memory", f"OK  {said}")
@@ -89,7 +92,7 @@ class EstimateCLI(FitReader):
         self.is_all_asked = self.config.estimate_only
         if devices > 1 and not self.config.estimate_only:
             alone = replace(plan, num_devices=1, sharding="none")
-            self.is_all_asked = not verdict(size, alone, device_memory(trainer.accelerator))[0]
+            self.is_all_asked = not verdict(size, alone, family.lora_targets, device_memory(trainer.accelerator))[0]
             skipped = "skipped: the weights fit on several devices only"
             _report("steps", skipped if self.is_all_asked else "on one device")
 

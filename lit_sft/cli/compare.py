@@ -17,7 +17,6 @@ from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import run_cli
 from lit_sft.configuration import KindParser, stage_and_data
 from lit_sft.conversation import Batch, Prompt
-from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.data.datamodule import SFTData
 from lit_sft.errors import ConfigError
 from lit_sft.report.comparison import Comparison, Row, write_data, write_text
@@ -190,7 +189,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def rows(prompts: Sequence[Prompt], before: Examined, after: Examined, safety_files: Sequence[str]) -> list[Row]:
-    """Answers side by side; a prompt is one of safety if its file is of Safety-Prompts."""
+    """Answers side by side; a prompt is one of safety if the corpus of its file is."""
     return [
         Row(
             source=prompt.source,
@@ -237,7 +236,7 @@ def _first_of_each(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
 
 def _safety_files(data: SFTData) -> list[str]:
     corpora = [*data.corpora, *data.test_corpora]
-    return [f"{file}:" for corpus in corpora if isinstance(corpus, SafetyPrompts) for file in corpus.files]
+    return [f"{file}:" for corpus in corpora if corpus.is_about_safety for file in corpus.files]
 
 
 def _probes(data: SFTData) -> list[Iterable[Batch]]:
