@@ -22,11 +22,13 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import CLI, run_cli
 from lit_sft.configuration import build
+from lit_sft.data._asking import AskingData
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
 from lit_sft.runs.folder import LAST_CHECKPOINT, PREDICTIONS
+from lit_sft.stages._answering import Answering
 from lit_sft.tuning._base import Tuning
 
 # A launched process would repeat the command that is running: `check`, not `fit`.
@@ -110,7 +112,11 @@ class Clock(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data and weights are there."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        self.has_prompts = bool(data.prompts or data.held_out_prompts(1))
+        self.has_prompts = (
+            isinstance(pl_module, Answering)
+            and isinstance(data, AskingData)
+            and bool(data.prompts or data.held_out_prompts(1))
+        )
         self.preflight = next(c for c in trainer.callbacks if isinstance(c, Preflight))  # type: ignore[attr-defined]
         self._lap("load")
 
@@ -158,11 +164,10 @@ def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
     _fit(clock, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 1})], "train")
     (run,) = runs.iterdir()
     _report("data", f"OK  read, and weights loaded in {clock.seconds['load']:.1f} s")
-    if clock.preflight is None or not clock.preflight.is_end_supervised:
-        raise ConfigError(
-            "end of turn: the first batch supervises none, so answers would not end. Raise data.max_length"
-        )
-    _report("end of turn", "OK  supervised")
+    assert clock.preflight is not None
+    if clock.preflight.fault:
+        raise ConfigError(clock.preflight.fault)
+    _report("first batch", "OK")
     _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak(estimated)}")
     if "validate" in clock.seconds:
         _report("validate", f"OK  {clock.seconds['validate']:.1f} s")

@@ -38,7 +38,7 @@ from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.configuration import KINDS, KindParser, user_error_in
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
 from lit_sft.distributed.processes import end_with_parent, process_rank
 from lit_sft.errors import ConfigError, Stopped, UserError
 from lit_sft.plugins import members_of
@@ -282,7 +282,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     if not is_launcher:
         end_with_parent()
     try:
-        return cli(Stage, SFTData, args=expand_run(list(arguments)), **SETTINGS, **options)
+        return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.
         if is_launcher:

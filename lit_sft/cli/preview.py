@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import Parser, run_cli
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
 from lit_sft.preflight.plan import num_devices
 from lit_sft.preview.collect import collect
 from lit_sft.preview.page import write_page
@@ -38,7 +38,7 @@ class PreviewCLI(FitReader):
         self.checkpoint = open_checkpoint(model.checkpoint, model.family, model.prompt_format)
         data.init_args.text = self.checkpoint
         parser = Parser()
-        parser.add_subclass_arguments(SFTData, "data")
+        parser.add_subclass_arguments(CorpusData, "data")
         self.datamodule = parser.instantiate_classes(Namespace({"data": data})).data  # type: ignore[no-untyped-call]
 
     def after_instantiate_classes(self) -> None:

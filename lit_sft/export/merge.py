@@ -52,6 +52,7 @@ def merge(
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     import torch
 
+    from lit_sft.data._asking import AskingData
     from lit_sft.tuning._base import half_or_full
     from lit_sft.tuning.qlora import QLoRA
 
@@ -59,6 +60,8 @@ def merge(
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     checkpoint, tuning = stage.checkpoint, stage.tuning
     adapter = _adapter(folder, tuning)
     if not (prompts or data.validation_fraction or data.test_corpora):
@@ -71,7 +74,7 @@ def merge(
         adapter,
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=[prompt.input_ids for prompt in data.asked[:MAX_PROMPTS]],
+        prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
     _tell(figures)
