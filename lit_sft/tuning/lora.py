@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
-from lit_sft.tuning._base import Footprint, Tuning, half_or_full
+from lit_sft.tuning._base import Footprint, Tuning
 
 if TYPE_CHECKING:
     import torch
@@ -20,53 +20,81 @@ if TYPE_CHECKING:
 
 
 ADAPTER_CONFIG = "adapter_config.json"
+STORED = {
+    "rank": "r",
+    "alpha": "lora_alpha",
+    "dropout": "lora_dropout",
+    "targets": "target_modules",
+    "rslora": "use_rslora",
+    "dora": "use_dora",
+}
+"""What adapter_config.json calls the options."""
 
 
 class LoRA(Tuning):
     """Low-rank adapters in float32 beside a frozen base, which is in bfloat16 if the arithmetic is.
 
     Args:
-        rank: Inner dimension of the adapters.
-        alpha: Numerator of their scale alpha / rank.
-        dropout: Probability with which an input of an adapter is dropped.
+        rank: Inner dimension of the adapters; 16 if not given.
+        alpha: Numerator of their scale alpha / rank; 32 if not given.
+        dropout: Probability with which an input of an adapter is dropped; 0 if not given.
         targets: Names of the linear layers to adapt; the family's own if not given.
         rslora: Scale by alpha / sqrt(rank), so that higher ranks learn as fast (Kalajdzievski 2023, arXiv:2312.03732).
         dora: Train the length of each row of W + BA apart from its direction (Liu et al. 2024, arXiv:2402.09353);
             slower, for each step computes the whole matrix.
         lora_plus_ratio: Learning rate of B as a multiple of that of A, 16 for example (LoRA+: Hayou et al. 2024,
             arXiv:2402.12354); the same if not given.
-        adapter: A PEFT adapter folder to start from; everything but `lora_plus_ratio` is then read from it.
+        adapter: A PEFT adapter folder to start from; everything but `lora_plus_ratio` is then read from it, and what
+            is given must agree.
+
+    Raises:
+        ConfigError: If an option is out of its range, or contradicts the adapter to start from.
     """
 
     export_name = "adapter"
+    exports_adapter = True
 
     def __init__(
         self,
-        rank: int = 16,
-        alpha: float = 32.0,
-        dropout: float = 0.0,
+        rank: int | None = None,
+        alpha: float | None = None,
+        *,
+        dropout: float | None = None,
         targets: list[str] | None = None,
-        rslora: bool = False,
-        dora: bool = False,
+        rslora: bool | None = None,
+        dora: bool | None = None,
         lora_plus_ratio: float | None = None,
         adapter: str | None = None,
     ) -> None:
-        if rank < 1:
-            raise ConfigError(f"LoRA rank is {rank}; it must be at least 1")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
-        if lora_plus_ratio is not None and lora_plus_ratio <= 0:
-            raise ConfigError(f"LoRA lora_plus_ratio is {lora_plus_ratio}; it must be above 0")
         if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
             raise ConfigError(f"LoRA adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
-        self.rank = rank
-        self.alpha = alpha
-        self.dropout = dropout
-        self.targets = targets
-        self.rslora = rslora
-        self.dora = dora
-        self.lora_plus_ratio = lora_plus_ratio
         self.adapter = adapter
+        self.rank: int = self._option("rank", rank, 16)
+        self.alpha: float = self._option("alpha", alpha, 32.0)
+        self.dropout: float = self._option("dropout", dropout, 0.0)
+        self.targets: list[str] | str | None = self._option("targets", targets, None)
+        self.rslora: bool = self._option("rslora", rslora, False)
+        self.dora: bool = self._option("dora", dora, False)
+        self.lora_plus_ratio = lora_plus_ratio
+        if self.rank < 1:
+            raise ConfigError(f"LoRA rank is {self.rank}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"LoRA dropout is {self.dropout}; it must be at least 0 and below 1")
+        if lora_plus_ratio is not None and lora_plus_ratio <= 0:
+            raise ConfigError(f"LoRA lora_plus_ratio is {lora_plus_ratio}; it must be above 0")
+
+    def _option(self, name: str, given: Any, default: Any) -> Any:
+        """What the adapter to start from has; for a fresh one what was given, or else the default."""
+        if not self.adapter:
+            return default if given is None else given
+        stored = self.adapter_config.get(STORED[name], default)
+        is_same = sorted(given) == sorted(stored) if isinstance(given, list) and stored else given == stored
+        if given is not None and not is_same:
+            raise ConfigError(
+                f"{type(self).__name__} {name} is {given}, but the adapter to start from, {self.adapter}, has {stored}. "
+                f"Set {name} to null to train that adapter on, or adapter to null for a fresh one"
+            )
+        return stored
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
         """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero.
@@ -89,7 +117,7 @@ class LoRA(Tuning):
         model = self.load_base(checkpoint, precision)
         if self.adapter:
             return PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
-        targets = self.targets or list(checkpoint.family.lora_targets)
+        targets = list(self.targets or checkpoint.family.lora_targets)
         _check_targets(model, targets)
         config = LoraConfig(
             r=self.rank,
@@ -130,24 +158,13 @@ class LoRA(Tuning):
 
     def footprint(self, family_targets: Sequence[str]) -> Footprint:
         """Adapters of its rank beside a base of the arithmetic's type; those of the adapter to start from, if any."""
-        stored = self.adapter_config
-        targets = stored.get("target_modules", self.targets)
-        return Footprint(
-            rank=int(stored.get("r", self.rank)),
-            # A pattern in place of names is peft's own way to say most layers.
-            targets=tuple(targets) if isinstance(targets, list) else tuple(family_targets),
-            dropout=float(stored.get("lora_dropout", self.dropout)),
-            dora=bool(stored.get("use_dora", self.dora)),
-        )
+        # A pattern in place of names is peft's own way to say most layers.
+        targets = self.targets if isinstance(self.targets, list) else family_targets
+        return Footprint(rank=self.rank, targets=tuple(targets), dropout=self.dropout, dora=self.dora)
 
     def choices(self) -> dict[str, str | float]:
         """Rank and alpha."""
-        stored = self.adapter_config
-        return {"alpha": float(stored.get("lora_alpha", self.alpha)), "rank": int(stored.get("r", self.rank))}
-
-    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
-        """The frozen base."""
-        return checkpoint.load_model(dtype=half_or_full(precision))
+        return {"alpha": self.alpha, "rank": self.rank}
 
     def rate_factor(self, name: str) -> float:
         """B may learn faster than A."""

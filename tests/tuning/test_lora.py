@@ -1,5 +1,6 @@
 """What the options of LoRA and QLoRA do, and what of them is refused."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,55 @@ def test_a_run_may_start_from_an_adapter_of_any_kind(tiny: Tiny, tmp_path: Path)
     assert trained[0] == trained[1]
     with pytest.raises(ConfigError, match="dora does not work on int8"):
         QLoRA("int8", adapter=str(folder))
+
+
+STORED = {
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "target_modules": ["q_proj", "v_proj"],
+    "use_rslora": True,
+    "use_dora": False,
+}
+
+
+@pytest.fixture
+def stored_adapter(tmp_path: Path) -> str:
+    (tmp_path / "adapter_config.json").write_text(json.dumps(STORED), encoding="utf-8")
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "stored"),
+    [
+        ({"rank": 16}, "rank is 16", "has 8"),
+        ({"alpha": 32.0}, "alpha is 32.0", "has 16"),
+        ({"dropout": 0.0}, "dropout is 0.0", "has 0.1"),
+        ({"targets": ["o_proj"]}, r"targets is \['o_proj'\]", r"has \['q_proj', 'v_proj'\]"),
+        ({"rslora": False}, "rslora is False", "has True"),
+        ({"dora": True}, "dora is True", "has False"),
+    ],
+    ids=["rank", "alpha", "dropout", "targets", "rslora", "dora"],
+)
+@pytest.mark.parametrize("kind", [LoRA, QLoRA])
+def test_an_option_that_contradicts_the_adapter_to_start_from_is_refused(
+    kind: type[LoRA], options: dict[str, Any], said: str, stored: str, stored_adapter: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"{kind.__name__} {said}, but the adapter .* {stored}. Set .* to null"):
+        kind(adapter=stored_adapter, **options)
+
+
+def test_options_that_agree_with_the_adapter_to_start_from_or_are_left_out_are_its_own(stored_adapter: str) -> None:
+    agreeing = {"rank": 8, "alpha": 16.0, "dropout": 0.1, "targets": ["v_proj", "q_proj"], "rslora": True}
+    for tuning in (LoRA(adapter=stored_adapter), LoRA(adapter=stored_adapter, **agreeing)):  # type: ignore[arg-type]
+        assert tuning.choices() == {"alpha": 16, "rank": 8}
+        footprint = tuning.footprint(("W_pack",))
+        assert (footprint.rank, footprint.targets, footprint.dropout) == (8, ("q_proj", "v_proj"), 0.1)
+
+
+def test_only_rank_and_alpha_may_be_given_by_position() -> None:
+    kinds = [parameter.kind.name for parameter in inspect.signature(LoRA).parameters.values()]
+    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 6
 
 
 @pytest.mark.parametrize(
