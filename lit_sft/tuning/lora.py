@@ -91,7 +91,7 @@ class LoRA(Tuning):
         is_same = sorted(given) == sorted(stored) if isinstance(given, list) and stored else given == stored
         if given is not None and not is_same:
             raise ConfigError(
-                f"{type(self).__name__} {name} is {given}, but the adapter to start from, {self.adapter}, has {stored}. "
+                f"{type(self).__name__} {name} is {given}, but the adapter {self.adapter} has {stored}. "
                 f"Set {name} to null to train that adapter on, or adapter to null for a fresh one"
             )
         return stored
