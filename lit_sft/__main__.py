@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import NoReturn
 
 import lit_sft
+from lit_sft.display import harmless, visible
 from lit_sft.errors import Stopped, UserError, accepted
 
 CONFIGURED_VERBS = {
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         if is_debugging:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signal).name}", file=sys.stderr)
@@ -130,7 +131,7 @@ def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = main(arguments)
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(harmless(traceback.format_exc()))
         code = 1
     leave(code)
 

@@ -39,6 +39,7 @@ from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli_parser import user_error_in
 from lit_sft.data.datamodule import SFTData
+from lit_sft.display import HarmlessFormatter
 from lit_sft.errors import ConfigError, Stopped, UserError
 from lit_sft.kinds import KINDS, KindParser
 from lit_sft.plugins import members_of
@@ -372,7 +373,9 @@ def _value_of(option: str, options: list[str]) -> str | None:
 
 def _quieten() -> None:
     """Our own messages, none of the libraries' chatter about things that are as they should be."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(HarmlessFormatter("%(message)s"))
     logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

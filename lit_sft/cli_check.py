@@ -19,6 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.cli import CLI, run_cli
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.families._base import open_checkpoint
 from lit_sft.preflight.memory import estimate
@@ -243,4 +244,4 @@ def _peak(estimated: float) -> str:
 
 
 def _report(what: str, said: str) -> None:
-    print(f"{what:<13}{said}", flush=True)  # noqa: T201
+    print(f"{what:<13}{visible(said)}", flush=True)  # noqa: T201

@@ -19,6 +19,7 @@ from lit_sft.cli import CLI, run_cli
 from lit_sft.conversation import Batch, Prompt
 from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.data.datamodule import SFTData
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
 from lit_sft.kinds import KindParser, stage_and_data
 from lit_sft.report.comparison import Comparison, Row, write_data, write_text
@@ -139,7 +140,7 @@ class CompareCLI(CLI):
             seed=int(self.config.seed_everything),
         )
         write_report(comparison, self.folder)
-        print(f"report: {self.folder / 'report.html'}")  # noqa: T201
+        print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201
 
     def _other(self, state: State) -> tuple[SFT, SFTData]:
         """Another model than the configured one, which reads the same data in its own way."""

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.cli import CLI, Parser, run_cli
 from lit_sft.data.datamodule import SFTData
+from lit_sft.display import visible
 from lit_sft.families._base import open_checkpoint
 from lit_sft.preflight.plan import num_devices
 from lit_sft.preview.collect import collect
@@ -61,7 +62,7 @@ class PreviewCLI(CLI):
         print(render(preview, is_coloured=is_coloured, with_ids=self.config.ids))  # noqa: T201
         if self.config.html:
             write_page(preview, Path(self.config.html))
-            print(f"  page   {self.config.html}")  # noqa: T201
+            print(f"  page   {visible(str(self.config.html))}")  # noqa: T201
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import logging
 import os
 import re
@@ -175,14 +174,6 @@ def lock(file: IO[Any], refusal: str) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a fit got as far as to record its configuration there."""
     return (folder / CONFIG).is_file()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write under a temporary name and rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(path)
 
 
 def process_rank() -> int:

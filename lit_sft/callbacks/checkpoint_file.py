@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,8 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.files import remove_leftovers, whole_file
 from lit_sft.runs import is_whole_archive
-
-PARTIAL = ".partial"
-"""Ending of the name while a file is written."""
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -26,16 +24,11 @@ class CheckpointFile(TorchCheckpointIO):
             TrainingError: If it cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(path.name + PARTIAL)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            remove_leftovers(path)
+            with whole_file(path) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            rename(partial, path)
         except (OSError, RuntimeError) as error:  # torch.save reports some failures to write as RuntimeError
-            partial.unlink(missing_ok=True)
             kept = f"; the one before it is kept: {path}" if path.exists() else ""
             raise TrainingError(f"checkpoint {path.name} could not be written: {_reason(error)}{kept}") from error
 
@@ -61,23 +54,15 @@ def link(path: Path, name: Path) -> None:
     Raises:
         TrainingError: If that cannot be done.
     """
-    partial = name.with_name(name.name + PARTIAL)
     try:
-        partial.unlink(missing_ok=True)
-        partial.hardlink_to(path)
-        rename(partial, name)
+        with whole_file(name) as partial:
+            try:
+                partial.unlink()
+                partial.hardlink_to(path)
+            except OSError:  # FAT, SMB and mounted buckets know no second names
+                shutil.copyfile(path, partial)
     except OSError as error:
         raise TrainingError(f"checkpoint {name.name} could not be written: {_reason(error)}") from error
-
-
-def rename(partial: Path, path: Path) -> None:
-    """Give a file its name, so that a power cut leaves the old one or the new one."""
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _reason(error: Exception) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
 from lit_sft.preview.collect import Preview
-from lit_sft.preview.pieces import Piece, visible
+from lit_sft.preview.pieces import Piece
 from lit_sft.preview.statistics import CorpusStatistics
 from lit_sft.preview.tables import about, percent, shown_corpora, tables
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_sft import files
 from lit_sft.errors import ConfigError
 from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
 from lit_sft.report.metrics import METRICS, PERPLEXITY, Metric, Probed, Reply
@@ -149,8 +150,7 @@ def write_text(file: Path, text: str) -> None:
         ConfigError: If it cannot be written.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8", errors="replace")
+        files.write_text(file, text, errors="replace")
     except OSError as error:
         raise ConfigError(f"--output: {file} cannot be written: {error.strerror}") from None
 
