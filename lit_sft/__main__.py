@@ -19,24 +19,24 @@ from lit_sft.errors import Stopped, UserError, accepted
 
 CONFIGURED_VERBS = {
     "preview": (
-        "lit_sft.cli_preview",
+        "lit_sft.cli.preview",
         "show what the model will see of the data: preview --config configs/quickstart.yaml",
     ),
     "check": (
-        "lit_sft.cli_check",
+        "lit_sft.cli.check",
         "say whether a fit will work: estimated memory, then one step of everything: check --config configs/...yaml",
     ),
-    "fit": ("lit_sft.cli", "fine-tune a model: fit --config configs/quickstart.yaml"),
-    "validate": ("lit_sft.cli", "measure a run, or a base model, on the validation split"),
-    "test": ("lit_sft.cli", "measure it on the test corpora"),
-    "predict": ("lit_sft.cli", "answer prompts; without options those held out from the newest run"),
-    "compare": ("lit_sft.cli_compare", "compare a model before and after tuning: a report to publish"),
+    "fit": ("lit_sft.cli.fit", "fine-tune a model: fit --config configs/quickstart.yaml"),
+    "validate": ("lit_sft.cli.fit", "measure a run, or a base model, on the validation split"),
+    "test": ("lit_sft.cli.fit", "measure it on the test corpora"),
+    "predict": ("lit_sft.cli.fit", "answer prompts; without options those held out from the newest run"),
+    "compare": ("lit_sft.cli.compare", "compare a model before and after tuning: a report to publish"),
 }
 FUNCTION_VERBS = {
-    "tiny": ("lit_sft.families._tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
-    "chat": ("lit_sft.chat.verb:chat", "talk to a model; without options to that of the newest run"),
-    "merge": ("lit_sft.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
-    "summary": ("lit_sft.summary:summary", "print what a run learned"),
+    "tiny": ("lit_sft.checkpoint.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
+    "merge": ("lit_sft.export.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
+    "summary": ("lit_sft.runs.summary:summary", "print what a run learned"),
 }
 EPILOG = """\
 Every verb explains itself: python -m lit_sft VERB --help
@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
         with _nothing_collected():
             from jsonargparse import auto_cli
 
-            from lit_sft.cli_parser import ShortErrorParser
+            from lit_sft.configuration import ShortErrorParser
 
             function = getattr(import_module(path), name)
         auto_cli(

@@ -18,15 +18,16 @@ def members_of(base: str) -> dict[str, type]:
 
 
 def members(package: str, base: type[T]) -> dict[str, type[T]]:
-    """Concrete subclasses of `base` in the public modules of `package`, by class name.
+    """Concrete subclasses of `base` in the public modules of `package` and of the folders in it, by class name.
 
     Importing the modules also makes their short class names known to the command line.
     """
     found: dict[str, type[T]] = {}
-    for module_info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        if module_info.name.startswith("_"):
+    folder = importlib.import_module(package).__path__
+    for module_info in pkgutil.walk_packages(folder, prefix=f"{package}."):
+        if module_info.name.rpartition(".")[2].startswith("_"):
             continue
-        module = importlib.import_module(f"{package}.{module_info.name}")
+        module = importlib.import_module(module_info.name)
         for name, value in vars(module).items():
             is_member = inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
             if is_member and value.__module__ == module.__name__:

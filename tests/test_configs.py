@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from lit_sft.__main__ import main
-from lit_sft.families._base import TinySize, find_family
-from lit_sft.families._tiny import demo_texts
+from lit_sft.checkpoint.opening import find_family
+from lit_sft.checkpoint.tiny import demo_texts
+from lit_sft.families._base import TinySize
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 FAMILIES = {

@@ -23,8 +23,9 @@ METHODS = ("Full", "LoRA", "QLoRA")
 
 def write_checkpoint(folder: Path) -> None:
     """Baichuan-7B at a quarter of its width, with an eighth of its layers."""
-    from lit_sft.families._base import TinySize, find_family
-    from lit_sft.families._tiny import demo_texts
+    from lit_sft.checkpoint.opening import find_family
+    from lit_sft.checkpoint.tiny import demo_texts
+    from lit_sft.families._base import TinySize
 
     folder.mkdir()
     size = TinySize(

@@ -20,7 +20,8 @@ from types import SimpleNamespace
 
 import yaml
 
-from lit_sft.families._base import Family, find_family
+from lit_sft.checkpoint.opening import find_family
+from lit_sft.families._base import Family
 from lit_sft.preflight.memory import Memory, Method, Plan, estimate, num_trained
 from lit_sft.preflight.network import NetworkSize, measure_network
 from lit_sft.preflight.plan import plan_of

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.errors import ConfigError
-from lit_sft.runs import lock
+from lit_sft.runs.lock import lock
 
 HEADER = "answers_depend_on"
 REMEDY = "Delete it to begin anew, or write elsewhere with --predictions.path"

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.files import remove_leftovers, whole_file
-from lit_sft.runs import is_whole_archive
+from lit_sft.runs.folder import is_whole_archive
 
 
 class CheckpointFile(TorchCheckpointIO):

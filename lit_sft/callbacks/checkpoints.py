@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_sft.callbacks.checkpoint_file import link
 from lit_sft.callbacks.signals import Signals
 from lit_sft.errors import ConfigError, Stopped
-from lit_sft.runs import BEST_CHECKPOINT, LAST_CHECKPOINT
+from lit_sft.runs.folder import BEST_CHECKPOINT, LAST_CHECKPOINT
 from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)

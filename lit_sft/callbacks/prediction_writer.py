@@ -13,10 +13,10 @@ from lightning import Callback, LightningModule, Trainer
 from lit_sft.callbacks._answered import AnsweredPrompts
 from lit_sft.conversation import Prompt
 from lit_sft.data.datamodule import SFTData
+from lit_sft.distributed.fsdp2 import num_shares
 from lit_sft.errors import ConfigError
 from lit_sft.generation.generate import TOKEN_BUDGET, batches_by_length
-from lit_sft.runs import PREDICTIONS
-from lit_sft.sharding import num_shares
+from lit_sft.runs.folder import PREDICTIONS
 from lit_sft.stages.sft import SFT
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_sft.data.datamodule import SFTData
 from lit_sft.files import write_json
-from lit_sft.runs import CONFIG, MANIFEST, SUMMARY
+from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY
 from lit_sft.stages._base import Stage
 
 PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",

@@ -11,9 +11,9 @@ from lightning import Callback, Trainer
 from lit_sft.callbacks.hyperparameters import RESULTS
 from lit_sft.callbacks.samples import Samples
 from lit_sft.files import write_json
-from lit_sft.runs import SUMMARY
+from lit_sft.runs.folder import SUMMARY
+from lit_sft.runs.summary import one_line
 from lit_sft.stages.sft import SFT
-from lit_sft.summary import one_line
 
 log = logging.getLogger(__name__)
 

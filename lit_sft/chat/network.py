@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
+from lit_sft.configuration import build
 from lit_sft.errors import ConfigError
-from lit_sft.families._base import Checkpoint, open_checkpoint
 from lit_sft.generation.strategies import Greedy, Strategy
-from lit_sft.kinds import build
-from lit_sft.runs import CONFIG, is_run
+from lit_sft.runs.folder import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
 from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
 from lit_sft.tuning.qlora import QLoRA

@@ -17,7 +17,6 @@ from typing import Any
 
 from filelock import FileLock
 
-import lit_sft
 from lit_sft.errors import DataError
 from lit_sft.files import remove_leftovers, whole_folder
 
@@ -80,11 +79,11 @@ def digest(*parts: Any) -> str:
 @cache
 def code_digest(*classes: type) -> str:
     """A name for the code that decides what is in the cache, and for that of classes from elsewhere."""
-    package = Path(lit_sft.__file__).parent
+    package = Path(__file__).parents[1]
     files = [file for name in CODE_THAT_DECIDES for file in _sources(package / name)]
     files += [Path(inspect.getfile(cls)) for cls in classes]
     return digest(*(file.read_bytes() for file in files))
 
 
 def _sources(path: Path) -> list[Path]:
-    return sorted(path.glob("*.py")) if path.is_dir() else [path]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]

@@ -15,10 +15,10 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.conversation import Batch
+from lit_sft.distributed.fsdp2 import FSDP2, shard, whole
 from lit_sft.errors import ConfigError, TrainingError
-from lit_sft.families._base import open_checkpoint
-from lit_sft.sharding import FSDP2, shard, whole
 from lit_sft.stages._compile import check_compilation, compile_blocks
 from lit_sft.stages._random import random_state, set_random_state, states_of_all_ranks
 from lit_sft.stages._recount import recount_batches

@@ -18,11 +18,11 @@ from torch.distributed import all_gather_object
 from torch.optim import Optimizer
 
 from lit_sft.conversation import Batch, Prompt
+from lit_sft.distributed.fsdp2 import num_shares
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
-from lit_sft.sharding import num_shares
 from lit_sft.stages._base import Stage, is_logged
 from lit_sft.stages._compile import uncompiled
 from lit_sft.stages._neftune import noisy_embeddings

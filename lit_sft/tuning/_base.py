@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lit_sft.families._base import Checkpoint
+from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.files import remove_leftovers, whole_folder
 
 if TYPE_CHECKING:

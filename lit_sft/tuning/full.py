@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_sft.families._base import Checkpoint
+from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.tuning._base import Tuning
 
 if TYPE_CHECKING:

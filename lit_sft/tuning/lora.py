@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
-from lit_sft.families._base import Checkpoint
 from lit_sft.tuning._base import Tuning, half_or_full
 
 if TYPE_CHECKING:

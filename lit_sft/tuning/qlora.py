@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError
-from lit_sft.families._base import Checkpoint
 from lit_sft.tuning._base import half_or_full
 from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
 

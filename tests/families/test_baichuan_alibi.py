@@ -10,8 +10,8 @@ import torch
 from goldens import golden_checkpoint, golden_model, golden_tensors
 from torch.nn import functional as F
 
-from lit_sft.families._alibi import Alibi, alibi_slopes, extend
-from lit_sft.families.baichuan_alibi import BaichuanAlibiConfig, BaichuanAlibiForCausalLM
+from lit_sft.families.baichuan.alibi import BaichuanAlibiConfig, BaichuanAlibiForCausalLM
+from lit_sft.families.baichuan.alibi_dimensions import Alibi, alibi_slopes, extend
 
 ALIBI = ["baichuan-13b", "baichuan2-13b"]
 

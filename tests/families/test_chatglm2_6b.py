@@ -6,7 +6,7 @@ import torch
 from goldens import golden_checkpoint, golden_json, golden_tensors
 
 from lit_sft import Conversation, Message
-from lit_sft.families._glm2_tokenizer import Glm2Tokenizer
+from lit_sft.families.glm2.tokenizer import Glm2Tokenizer
 
 FAMILY = "chatglm2-6b"
 

@@ -13,9 +13,9 @@ from transformers import DynamicCache
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import TinySize
-from lit_sft.families._chatglm_tokenizer import ChatGLM6BTokenizer, read_whitespace, write_whitespace
-from lit_sft.families._chatglm_weights import fuse_heads, split_heads
-from lit_sft.families.chatglm import ChatGLM6B
+from lit_sft.families.chatglm.family import ChatGLM6B
+from lit_sft.families.chatglm.tokenizer import ChatGLM6BTokenizer, read_whitespace, write_whitespace
+from lit_sft.families.chatglm.weights import fuse_heads, split_heads
 from lit_sft.generation.generate import _answer
 
 REVISIONS = ["chatglm-6b", "chatglm-6b-v0"]

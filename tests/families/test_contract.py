@@ -9,9 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from lit_sft import Conversation, Message, open_checkpoint
+from lit_sft.checkpoint.opening import Checkpoint, families
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.conversation import IGNORE_INDEX, Example
-from lit_sft.families._base import Checkpoint, TinySize, families
-from lit_sft.families._tiny import demo_texts
+from lit_sft.families._base import TinySize
 
 SIZE = TinySize(hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, vocab_size=1400, context_length=256)
 

@@ -10,9 +10,10 @@ import torch
 from goldens import GOLDEN, golden_checkpoint
 
 from lit_sft import open_checkpoint
+from lit_sft.checkpoint.opening import families
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.errors import CheckpointError
-from lit_sft.families._base import TinySize, families
-from lit_sft.families._tiny import demo_texts
+from lit_sft.families._base import TinySize
 
 BOTH = ["chatglm2-6b", "chatglm3-6b"]
 

@@ -13,8 +13,8 @@ from transformers import CodeGenConfig, CodeGenForCausalLM
 from lit_sft import open_checkpoint
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import TinySize
-from lit_sft.families._moss_network import MossConfig, MossForCausalLM
-from lit_sft.families.moss import Moss, original_state_dict
+from lit_sft.families.moss.family import Moss, original_state_dict
+from lit_sft.families.moss.network import MossConfig, MossForCausalLM
 
 FAMILY = "moss"
 FOLDER = "moss-16b"

@@ -13,11 +13,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from lit_sft import Conversation, Message, open_checkpoint
+from lit_sft.checkpoint.opening import families
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.errors import BadRecord, CheckpointError, ConfigError
-from lit_sft.families._base import TinySize, families
-from lit_sft.families._tiny import demo_texts
-from lit_sft.families.native import CHATML
+from lit_sft.families._base import TinySize
+from lit_sft.families.native.family import CHATML
 
 SIZE = TinySize(hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, vocab_size=600, context_length=128)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_sft.families._base import open_checkpoint
+from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.preflight.memory import Plan, base_bytes, estimate, num_trained
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import remedies

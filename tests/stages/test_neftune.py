@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from lit_sft.checkpoint.opening import families
 from lit_sft.conversation import Example, Prompt
 from lit_sft.data.collate import collate
 from lit_sft.errors import ConfigError
-from lit_sft.families._base import families
 from lit_sft.stages._neftune import noisy_embeddings
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
