@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,23 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.files import remove_leftovers, whole_file
-from lit_sft.runs.folder import is_whole_archive
+from lit_sft.runs.folder import LAST_CHECKPOINT, is_whole_archive
+
+COUNTS = dict.fromkeys(("ready", "started", "processed", "completed"), int)
+CONTENTS: dict[str, Any] = {
+    "state_dict": dict,
+    "global_step": int,
+    "epoch": int,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": {"total": COUNTS, "current": COUNTS},
+            "epoch_loop.batch_progress": {"total": COUNTS, "current": COUNTS},
+        }
+    },
+}
+"""What every training checkpoint holds, by type."""
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -38,14 +55,44 @@ class CheckpointFile(TorchCheckpointIO):
         Raises:
             ConfigError: If it is not whole; torch itself does not compare checksums.
         """
-        damaged = ConfigError(f"the checkpoint is damaged or cut off, and was not loaded: {path}")
         if not is_whole_archive(Path(path)):
-            raise damaged
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
-            return content
-        except (OSError, EOFError) as error:  # what the checksums do not cover
-            raise damaged from error
+            raise _damaged(path)
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Map a training checkpoint into memory; no code in it runs.
+
+    Raises:
+        ConfigError: If the file is damaged, or is not a training checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, EOFError) as error:  # what the checksums do not cover
+        raise _damaged(path) from error
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} is damaged, or would run code when it is read; it was not loaded") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # an archive of something else
+        raise _foreign(path) from error
+    if not _has_form(content, CONTENTS):
+        raise _foreign(path)
+    checkpoint: dict[str, Any] = content
+    return checkpoint
+
+
+def _has_form(content: Any, form: Any) -> bool:
+    """Whether nested dictionaries hold what resuming and measuring read of them."""
+    if not isinstance(form, dict):
+        return isinstance(content, form)
+    return isinstance(content, dict) and all(key in content and _has_form(content[key], form[key]) for key in form)
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(f"the checkpoint is damaged or cut off, and was not loaded: {path}")
+
+
+def _foreign(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is not a training checkpoint of lit_sft; give one such as runs/NAME/{LAST_CHECKPOINT}")
 
 
 def link(path: Path, name: Path) -> None:

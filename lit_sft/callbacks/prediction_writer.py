@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from lightning import Callback, LightningModule, Trainer
 
-from lit_sft.callbacks._answered import AnsweredPrompts
+from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.conversation import Prompt
 from lit_sft.data.datamodule import SFTData
 from lit_sft.distributed.fsdp2 import num_shares
@@ -108,6 +108,7 @@ class PredictionWriter(Callback):
         self.path = self.path or Path(trainer.default_root_dir) / self.default_name
         if self.path.is_dir():
             raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
+        refuse_foreign(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -22,7 +22,7 @@ from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.data.datamodule import SFTData
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.report.comparison import Comparison, Row, write_data, write_text
+from lit_sft.report.comparison import Comparison, Row, refuse_foreign, write_data, write_text
 from lit_sft.report.examine import Examined, examine
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
@@ -91,6 +91,7 @@ class CompareCLI(CLI):
             weights = _checkpoint(config.ckpt_path or run)
             self.after = State(f"{run.name}, tuned with {tuning}", config.model, weights)
             self.folder = Path(config.output or run / "comparison")
+        refuse_foreign(self.folder)
         base = Path(self.after.model.init_args.checkpoint).name
         self.before = (
             self._state(config.before) if config.before else State(f"{base}, the base model", self.after.model)
