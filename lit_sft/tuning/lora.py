@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
 from lit_sft.tuning._base import Tuning, half_or_full
+from lit_sft.tuning.adapter_file import read_adapter_config
 
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 
 class LoRA(Tuning):
@@ -32,7 +30,8 @@ class LoRA(Tuning):
             slower, for each step computes the whole matrix.
         lora_plus_ratio: Learning rate of B as a multiple of that of A, 16 for example (LoRA+: Hayou et al. 2024,
             arXiv:2402.12354); the same if not given.
-        adapter: A PEFT adapter folder to start from; everything but `lora_plus_ratio` is then read from it.
+        adapter: A PEFT adapter folder to start from, also one of the original code with its fused modules; everything
+            but `lora_plus_ratio` is then read from it.
     """
 
     export_name = "adapter"
@@ -54,8 +53,8 @@ class LoRA(Tuning):
             raise ConfigError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
         if lora_plus_ratio is not None and lora_plus_ratio <= 0:
             raise ConfigError(f"LoRA lora_plus_ratio is {lora_plus_ratio}; it must be above 0")
-        if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
-            raise ConfigError(f"LoRA adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
+        if adapter:
+            read_adapter_config(Path(adapter))
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
@@ -64,6 +63,13 @@ class LoRA(Tuning):
         self.dora = dora
         self.lora_plus_ratio = lora_plus_ratio
         self.adapter = adapter
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Whether the adapter to start from fits the network."""
+        if self.adapter:
+            from lit_sft.tuning.adapter_loading import place_adapter
+
+            place_adapter(Path(self.adapter), checkpoint)
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
         """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero.
@@ -83,9 +89,12 @@ class LoRA(Tuning):
         from peft import LoraConfig, PeftModel, get_peft_model
         from peft.tuners.lora import LoraLayer
 
+        from lit_sft.tuning.adapter_loading import place_adapter
+
+        placed = place_adapter(Path(self.adapter), checkpoint) if self.adapter else None
         model = self.load_base(checkpoint, precision)
-        if self.adapter:
-            return PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
+        if placed:
+            return placed.attach(model, is_trainable=True)
         targets = self.targets or list(checkpoint.family.lora_targets)
         _check_targets(model, targets)
         config = LoraConfig(

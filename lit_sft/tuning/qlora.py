@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError
 from lit_sft.tuning._base import half_or_full
-from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
+from lit_sft.tuning.adapter_file import read_adapter_config
+from lit_sft.tuning.lora import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +30,7 @@ class QLoRA(LoRA):
         super().__init__(**kwargs)
         self.quant_type = quant_type
         self.double_quant = double_quant
-        config = json.loads((Path(self.adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")) if self.adapter else {}
+        config = read_adapter_config(Path(self.adapter)) if self.adapter else {}
         if quant_type == "int8" and config.get("use_dora", self.dora):
             raise ConfigError(
                 "QLoRA dora does not work on int8: peft loses the scales of an int8 layer when it computes the lengths "
