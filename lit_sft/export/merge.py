@@ -123,14 +123,15 @@ def merge_adapter(
         nats, `max_logit_difference` the largest over positions and vocabulary.
 
     Raises:
-        ConfigError: If `output` exists or cannot be written, or the merged network gives no finite logits.
+        ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or the merged network gives no finite logits.
     """
-    from peft import PeftModel
+    from lit_sft.tuning.adapter_loading import place_adapter
 
     _refuse_existing(output)
+    placed = place_adapter(adapter, checkpoint)
     asked = [ids[-checkpoint.context_length :] for ids in prompts]
-    on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked) if load_quantized else None
-    adapted = PeftModel.from_pretrained(checkpoint.load_model(dtype=dtype), adapter)
+    on_quantized = _logits(placed.attach(load_quantized(), is_trainable=False), asked) if load_quantized else None
+    adapted = placed.attach(checkpoint.load_model(dtype=dtype), is_trainable=False)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
     logits = _logits(merged, asked)

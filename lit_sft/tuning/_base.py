@@ -52,6 +52,14 @@ class Tuning(ABC):
     adapter: str | None = None
     """Folder of what trained before, if it starts from such."""
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that the tuning does not suit, before data or weights are read.
+
+        Raises:
+            UserError: If it does not.
+        """
+        return
+
     @abstractmethod
     def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
         """The network with exactly the weights that train requiring gradients.
