@@ -40,7 +40,7 @@ def adapter(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 

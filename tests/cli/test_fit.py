@@ -100,7 +100,7 @@ def test_full_tuning_exports_a_checkpoint_in_the_original_layout(write_config: W
     losses = loss_curve(run)
     assert losses[-1] < 0.7 * losses[0]
     checkpoint = open_checkpoint(run / "model")
-    assert checkpoint.load_tokenizer().encode_text("你好")  # type: ignore[attr-defined]  # of our own tokenizers
+    assert checkpoint.load_tokenizer().encode_text("你好")
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, weight in checkpoint.load_model().state_dict().items():
         assert torch.equal(weight, stored[f"model.{name}"]), name

@@ -31,7 +31,7 @@ def write_adapter(checkpoint: Checkpoint, folder: Path, **options: Any) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
         elif "magnitude" in name:
             parameter.data *= 1.1
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 
