@@ -25,6 +25,8 @@ from lit_sft.errors import ConfigError, UserError
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, TopP
 
+pytestmark = pytest.mark.slow  # as a whole
+
 Tiny = Callable[[str], Path]
 
 

@@ -14,6 +14,8 @@ from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # as a whole
+
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 QUANTIZATIONS = {"nf4": NF4, "int8": BitsAndBytesConfig(load_in_8bit=True)}
 

@@ -25,6 +25,8 @@ from lit_sft.configuration import KINDS
 from lit_sft.data.datamodule import SFTData
 from lit_sft.plugins import members_of
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 
@@ -308,7 +310,6 @@ def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConf
     assert (run / "predictions-base.jsonl").read_text() != tuned
 
 
-@pytest.mark.slow
 def test_two_processes_that_the_trainer_starts_train_and_measure_as_one(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:

@@ -16,6 +16,8 @@ from lit_sft.errors import ConfigError
 from lit_sft.export.merge import merge_adapter
 from lit_sft.tuning.qlora import QLoRA
 
+pytestmark = pytest.mark.slow  # as a whole
+
 Tiny = Callable[[str], Path]
 WriteConfig = Callable[..., str]
 PROMPTS = [list(range(20, 60)), list(range(200, 210))]

@@ -3,7 +3,6 @@
 import json
 import pickle
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +103,7 @@ def sentencepiece(llama: Path, request: pytest.FixtureRequest) -> Path:
     return llama
 
 
-def text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+def text_of(tokenizer: Any, ids: Any) -> str:
     return str(tokenizer.decode(ids))
 
 

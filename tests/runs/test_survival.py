@@ -20,6 +20,8 @@ from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.runs.folder import unfinished_run
 from lit_sft.runs.lock import locked
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 TRAINER = {"max_epochs": 3, "accumulate_grad_batches": 2, "val_check_interval": 2}
@@ -101,7 +103,6 @@ def test_what_is_drawn_in_validation_and_in_sampled_answers_does_not_reach_train
         assert torch.equal(weight, last(draws_run)["state_dict"][name]), name
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(data=DATA, trainer=TRAINER, checkpoints={"every_minutes": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0

@@ -17,6 +17,8 @@ from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 
+pytestmark = pytest.mark.slow  # as a whole
+
 LENGTHS = [[5, 20], [12]]
 BATCH = collate([[Example(ids := list(range(30, 30 + n)), ids) for n in row] for row in LENGTHS], 0)
 

@@ -15,6 +15,8 @@ from lit_sft.stages.schedules import Cosine, Schedule
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.lora import LoRA
 
+pytestmark = pytest.mark.slow  # as a whole
+
 
 class Share(Schedule):
     """Shows the progress that it is given."""
