@@ -68,8 +68,8 @@ def test_noise_follows_the_seed_and_survives_gradient_checkpointing_beside_adapt
     gradients = []
     for is_checkpointed in (False, True):
         torch.manual_seed(0)
-        options = {"neftune_alpha": 5.0, "gradient_checkpointing": is_checkpointed}
-        stage = stage_of(tiny("baichuan-7b"), tuning=LoRA(rank=4), **options)
+        changed: dict[str, Any] = {"neftune_alpha": 5.0, "gradient_checkpointing": is_checkpointed}
+        stage = stage_of(tiny("baichuan-7b"), tuning=LoRA(rank=4), **changed)
         torch.manual_seed(1)
         stage.training_step(BATCH, 0).backward()
         gradients.append({name: p.grad for name, p in stage.named_parameters() if p.grad is not None})
