@@ -116,7 +116,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
-    """peft ignores keys that it does not know; here they must say nothing."""
+    """Keys that peft does not know, and so ignores, must say nothing."""
     from peft import LoraConfig
 
     file = folder / ADAPTER_CONFIG
@@ -132,7 +132,9 @@ def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
     known = {field.name for field in fields(LoraConfig)}
     for key in content.keys() - known:
         if content[key]:
-            raise ConfigError(f"{file} has {key}: {json.dumps(content[key])}, which this peft does not know; upgrade it")
+            raise ConfigError(
+                f"{file} has {key}: {json.dumps(content[key])}, which this peft does not know; upgrade it"
+            )
     # The head of a classifier is no part of our networks; its tensors then find no place.
     given = {key: value for key, value in content.items() if key in known} | {"task_type": "CAUSAL_LM"}
     _check_sizes(file, content)
@@ -143,7 +145,7 @@ def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
 
 
 def _check_sizes(file: Path, content: dict[str, Any]) -> None:
-    """peft takes what it is given, and fails where it computes with it."""
+    """Numbers that peft takes as they come, to fail where it computes with them."""
     for key, default in (("r", 8), ("lora_alpha", 8)):
         value = content.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:

@@ -103,9 +103,8 @@ def _compare(placed: PlacedAdapter, network: PreTrainedModel, checkpoint: Checkp
             raise ConfigError(f"{misfit}: the tensor {piece.source} has no place; its configuration does not name it")
         shape = piece.shape(placed.file.tensors[piece.source].shape)
         if shape != tuple(places[name]):
-            raise ConfigError(
-                f"{misfit}: the tensor {piece.source} is {list(shape)}, the model needs {list(places[name])}{_hint(name)}"
-            )
+            needed = f"the model needs {list(places[name])}{_hint(name)}"
+            raise ConfigError(f"{misfit}: the tensor {piece.source} is {list(shape)}, {needed}")
     if missing := sorted(places.keys() - placed.pieces.keys()):
         raise ConfigError(
             f"{misfit}: it lacks {len(missing)} of {len(places)} tensors, the first {missing[0]}, which its "
@@ -115,4 +114,6 @@ def _compare(placed: PlacedAdapter, network: PreTrainedModel, checkpoint: Checkp
 
 def _hint(name: str) -> str:
     is_vocabulary = name.endswith(".weight") and "lora_" not in name and ("embed" in name or "head" in name)
-    return ": it was trained with a resized vocabulary, so it needs the checkpoint of that size" if is_vocabulary else ""
+    return (
+        ": it was trained with a resized vocabulary, so it needs the checkpoint of that size" if is_vocabulary else ""
+    )

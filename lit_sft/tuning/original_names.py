@@ -112,7 +112,8 @@ def _parts(network: PreTrainedModel, module: str, converter: WeightConverter) ->
     ):
         return []
     return [
-        Part(name.removesuffix(".weight"), found[target][:, 0] // 2) for name, target in zip(names, targets, strict=True)
+        Part(name.removesuffix(".weight"), found[target][:, 0] // 2)
+        for name, target in zip(names, targets, strict=True)
     ]
 
 
@@ -197,14 +198,19 @@ def _renamed_config(
 def _config_for(config: LoraConfig, rank: dict[str, int], alpha: dict[str, float], all_modules: Iterable[str]) -> Any:
     """`config` for modules of these ranks and scales; those that most have are the rule, the others exceptions."""
     changed: Any = copy.deepcopy(config)
-    changed.r = max(set(rank.values()), key=lambda r: (list(rank.values()).count(r), r)) if rank else config.r
-    scales = list(alpha.values())
-    changed.lora_alpha = max(set(scales), key=lambda a: (scales.count(a), a)) if scales else config.lora_alpha
+    changed.r = _most_common(rank.values(), config.r)
+    changed.lora_alpha = _most_common(alpha.values(), config.lora_alpha)
     changed.rank_pattern = {name: r for name, r in sorted(rank.items()) if r != changed.r}
     changed.alpha_pattern = {name: a for name, a in sorted(alpha.items()) if a != changed.lora_alpha}
     changed.target_modules = _short(set(rank), all_modules)
     changed.exclude_modules = changed.layers_to_transform = changed.layers_pattern = None
     return changed
+
+
+def _most_common(values: Iterable[float], before: float) -> float:
+    """The value `before` if none is more common."""
+    given = list(values)
+    return max({*given, before}, key=lambda value: (given.count(value), value == before))
 
 
 def _short(names: set[str], all_modules: Iterable[str]) -> set[str]:
@@ -263,7 +269,9 @@ def to_original(
         raise ConfigError(f"{next(iter(by_module))} has no counterpart among the original modules")
     changed = _config_for(config, rank, alpha, originals)
     if config.modules_to_save:
-        changed.modules_to_save = [o for o, parts in originals.items() if any(_is_saved(config, p.module) for p in parts)]
+        changed.modules_to_save = [
+            o for o, parts in originals.items() if any(_is_saved(config, p.module) for p in parts)
+        ]
     return changed, result
 
 

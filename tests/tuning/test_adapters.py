@@ -12,9 +12,9 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 
 from lit_sft import open_checkpoint
+from lit_sft.chat.network import Network, Source
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.checkpoint.weights import open_weights
-from lit_sft.chat.network import Network, Source
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.export.merge import merge_adapter, write_original_adapter
 from lit_sft.stages.sft import SFT
@@ -67,9 +67,7 @@ def merged_by_hand(folder: Path, base: Path, adapter: Path) -> Checkpoint:
     config = json.loads((adapter / "adapter_config.json").read_text())
     scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
     state = {name: tensor[...] for name, tensor in open_weights(base).items()}
-    tensors = {
-        name.removeprefix("base_model.model."): tensor[...] for name, tensor in open_adapter(adapter).items()
-    }
+    tensors = {name.removeprefix("base_model.model."): tensor[...] for name, tensor in open_adapter(adapter).items()}
     for name in [name.removesuffix(".lora_A.weight") for name in tensors if name.endswith("lora_A.weight")]:
         weight = state[f"{name}.weight"].float()
         weight = weight + scale * tensors[f"{name}.lora_B.weight"] @ tensors[f"{name}.lora_A.weight"]
@@ -115,9 +113,7 @@ def test_an_adapter_of_the_original_modules_equals_the_weights_merged_by_hand(
 
 @pytest.mark.parametrize("form", [{"use_rslora": True}, {"use_dora": True}, {"use_dora": True, "use_rslora": True}])
 @pytest.mark.parametrize("family", FUSED)
-def test_the_forms_of_lora_are_cut_exactly_too(
-    tiny: Tiny, tmp_path: Path, family: str, form: dict[str, bool]
-) -> None:
+def test_the_forms_of_lora_are_cut_exactly_too(tiny: Tiny, tmp_path: Path, family: str, form: dict[str, bool]) -> None:
     base = tiny(family)
     adapter = random_adapter(tmp_path / "adapter", base, FUSED[family], **form)
     wanted = logits(merged_by_hand(tmp_path / "merged", base, adapter).load_model())
@@ -154,7 +150,9 @@ def test_an_adapter_comes_back_to_its_original_names_bit_for_bit(
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert torch.equal(found[name][...], wanted[name][...]), name
-    before, after = (json.loads((folder / "adapter_config.json").read_text()) for folder in (adapter, tmp_path / "back"))
+    before, after = (
+        json.loads((folder / "adapter_config.json").read_text()) for folder in (adapter, tmp_path / "back")
+    )
     assert set(after.pop("target_modules")) == set(before.pop("target_modules"))
     for changed in ("base_model_name_or_path", "inference_mode"):
         before.pop(changed), after.pop(changed)
