@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from lit_sft.configuration import stage_and_data
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.files import write_json
+from lit_sft.files import whole_folder, write_json
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def merge(
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     import torch
 
+    from lit_sft.data._asking import AskingData
     from lit_sft.tuning._base import half_or_full
     from lit_sft.tuning.qlora import QLoRA
 
@@ -73,6 +74,8 @@ def merge(
         write_original_adapter(checkpoint, adapter, Path(output))
         print(f"{output}: adapter of the original modules of {checkpoint.family.name}")  # noqa: T201
         return
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     if not (prompts or data.validation_fraction or data.test_corpora):
         raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
@@ -83,11 +86,11 @@ def merge(
         adapter,
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=[prompt.input_ids for prompt in data.asked[:MAX_PROMPTS]],
+        prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
     _tell(figures)
-    print(f"{output}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+    print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
 
 
 def _adapter(run: Path, tuning: Tuning) -> Path:
@@ -132,7 +135,8 @@ def merge_adapter(
         nats, `max_logit_difference` the largest over positions and vocabulary.
 
     Raises:
-        ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or the merged network gives no finite logits.
+        ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or
+            the merged network gives no finite logits.
     """
     from lit_sft.tuning.adapter_loading import place_adapter
 
@@ -193,17 +197,11 @@ def write_original_adapter(checkpoint: Checkpoint, adapter: Path, output: Path) 
 
 
 def _write(output: Path, write: Callable[[Path], None]) -> None:
-    """Under another name, until it is complete."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        write(partial)
-        partial.rename(output)
+        with whole_folder(output) as partial:
+            write(partial)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -239,5 +237,5 @@ def _tell(figures: dict[str, Any]) -> None:
 
 
 def _refuse_existing(output: Path) -> None:
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise ConfigError(f"{output} exists; give a folder that does not")
