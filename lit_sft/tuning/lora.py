@@ -190,6 +190,7 @@ def _refuse_contradictions(adapter: str, given: dict[str, Any], stored: dict[str
         own = stored.get(key, DEFAULTS[key])
         if value is None or value == own or (isinstance(own, list) and set(own) == set(value)):
             continue
+        option = options[key]
         raise ConfigError(
             f"LoRA {option} is {value}, but the adapter {adapter} has {own}. Leave {option} out, or give what the "
             "adapter has"
