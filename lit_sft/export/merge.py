@@ -30,7 +30,11 @@ MAX_POSITIONS = 64
 
 
 def merge(
-    run: str, output: str, dtype: Literal["bfloat16", "float16", "float32"] | None = None, prompts: str | None = None
+    run: str,
+    output: str,
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    prompts: str | None = None,
+    original_names: bool = False,
 ) -> None:
     """Merge the adapter of a LoRA or QLoRA run into its base, and write the result in the base's original layout.
 
@@ -42,6 +46,8 @@ def merge(
         output: Folder to make; must not exist.
         dtype: Type of the merged weights; that in which the run computed with its base if not given.
         prompts: What to measure on, in one of the forms that predict takes; the run's held-out prompts if not given.
+        original_names: Merge the parts of the adapter instead: write a PEFT adapter of the modules of the original
+            code (W_pack, query_key_value, qkv_proj), for those who serve with that; refused where it is not exact.
 
     Raises:
         UserError: If the run has no adapter, the output folder exists, or nothing is there to measure on.
@@ -59,10 +65,16 @@ def merge(
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
-    if not isinstance(data, AskingData):
-        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     checkpoint, tuning = stage.checkpoint, stage.tuning
     adapter = _adapter(folder, tuning)
+    if original_names:
+        if dtype or prompts:
+            raise ConfigError("--original_names writes the adapter as it is: leave out --dtype and --prompts")
+        write_original_adapter(checkpoint, adapter, Path(output))
+        print(f"{output}: adapter of the original modules of {checkpoint.family.name}")  # noqa: T201
+        return
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     if not (prompts or data.validation_fraction or data.test_corpora):
         raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
@@ -145,15 +157,46 @@ def merge_adapter(
         figures["from_adapter_on_quantized_base"] = _difference(on_quantized, logits)
     if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
         raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
-    _write(output, checkpoint, merged, figures)
+
+    def write(folder: Path) -> None:
+        checkpoint.save_model(merged, folder)
+        write_json(folder / FIGURES, figures)
+
+    _write(output, write)
     return figures
 
 
-def _write(output: Path, checkpoint: Checkpoint, merged: Any, figures: dict[str, Any]) -> None:
+def write_original_adapter(checkpoint: Checkpoint, adapter: Path, output: Path) -> None:
+    """Write a PEFT adapter as one of the modules of the family's original code, with the same effect.
+
+    Args:
+        checkpoint: The base.
+        adapter: PEFT folder.
+        output: Folder to make; must not exist, and does not until it is complete.
+
+    Raises:
+        ConfigError: If the adapter does not fit the base, none of the original modules has its effect, or `output`
+            exists or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    from lit_sft.tuning.adapter_file import ADAPTER_WEIGHTS, PREFIX
+    from lit_sft.tuning.adapter_loading import place_adapter
+
+    _refuse_existing(output)
+    config, tensors = place_adapter(adapter, checkpoint).original(checkpoint)
+
+    def write(folder: Path) -> None:
+        config.save_pretrained(str(folder))
+        save_file({f"{PREFIX}{k}": v.contiguous() for k, v in tensors.items()}, folder / ADAPTER_WEIGHTS[0])
+
+    _write(output, write)
+
+
+def _write(output: Path, write: Callable[[Path], None]) -> None:
     try:
         with whole_folder(output) as partial:
-            checkpoint.save_model(merged, partial)
-            write_json(partial / FIGURES, figures)
+            write(partial)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
 

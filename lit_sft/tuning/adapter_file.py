@@ -116,7 +116,7 @@ def _weights_file(folder: Path) -> Path:
 
 
 def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
-    """Peft ignores keys that it does not know; here they must say nothing."""
+    """Keys that peft does not know, and so ignores, must say nothing."""
     from peft import LoraConfig
 
     file = folder / ADAPTER_CONFIG
@@ -145,7 +145,7 @@ def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
 
 
 def _check_sizes(file: Path, content: dict[str, Any]) -> None:
-    """Peft takes what it is given, and fails where it computes with it."""
+    """Numbers that peft takes as they come, to fail where it computes with them."""
     for key, default in (("r", 8), ("lora_alpha", 8)):
         value = content.get(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:

@@ -13,7 +13,7 @@ from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_s
 
 from lit_sft.errors import ConfigError
 from lit_sft.tuning.adapter_file import PREFIX, AdapterFile, read_adapter
-from lit_sft.tuning.original_names import Piece, to_network
+from lit_sft.tuning.original_names import Piece, to_network, to_original
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +49,22 @@ class PlacedAdapter:
         wrapped = PeftModelForCausalLM(network, self.config)
         set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": tensor for name, tensor in self.tensors().items()})
         return wrapped
+
+    def original(self, checkpoint: Checkpoint) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+        """The adapter as one of the original modules: its configuration, and its tensors by name.
+
+        Raises:
+            ConfigError: If there is none with the same effect.
+        """
+        with torch.device("meta"):
+            network = checkpoint.family.build()
+        try:
+            config, tensors = to_original(self.config, self.tensors(), network)
+        except ConfigError as error:
+            raise ConfigError(f"adapter {self.file.folder} has no form under the original names: {error}") from None
+        config.base_model_name_or_path = str(checkpoint.path.resolve())
+        config.inference_mode = True
+        return config, tensors
 
 
 def place_adapter(folder: Path, checkpoint: Checkpoint) -> PlacedAdapter:
@@ -87,9 +103,8 @@ def _compare(placed: PlacedAdapter, network: PreTrainedModel, checkpoint: Checkp
             raise ConfigError(f"{misfit}: the tensor {piece.source} has no place; its configuration does not name it")
         shape = piece.shape(placed.file.tensors[piece.source].shape)
         if shape != tuple(places[name]):
-            raise ConfigError(
-                f"{misfit}: the tensor {piece.source} is {list(shape)}, the model needs {list(places[name])}{_hint(name)}"
-            )
+            needed = f"the model needs {list(places[name])}{_hint(name)}"
+            raise ConfigError(f"{misfit}: the tensor {piece.source} is {list(shape)}, {needed}")
     if missing := sorted(places.keys() - placed.pieces.keys()):
         raise ConfigError(
             f"{misfit}: it lacks {len(missing)} of {len(places)} tensors, the first {missing[0]}, which its "

@@ -198,14 +198,19 @@ def _renamed_config(
 def _config_for(config: LoraConfig, rank: dict[str, int], alpha: dict[str, float], all_modules: Iterable[str]) -> Any:
     """`config` for modules of these ranks and scales; those that most have are the rule, the others exceptions."""
     changed: Any = copy.deepcopy(config)
-    changed.r = max(set(rank.values()), key=lambda r: (list(rank.values()).count(r), r)) if rank else config.r
-    scales = list(alpha.values())
-    changed.lora_alpha = max(set(scales), key=lambda a: (scales.count(a), a)) if scales else config.lora_alpha
+    changed.r = _most_common(rank.values(), config.r)
+    changed.lora_alpha = _most_common(alpha.values(), config.lora_alpha)
     changed.rank_pattern = {name: r for name, r in sorted(rank.items()) if r != changed.r}
     changed.alpha_pattern = {name: a for name, a in sorted(alpha.items()) if a != changed.lora_alpha}
     changed.target_modules = _short(set(rank), all_modules)
     changed.exclude_modules = changed.layers_to_transform = changed.layers_pattern = None
     return changed
+
+
+def _most_common(values: Iterable[float], before: float) -> float:
+    """The value `before` if none is more common."""
+    given = list(values)
+    return max({*given, before}, key=lambda value: (given.count(value), value == before))
 
 
 def _short(names: set[str], all_modules: Iterable[str]) -> set[str]:
