@@ -109,13 +109,13 @@ class ShortErrorParser(ArgumentParser):
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The mistake of the user that lies at the root of an exception, if one does."""
+    """The mistake of the user that an exception passes on, if it does; not one that was being handled when it came."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, UserError):
             return error
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 

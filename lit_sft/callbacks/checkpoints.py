@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_sft.callbacks.checkpoint_file import link
 from lit_sft.callbacks.signals import Signals
 from lit_sft.errors import ConfigError, Stopped
-from lit_sft.runs.folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from lit_sft.runs.folder import BEST_CHECKPOINT, LAST_CHECKPOINT, WITHIN_STEP
 from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)
@@ -148,13 +148,24 @@ class Checkpoints(Checkpoint):
         self._best = state_dict["best_loss"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In a folder of its own a run begins without a best checkpoint."""
+        """In a folder of its own a run begins without a best checkpoint.
+
+        Raises:
+            ConfigError: If the checkpoint stands within an optimizer step.
+        """
+        if checkpoint.get(WITHIN_STEP):
+            raise ConfigError(
+                f"{trainer.ckpt_path} was saved within an optimizer step, whose gradients it does not hold: training "
+                f"cannot resume from it. Use {LAST_CHECKPOINT} of the run"
+            )
         if not (Path(trainer.default_root_dir) / BEST_CHECKPOINT).is_file():
             checkpoint["callbacks"].pop(self.state_key, None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """State the position in one way, whatever called for the checkpoint."""
         is_over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        # There are gradients that no checkpoint holds.
+        checkpoint[WITHIN_STEP] = not is_over and trainer.fit_loop.epoch_loop._should_accumulate()
         settle(checkpoint["loops"]["fit_loop"], is_epoch_over=is_over, is_validation_due=self._is_validation_due)
 
     def _is_best(self, trainer: Trainer, stage: Stage) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from lit_sft.callbacks._answered import AnsweredPrompts
+from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.errors import ConfigError
@@ -112,6 +112,7 @@ class PredictionWriter(Callback):
         self.path = self.path or Path(trainer.default_root_dir) / self.default_name
         if self.path.is_dir():
             raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
+        refuse_foreign(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:

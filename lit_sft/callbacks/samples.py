@@ -10,10 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
+from lit_sft.display import as_markdown
 from lit_sft.errors import ConfigError
 from lit_sft.stages._answering import Answering
-
-MARKS = set("&<>\"'\\`*_{}[]()#+-.!|~")
 
 
 class Samples(Callback):
@@ -86,6 +85,6 @@ def _table(rows: Sequence[dict[str, str | None]], ends: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Markdown and HTML marks as character references, a line break as one."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(f"&#{ord(char)};" if char in MARKS else char for char in lines).replace("\n", "<br>")
+    """Text as it is, a line break as one."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "<br>".join(map(as_markdown, lines))

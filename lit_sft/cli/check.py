@@ -23,6 +23,7 @@ from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import CLI, run_cli
 from lit_sft.configuration import build
 from lit_sft.data._asking import AskingData
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
@@ -247,4 +248,4 @@ def _peak(estimated: float) -> str:
 
 
 def _report(what: str, said: str) -> None:
-    print(f"{what:<13}{said}", flush=True)  # noqa: T201
+    print(f"{what:<13}{visible(said)}", flush=True)  # noqa: T201

@@ -19,8 +19,9 @@ from lit_sft.cli.fit import run_cli
 from lit_sft.configuration import KindParser, stage_and_data
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.report.comparison import Comparison, Row, write_data, write_text
+from lit_sft.report.comparison import Comparison, Row, refuse_foreign, write_data, write_text
 from lit_sft.report.examine import Examined, examine
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
@@ -84,6 +85,7 @@ class CompareCLI(FitReader):
             weights = _checkpoint(config.ckpt_path or run)
             self.after = State(f"{run.name}, tuned with {tuning}", config.model, weights)
             self.folder = Path(config.output or run / "comparison")
+        refuse_foreign(self.folder)
         base = Path(self.after.model.init_args.checkpoint).name
         self.before = (
             self._state(config.before) if config.before else State(f"{base}, the base model", self.after.model)
@@ -132,7 +134,7 @@ class CompareCLI(FitReader):
             seed=int(self.config.seed_everything),
         )
         write_report(comparison, self.folder)
-        print(f"report: {self.folder / 'report.html'}")  # noqa: T201
+        print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201
 
     def _other(self, state: State) -> tuple[Answering, AskingData]:
         """Another model than the configured one, which reads the same data in its own way."""

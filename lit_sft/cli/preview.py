@@ -14,6 +14,7 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import Parser, run_cli
 from lit_sft.data._base import CorpusData
+from lit_sft.display import visible
 from lit_sft.preflight.plan import num_devices
 from lit_sft.preview.collect import collect
 from lit_sft.preview.page import write_page
@@ -55,7 +56,7 @@ class PreviewCLI(FitReader):
         print(render(preview, is_coloured=is_coloured, with_ids=self.config.ids))  # noqa: T201
         if self.config.html:
             write_page(preview, Path(self.config.html))
-            print(f"  page   {self.config.html}")  # noqa: T201
+            print(f"  page   {visible(str(self.config.html))}")  # noqa: T201
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import time
@@ -151,6 +152,7 @@ class Encoder:
         self._parent = os.getppid()  # of a process that waits: the one that encodes, or the launcher of both
         self._thread: Thread | None = None
         self._error: BaseException | None = None
+        self._is_ending = False
 
     def need(self, selection: Selection, what: str = "examples") -> None:
         """Return when all of these records are encoded: at once here, or by the process that does it."""
@@ -180,6 +182,8 @@ class Encoder:
             results = in_workers(self._encode_chunk, chunks, self._num_workers)
             self._thread = Thread(target=self._keep, args=(chunks, results), daemon=True)
             self._thread.start()
+            # Before multiprocessing ends the workers itself: torch would take that for their sudden death.
+            atexit.register(self._end)
 
     def num_tokens(self, selection: Selection) -> NDArray[np.int64]:
         """Length of each record; all must be encoded."""
@@ -222,7 +226,15 @@ class Encoder:
         try:
             for (number, _), encoded in zip(chunks, results, strict=True):
                 self._corpora[number].store.append(encoded)
+                if self._is_ending:
+                    break
         except BaseException as error:
             self._error = error
         finally:
             del results  # ends the processes now, and not whenever the error is forgotten
+
+    def _end(self) -> None:
+        """Leave what nobody needs any more."""
+        self._is_ending = True
+        if self._thread:
+            self._thread.join()

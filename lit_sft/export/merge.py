@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from lit_sft.configuration import stage_and_data
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.files import write_json
+from lit_sft.files import whole_folder, write_json
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def merge(
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
     _tell(figures)
-    print(f"{output}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+    print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
 
 
 def _adapter(run: Path, tuning: Tuning) -> Path:
@@ -123,14 +123,15 @@ def merge_adapter(
         nats, `max_logit_difference` the largest over positions and vocabulary.
 
     Raises:
-        ConfigError: If `output` exists or cannot be written, or the merged network gives no finite logits.
+        ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or the merged network gives no finite logits.
     """
-    from peft import PeftModel
+    from lit_sft.tuning.adapter_loading import place_adapter
 
     _refuse_existing(output)
+    placed = place_adapter(adapter, checkpoint)
     asked = [ids[-checkpoint.context_length :] for ids in prompts]
-    on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked) if load_quantized else None
-    adapted = PeftModel.from_pretrained(checkpoint.load_model(dtype=dtype), adapter)
+    on_quantized = _logits(placed.attach(load_quantized(), is_trainable=False), asked) if load_quantized else None
+    adapted = placed.attach(checkpoint.load_model(dtype=dtype), is_trainable=False)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
     logits = _logits(merged, asked)
@@ -151,18 +152,12 @@ def merge_adapter(
 
 
 def _write(output: Path, checkpoint: Checkpoint, merged: Any, figures: dict[str, Any]) -> None:
-    """Under another name, until it is complete."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        checkpoint.save_model(merged, partial)
-        write_json(partial / FIGURES, figures)
-        partial.rename(output)
+        with whole_folder(output) as partial:
+            checkpoint.save_model(merged, partial)
+            write_json(partial / FIGURES, figures)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -198,5 +193,5 @@ def _tell(figures: dict[str, Any]) -> None:
 
 
 def _refuse_existing(output: Path) -> None:
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise ConfigError(f"{output} exists; give a folder that does not")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lit_sft.errors import ConfigError
 from lit_sft.families._base import Family
 from lit_sft.preflight.memory import Memory, Plan, estimate
 from lit_sft.preflight.network import NetworkSize
@@ -68,6 +69,20 @@ def num_devices(devices: Any, accelerator: Any) -> int:
 def is_on_gpu(accelerator: Any) -> bool:
     """Whether `trainer.accelerator` means a GPU here."""
     return torch.cuda.is_available() and str(accelerator) != "cpu"
+
+
+def refuse_mps(accelerator: Any) -> None:
+    """Refuse Apple's GPUs, which lack float64.
+
+    Raises:
+        ConfigError: If `trainer.accelerator` means one.
+    """
+    name = str(accelerator).lower()
+    is_chosen = name in {"auto", "gpu", "none"} and not torch.cuda.is_available() and torch.backends.mps.is_available()
+    if name == "mps" or is_chosen:
+        raise ConfigError(
+            "trainer.accelerator: MPS (Apple GPU) is not supported, only CUDA and CPU, on Linux. Set it to cpu"
+        )
 
 
 def device_memory(accelerator: str) -> float:

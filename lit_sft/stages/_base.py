@@ -65,6 +65,7 @@ class Stage(Resuming):
         super().__init__()
         self.checkpoint = open_checkpoint(checkpoint, family, prompt_format)
         self.checkpoint.weight_files  # noqa: B018 - a folder without weights is found before the data is read
+        tuning.check(self.checkpoint)
         self.tuning = tuning
         self.make_optimizer = optimizer
         self.schedule = schedule or Cosine()

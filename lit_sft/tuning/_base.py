@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.files import remove_leftovers, whole_folder
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,14 @@ class Tuning(ABC):
 
     adapter: str | None = None
     """Folder of what trained before, if it starts from such."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that the tuning does not suit, before data or weights are read.
+
+        Raises:
+            UserError: If it does not.
+        """
+        return
 
     @abstractmethod
     def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
@@ -106,11 +115,10 @@ class Tuning(ABC):
     def export(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> Path:
         """`save` into `folder/export_name`, replaced as a whole: nothing half-written is left under that name."""
         target = folder / self.export_name
-        temporary = folder / f"{self.export_name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.save(model, temporary, checkpoint, weights)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        remove_leftovers(target)
+        with whole_folder(target) as partial:
+            self.save(model, partial, checkpoint, weights)
+            shutil.rmtree(target, ignore_errors=True)
         return target
 
 

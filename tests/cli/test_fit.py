@@ -25,6 +25,8 @@ from lit_sft.configuration import KINDS
 from lit_sft.data.sft import SFTData
 from lit_sft.plugins import members_of
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 
@@ -100,7 +102,7 @@ def test_full_tuning_exports_a_checkpoint_in_the_original_layout(write_config: W
     losses = loss_curve(run)
     assert losses[-1] < 0.7 * losses[0]
     checkpoint = open_checkpoint(run / "model")
-    assert checkpoint.load_tokenizer().encode_text("你好")  # type: ignore[attr-defined]  # of our own tokenizers
+    assert checkpoint.load_tokenizer().encode_text("你好")
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, weight in checkpoint.load_model().state_dict().items():
         assert torch.equal(weight, stored[f"model.{name}"]), name
@@ -308,7 +310,6 @@ def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConf
     assert (run / "predictions-base.jsonl").read_text() != tuned
 
 
-@pytest.mark.slow
 def test_two_processes_that_the_trainer_starts_train_and_measure_as_one(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:

@@ -85,7 +85,7 @@ def test_tokens_come_as_often_as_they_are_probable(strategy: TopK | TopP) -> Non
 
     prompts = [[number] for number in range(num_draws)]
     chain = LogitsProcessorList(strategy.processors([0] * num_draws, prompts))
-    chosen = chain(torch.tensor(prompts), logits.repeat(num_draws, 1))
+    chosen = chain(torch.LongTensor(prompts), logits.repeat(num_draws, 1))
     counts = chosen.argmax(-1).bincount(minlength=24).double()
     assert counts[expected == 0].sum() == 0
     kept = expected > 0

@@ -74,7 +74,7 @@ def test_what_saves_memory_does() -> None:
             {"row_length": 512},
             {"sharding": "fsdp2", "num_devices": 8},
         ):
-            assert estimate(size, replace(plan, **change)).total < before  # type: ignore[arg-type]
+            assert estimate(size, replace(plan, **change)).total < before
         assert estimate(size, replace(plan, accumulates=True)).total >= before
 
 

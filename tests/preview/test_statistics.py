@@ -32,7 +32,7 @@ def chat(*texts: str) -> str:
 
 def data_of(*corpora: Any, **options: Any) -> SFTData:
     defaults = {"max_length": 12, "micro_batch_size": 2, "validation_fraction": 0.0, "max_bad_fraction": 1.0}
-    return SFTData(LetterText(), list(corpora), **(defaults | options))  # type: ignore[arg-type]
+    return SFTData(LetterText(), list(corpora), **(defaults | options))
 
 
 def measured(*corpora: Any, num_devices: int = 1, accumulation: int = 1, **options: Any) -> Statistics:
