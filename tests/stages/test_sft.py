@@ -8,7 +8,9 @@ import torch
 from lightning import Callback, Trainer
 from torch.optim import SGD
 
+from lit_sft.conversation import Example
 from lit_sft.corpora.belle import Belle
+from lit_sft.data.collate import collate
 from lit_sft.data.sft import SFTData
 from lit_sft.errors import TrainingError
 from lit_sft.losses.cross_entropy import TokenTotals
@@ -176,6 +178,14 @@ def test_a_harmful_loss_stops_before_the_weights_change_and_names_step_and_recor
         fit(stage, uneven_corpus, tmp_path, rows=1, max_steps=4)
     assert f"Records of the step: {', '.join(culprits)}. " in str(error.value)
     assert all(torch.isfinite(parameter).all() for parameter in stage.parameters())
+
+
+def test_a_first_batch_in_which_no_answer_ends_is_called_faulty(tiny_folder: Path) -> None:
+    stage = stage_of(tiny_folder)
+    (end, *_) = stage.checkpoint.prompt_format.stop_token_ids(stage.tokenizer)
+    ending, endless = (collate([[Example([20, 30, last], [-100, 30, last])]], 0) for last in (end, 31))
+    assert stage.check_first_batch(ending) is None
+    assert "supervises no end of an answer" in str(stage.check_first_batch(endless))
 
 
 def test_norms_and_biases_are_spared_weight_decay(tiny_folder: Path, uneven_corpus: Path, tmp_path: Path) -> None:
