@@ -14,8 +14,8 @@ import pickle
 import shutil
 import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +70,8 @@ HARMLESS_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
     "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
 )
+
+CURVES = "tensorboard"
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
@@ -155,7 +157,7 @@ class CLI(LightningCLI):
         if given.logger in (None, True):
             # Where the run goes on, what a later step left in the curves counts no more.
             step = _step_of(self._resumed) if self._resumed else None
-            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard", purge_step=step)
+            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step)
         if self.subcommand != "fit":
             # Only a fit is a run; measuring one must not write curves into it.
             kwargs["logger"] = False
@@ -198,6 +200,7 @@ class CLI(LightningCLI):
         try:
             with (
                 locked(folder) if is_writer else nullcontext(),
+                self._without_curves_if_refused(folder) if is_writer and self._resumed else nullcontext(),
                 savers[0].signals.caught() if savers else nullcontext(),
             ):
                 super()._run_subcommand(subcommand)
@@ -209,6 +212,22 @@ class CLI(LightningCLI):
             if folder == self._made and not is_run(folder):
                 # It failed before it began: nothing of it is worth keeping.
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _without_curves_if_refused(self, folder: Path) -> Iterator[None]:
+        """Lightning opens a file of curves, which ends those before, ahead of reading the checkpoint."""
+        curves = folder / CURVES
+        known = set(curves.glob("*"))
+        try:
+            yield
+        except BaseException:
+            (record,) = [callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)]  # type: ignore[attr-defined]
+            if not record.already_saved:
+                for logger in self.trainer.loggers:
+                    logger.finalize("aborted")
+                for made in set(curves.glob("*")) - known:
+                    made.unlink()
+            raise
 
     def _run_folder(self) -> Path:
         if self.subcommand != "fit":
