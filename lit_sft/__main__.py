@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         return _run(words)
     except UserError as error:
         if is_debugging:
-            raise
+            traceback.print_exc()
         print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:

@@ -17,7 +17,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
 from lit_sft.files import whole_file, write_json
 from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY, is_run
 from lit_sft.stages._base import Stage
@@ -69,7 +69,7 @@ class RunRecord(SaveConfigCallback):
             "checkpoint_config": stage.checkpoint.config,
             "sha256": {
                 "tokenizer": _fingerprints(stage.checkpoint.tokenizer_files),
-                "data": data.fingerprints() if isinstance(data, SFTData) else {},
+                "data": data.fingerprints() if isinstance(data, CorpusData) else {},
             },
             "git": _git_state(),
             "versions": {"python": platform.python_version(), **_versions()},

@@ -7,12 +7,9 @@ the opened checkpoint from it. `--run DIR` stands for the configuration and last
 from __future__ import annotations
 
 import atexit
-import errno
 import logging
 import os
-import pickle
 import shutil
-import traceback
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 from lightning import Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
@@ -37,11 +33,12 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
-from lit_sft.configuration import KINDS, KindParser, user_error_in
-from lit_sft.data.datamodule import SFTData
+from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.configuration import KINDS, KindParser
+from lit_sft.data._base import CorpusData
 from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
-from lit_sft.errors import ConfigError, Stopped, UserError
+from lit_sft.errors import ConfigError, Stopped
 from lit_sft.plugins import members_of
 from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
@@ -308,14 +305,14 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     if not is_launcher:
         end_with_parent()
     try:
-        return cli(Stage, SFTData, args=expand_run(list(arguments)), **SETTINGS, **options)
+        return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.
         if is_launcher:
             raise
         return None
     except Exception as error:
-        mistake = _mistake_behind(error)
+        mistake = mistake_behind(error)
         if mistake is None:
             raise
         raise mistake from error
@@ -361,30 +358,6 @@ def expand_run(arguments: list[str]) -> list[str]:
     if not is_run(Path(run)):
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     return [verb, "--config", str(Path(run) / CONFIG), *options]
-
-
-def _mistake_behind(error: Exception) -> UserError | None:
-    """What the user can put right, in one line; None if the error is ours."""
-    if mistake := user_error_in(error):
-        return mistake
-    said = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError):
-        return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError(f"a configuration is not UTF-8: {said}")
-    is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)
-    return ConfigError(said[:400]) if is_refusal else None
-
-
-def _is_lightnings_own(error: Exception) -> bool:
-    """Whether Lightning refuses what the configuration says, not what code of ours, or of a library, gave it."""
-    modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not modules or not modules[-1].startswith("lightning."):
-        return False
-    caller = next(name for name in [*reversed(modules), __name__] if name.partition(".")[0] == "lit_sft")
-    return caller.startswith("lit_sft.cli.") or caller == "lit_sft.configuration"
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -6,8 +6,9 @@ import atexit
 import hashlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -16,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lit_sft.conversation import Example, PromptFormat, TextInterface
+from lit_sft.conversation import Conversation, Example, PromptFormat, TextInterface
 from lit_sft.data.cache import code_digest, digest
-from lit_sft.data.encode import LossOn, encode_conversation
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.tokens import EncodedRecords, TokenStore
 from lit_sft.data.workers import in_workers
@@ -31,20 +31,31 @@ POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How conversations become tokens.
+class Encoding(ABC):
+    """How records become examples: what a data module subclasses, with its own options as further fields.
 
     Args:
         prompt_format: The family's way to write a conversation.
         tokenizer: The family's tokenizer.
         max_length: Tokens of an example at most.
-        loss_on: Which tokens carry loss.
     """
 
     prompt_format: PromptFormat
     tokenizer: Any
     max_length: int
-    loss_on: LossOn
+
+    @abstractmethod
+    def encode_record(self, record: Conversation) -> Example:
+        """The example that a usable record becomes.
+
+        Raises:
+            BadRecord: If it does not fit.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """What examples depend on, beside format and tokenizer."""
+        names = [field.name for field in fields(self) if field.name not in {"prompt_format", "tokenizer"}]
+        return {name: getattr(self, name) for name in names}
 
     def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
@@ -56,9 +67,7 @@ class Encoding:
             except BadRecord:
                 raise DataError(f"{corpus.records.source(record)} changed while it was used. Start again") from None
             try:
-                example = encode_conversation(
-                    conversation, self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
-                )
+                example = self.encode_record(conversation)
             except BadRecord as bad:
                 examples.append(Example([], []))
                 remarks.append(bad.reason)
@@ -97,13 +106,12 @@ class EncodedCorpus:
 
 
 def fingerprint_of(text: TextInterface, encoding: Encoding) -> str:
-    """A name for the way in which conversations become tokens."""
+    """A name for the way in which records become tokens, among those of one kind of encoding."""
     return digest(
         [hashlib.sha256(file.read_bytes()).hexdigest() for file in text.tokenizer_files],
         type(encoding.prompt_format).__qualname__,
         getattr(encoding.prompt_format, "__dict__", {}),
-        encoding.max_length,
-        encoding.loss_on,
+        *encoding.options().values(),
     )
 
 
@@ -114,8 +122,8 @@ def encoded_corpora(
     writing = fingerprint_of(text, encoding)
     corpora = []
     for number, corpus in enumerate(scanned):
-        code = code_digest(type(corpus.corpus), type(encoding.prompt_format))
-        folder = cache / "tokens" / digest(corpus.fingerprint, writing, code)
+        code = code_digest(type(corpus.corpus), type(encoding.prompt_format), type(encoding))
+        folder = cache / "tokens" / digest(corpus.fingerprint, type(encoding).__qualname__, writing, code)
         corpora.append(EncodedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
     return corpora
 

@@ -52,6 +52,7 @@ def merge(
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     import torch
 
+    from lit_sft.data._asking import AskingData
     from lit_sft.tuning._base import half_or_full
     from lit_sft.tuning.qlora import QLoRA
 
@@ -59,6 +60,8 @@ def merge(
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     checkpoint, tuning = stage.checkpoint, stage.tuning
     adapter = _adapter(folder, tuning)
     if not (prompts or data.validation_fraction or data.test_corpora):
@@ -71,7 +74,7 @@ def merge(
         adapter,
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=[prompt.input_ids for prompt in data.asked[:MAX_PROMPTS]],
+        prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
     _tell(figures)
@@ -120,14 +123,15 @@ def merge_adapter(
         nats, `max_logit_difference` the largest over positions and vocabulary.
 
     Raises:
-        ConfigError: If `output` exists or cannot be written, or the merged network gives no finite logits.
+        ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or the merged network gives no finite logits.
     """
-    from peft import PeftModel
+    from lit_sft.tuning.adapter_loading import place_adapter
 
     _refuse_existing(output)
+    placed = place_adapter(adapter, checkpoint)
     asked = [ids[-checkpoint.context_length :] for ids in prompts]
-    on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked) if load_quantized else None
-    adapted = PeftModel.from_pretrained(checkpoint.load_model(dtype=dtype), adapter)
+    on_quantized = _logits(placed.attach(load_quantized(), is_trainable=False), asked) if load_quantized else None
+    adapted = placed.attach(checkpoint.load_model(dtype=dtype), is_trainable=False)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
     logits = _logits(merged, asked)

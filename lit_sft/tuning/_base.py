@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,6 +18,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+@dataclass(frozen=True)
+class Footprint:
+    """What of a tuning decides about memory; preflight/memory.py computes with it.
+
+    Args:
+        trains_base: Whether the weights of the checkpoint train; otherwise adapters beside them do.
+        rank: Of the adapters.
+        targets: Names of the layers with adapters.
+        dropout: Of the adapters.
+        dora: Whether each adapter trains a length of each row too.
+        packed_bytes: Bytes of a weight of a linear layer that is packed; None where it has the type of the arithmetic.
+        scale_bytes: Bytes of scales for each packed weight.
+        row_scale_bytes: Bytes of scales for each row of a packed matrix.
+    """
+
+    trains_base: bool = False
+    rank: int = 0
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+    dora: bool = False
+    packed_bytes: float | None = None
+    scale_bytes: float = 0.0
+    row_scale_bytes: float = 0.0
+
+
 class Tuning(ABC):
     """Which weights of a checkpoint train. One file in this folder is one tuning."""
 
@@ -25,6 +52,14 @@ class Tuning(ABC):
     adapter: str | None = None
     """Folder of what trained before, if it starts from such."""
 
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that the tuning does not suit, before data or weights are read.
+
+        Raises:
+            UserError: If it does not.
+        """
+        return
+
     @abstractmethod
     def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
         """The network with exactly the weights that train requiring gradients.
@@ -33,6 +68,18 @@ class Tuning(ABC):
             checkpoint: The base.
             precision: Lightning's `trainer.precision`, for example `bf16-mixed`.
         """
+
+    @abstractmethod
+    def footprint(self, family_targets: Sequence[str]) -> Footprint:
+        """What it asks of the memory.
+
+        Args:
+            family_targets: Layers that the family adapts unless told otherwise.
+        """
+
+    def choices(self) -> dict[str, str | float]:
+        """What runs of this tuning are compared by, beside its name: `alpha`, `rank`, and `kind` of a base."""
+        return {}
 
     def rate_factor(self, name: str) -> float:
         """Learning rate of the parameter `name`, as a multiple of the optimizer's."""

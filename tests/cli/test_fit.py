@@ -23,12 +23,14 @@ from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
-from lit_sft.cli.fit import _mistake_behind
+from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.configuration import KINDS
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.errors import ConfigError
 from lit_sft.plugins import members_of
 from lit_sft.preflight.plan import refuse_mps
+
+pytestmark = pytest.mark.slow  # as a whole
 
 WriteConfig = Callable[..., str]
 
@@ -105,7 +107,7 @@ def test_full_tuning_exports_a_checkpoint_in_the_original_layout(write_config: W
     losses = loss_curve(run)
     assert losses[-1] < 0.7 * losses[0]
     checkpoint = open_checkpoint(run / "model")
-    assert checkpoint.load_tokenizer().encode_text("你好")  # type: ignore[attr-defined]  # of our own tokenizers
+    assert checkpoint.load_tokenizer().encode_text("你好")
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     for name, weight in checkpoint.load_model().state_dict().items():
         assert torch.equal(weight, stored[f"model.{name}"]), name
@@ -313,7 +315,6 @@ def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConf
     assert (run / "predictions-base.jsonl").read_text() != tuned
 
 
-@pytest.mark.slow
 def test_two_processes_that_the_trainer_starts_train_and_measure_as_one(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
@@ -502,7 +503,7 @@ def refused_by(action: Callable[[], object]) -> str | None:
     try:
         action()
     except Exception as error:
-        found = _mistake_behind(error)
+        found = mistake_behind(error)
         return str(found) if found else None
     return None
 
@@ -515,7 +516,7 @@ def test_what_lightning_refuses_in_a_configuration_is_one_line(
         ["--trainer.precision", "16-wrong"],
         ["--trainer.devices=0"],
     ):
-        assert main(["fit", "--config", write_config(), *option]) == 2
+        assert main(["fit", "--config", write_config(), option]) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
 

@@ -18,6 +18,8 @@ from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.errors import ConfigError
 from lit_sft.stages.sft import SFT
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 Predict = Callable[..., int]
 
@@ -111,7 +113,6 @@ def start(words: list[str], rank: int, port: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_on(
     config: str, predict: Predict, tmp_path: Path, asked: list[list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:

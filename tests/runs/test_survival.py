@@ -16,12 +16,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.__main__ import main
-from lit_sft.callbacks import checkpoint_file, checkpoints
+from lit_sft.callbacks import checkpoint_file
 from lit_sft.callbacks.checkpoint_file import CheckpointFile
 from lit_sft.errors import ConfigError, TrainingError
-from lit_sft.runs import lock
 from lit_sft.runs.folder import newest_checkpoint, unfinished_run
 from lit_sft.runs.lock import locked
+
+pytestmark = pytest.mark.slow  # as a whole
 
 WriteConfig = Callable[..., str]
 
@@ -104,7 +105,6 @@ def test_what_is_drawn_in_validation_and_in_sampled_answers_does_not_reach_train
         assert torch.equal(weight, last(draws_run)["state_dict"][name]), name
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(data=DATA, trainer=TRAINER, checkpoints={"every_minutes": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
@@ -263,7 +263,7 @@ def test_a_disk_that_knows_no_locks_is_told_and_used(
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "lockf", unsupported)
+    monkeypatch.setattr("fcntl.lockf", unsupported)
     with locked(tmp_path):
         assert "cannot be locked (No locks available)" in caplog.text
 
@@ -309,7 +309,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_file.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(TrainingError, match=f"last.ckpt could not be written: No space left .* is kept: {path}"):
         CheckpointFile().save_checkpoint({"step": 2}, path)
     assert CheckpointFile().load_checkpoint(path) == {"step": 1}
@@ -319,7 +319,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_a_disk_that_is_too_small_is_an_error_before_training(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert main(["fit", "--config", write_config()]) == 2
     assert "on a disk with 1e-06 GB free" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from fakes import LetterText
 
+from lit_sft.corpora._base import Corpus
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.data import order
-from lit_sft.data.datamodule import SFTData
 from lit_sft.data.encoder import Encoding
+from lit_sft.data.sft import SFTData
 from lit_sft.data.tokens import TokenStore
 from lit_sft.errors import ConfigError, DataError
 
@@ -168,8 +169,13 @@ def test_what_was_prepared_for_something_else_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     data_of(tmp_path, ["answer"] * 30)
-    encode, encoded = Encoding.encode, []
-    monkeypatch.setattr(Encoding, "encode", lambda self, *args: encoded.append(1) or encode(self, *args))
+    encode, encoded = Encoding.encode, list[int]()
+
+    def counted(self: Encoding, *args: Any) -> Any:
+        encoded.append(1)
+        return encode(self, *args)
+
+    monkeypatch.setattr(Encoding, "encode", counted)
     data_of(tmp_path, **{"outputs": ["answer"] * 30, **options})
     assert encoded
 
@@ -223,13 +229,13 @@ def test_a_corpus_can_count_more_or_less_than_once(tmp_path: Path) -> None:
     double, few = tmp_path / "double.json", tmp_path / "few.json"
     for file in (double, few):
         file.write_text("".join(f'{{"instruction": "{file.stem[0]}{i:02d}", "output": "a"}}\n' for i in range(10)))
-    corpora = [Belle(str(double), weight=2.0), Belle(str(few), count=4)]
+    corpora: list[Corpus] = [Belle(str(double), weight=2.0), Belle(str(few), count=4)]
     data = SFTData(LetterText(), corpora, max_length=32, validation_fraction=0.0)
     data.setup("fit")
     epochs = []
-    for epoch in range(5):
+    for number in range(5):
         loader = data.train_dataloader()
-        data.order.set_epoch(epoch)
+        data.order.set_epoch(number)
         epochs.append(sources(loader))
     for epoch in epochs:
         assert sorted(s for s in epoch if "double" in s) == sorted([f"{double}:{i}" for i in range(1, 11)] * 2)
