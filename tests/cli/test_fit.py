@@ -511,11 +511,7 @@ def refused_by(action: Callable[[], object]) -> str | None:
 def test_what_lightning_refuses_in_a_configuration_is_one_line(
     write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option in (
-        ["--trainer.val_check_interval", "100"],
-        ["--trainer.precision", "16-wrong"],
-        ["--trainer.devices=0"],
-    ):
+    for option in ("--trainer.val_check_interval=100", "--trainer.devices=0"):
         assert main(["fit", "--config", write_config(), option]) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
 
