@@ -103,6 +103,11 @@ class Family(ABC):
         """Rows of the embedding, as config.json gives them."""
         return self.config.get("padded_vocab_size") or self.config.get("vocab_size")
 
+    @property
+    def z_loss_weight(self) -> float:
+        """How many times the square of its largest logit the original adds to the loss of a position in training."""
+        return 0.0
+
     def polish_answer(self, answer: str) -> str:
         """What a chat shows of an answer, where the original cleans it up."""
         return answer.strip()

@@ -79,6 +79,7 @@ class SFT(Stage):
             groups=batch.corpus_ids,
             num_groups=len(batch.corpora),
             num_supervised=batch.num_supervised,
+            z_loss_weight=self.checkpoint.family.z_loss_weight,
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
