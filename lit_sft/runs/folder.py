@@ -100,12 +100,17 @@ def _is_named(folder: Path, name: str) -> bool:
     return not name or re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", folder.name) is not None
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of a run that was written last and is whole."""
+def newest_checkpoint(run: Path, *, is_checked: bool = True) -> Path | None:
+    """The checkpoint of a run that was written last and is whole, which takes reading it through.
+
+    Args:
+        run: The run folder.
+        is_checked: Whether it must be whole; processes that later take that of the first one need not look.
+    """
     found = [run / name for name in (LAST_CHECKPOINT, BEST_CHECKPOINT) if (run / name).is_file()]
     # Of two names of one file the first counts.
     for checkpoint in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        if is_whole_archive(checkpoint):
+        if not is_checked or is_whole_archive(checkpoint):
             return checkpoint
         log.warning("%s is damaged or cut off, looking for another", checkpoint)
     return None
