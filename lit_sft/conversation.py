@@ -46,6 +46,10 @@ class Conversation:
     source: str = ""
     category: str = field(default="", compare=False)
 
+    def said(self) -> list[str]:
+        """By what it is told from others: what says the same is held out together, and is a duplicate."""
+        return [text for m in self.messages for text in (m.role, m.content, m.thoughts, m.commands)]
+
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
         end = len(self.messages)

@@ -133,6 +133,11 @@ def families() -> dict[str, type[Family]]:
     return {cls.name: cls for cls in members("lit_sft.families", Family).values()}  # type: ignore[type-abstract]
 
 
+def released_family(folder: str) -> type[Family] | None:
+    """The family that released a model under this name of a folder, `Baichuan-7B` for example."""
+    return next((family for family in families().values() if folder in family.released), None)
+
+
 def find_family(name: str) -> type[Family]:
     """The family called `name`.
 

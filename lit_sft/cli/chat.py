@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.runs.folder import newest_run
 
@@ -96,7 +97,7 @@ def _talk(session: Session, lines: Iterator[str]) -> None:
             elif text and not session.answer(text) and not sys.stdin.isatty():
                 return  # nobody is there to ask on
         except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {visible(str(error))}\n")
         except KeyboardInterrupt:
             if not sys.stdin.isatty():
                 raise

@@ -26,7 +26,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
-from lit_sft.callbacks.checkpoint_file import CheckpointFile
+from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.hyperparameters import HyperParameters
@@ -38,10 +38,12 @@ from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.configuration import KINDS, KindParser, user_error_in
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
+from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
 from lit_sft.errors import ConfigError, Stopped, UserError
 from lit_sft.plugins import members_of
+from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
     CONFIG,
@@ -93,6 +95,9 @@ class CLI(LightningCLI):
     _resumed: Path | None = None
     """Checkpoint with which a run goes on in its own folder."""
 
+    _made: Path | None = None
+    """Run folder that this process made."""
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
         parser.add_argument(
@@ -141,6 +146,7 @@ class CLI(LightningCLI):
             )
         if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
             raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
+        refuse_mps(self._get(self.config, "trainer.accelerator"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
@@ -200,7 +206,7 @@ class CLI(LightningCLI):
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if is_writer and not is_run(folder):
+            if folder == self._made and not is_run(folder):
                 # It failed before it began: nothing of it is worth keeping.
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -225,7 +231,8 @@ class CLI(LightningCLI):
             return Path(launched)
         if process_rank() and not self._resumed:  # launched by torchrun or SLURM; only the first process writes
             return runs
-        folder = folder if folder and self._resumed else new_run(runs, config["name"])
+        if not folder or not self._resumed:
+            folder = self._made = new_run(runs, config["name"])
         check_writable(folder)
         if self._resumed and process_rank() == 0:
             log.info("going on with %s from step %d", folder, _step_of(self._resumed))
@@ -283,7 +290,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     if not is_launcher:
         end_with_parent()
     try:
-        return cli(Stage, SFTData, args=expand_run(list(arguments)), **SETTINGS, **options)
+        return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.
         if is_launcher:
@@ -349,15 +356,22 @@ def _mistake_behind(error: Exception) -> UserError | None:
         return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
     if isinstance(error, UnicodeDecodeError):
         return ConfigError(f"a configuration is not UTF-8: {said}")
-    innermost = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
-    is_lightnings = isinstance(error, ValueError) and innermost.startswith("lightning.")
-    return ConfigError(said[:400]) if is_lightnings or isinstance(error, MisconfigurationException) else None
+    is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)
+    return ConfigError(said[:400]) if is_refusal else None
+
+
+def _is_lightnings_own(error: Exception) -> bool:
+    """Whether Lightning refuses what the configuration says, not what code of ours, or of a library, gave it."""
+    modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not modules or not modules[-1].startswith("lightning."):
+        return False
+    caller = next(name for name in [*reversed(modules), __name__] if name.partition(".")[0] == "lit_sft")
+    return caller.startswith("lit_sft.cli.") or caller == "lit_sft.configuration"
 
 
 def _step_of(checkpoint: Path) -> int:
     """The optimizer step at which it was written; little of the file is read."""
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return int(stored["global_step"])
+    return int(read_checkpoint(checkpoint)["global_step"])
 
 
 def _value_of(option: str, options: list[str]) -> str | None:
@@ -371,7 +385,9 @@ def _value_of(option: str, options: list[str]) -> str | None:
 
 def _quieten() -> None:
     """Our own messages, none of the libraries' chatter about things that are as they should be."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(HarmlessFormatter("%(message)s"))
     logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

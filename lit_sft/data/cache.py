@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -19,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from lit_sft.errors import DataError
+from lit_sft.files import remove_leftovers, whole_folder
 
 CODE_THAT_DECIDES = ("conversation.py", "corpora", "families", "data")
 """Sources of the package that decide what is in the cache."""
@@ -44,11 +44,9 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(folder.name + ".lock")):
                 if not folder.is_dir():
-                    partial = folder.with_name(folder.name + ".partial")
-                    shutil.rmtree(partial, ignore_errors=True)
-                    partial.mkdir()
-                    build(partial)
-                    partial.rename(folder)
+                    remove_leftovers(folder)
+                    with whole_folder(folder) as partial:
+                        build(partial)
     return folder
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.cache import usable
 from lit_sft.errors import DataError
+from lit_sft.files import whole_file, write_text
 
 if TYPE_CHECKING:
     from lit_sft.conversation import Example, Ids
@@ -171,13 +172,11 @@ class TokenStore:
             self.table["is_ready"][records] = 1
 
     def _make_table(self) -> None:
-        partial = self._table_file.with_suffix(".partial")
-        with partial.open("wb") as file:
+        (self.folder / "words").touch()
+        with whole_file(self._table_file) as partial, partial.open("wb") as file:
             # Zeros and not a hole: writing to the mapped table of a full disk would kill the process.
             for start in range(0, self.num_records, 1 << 16):
                 file.write(bytes(min(1 << 16, self.num_records - start) * ENTRY.itemsize))
-        (self.folder / "words").touch()
-        partial.rename(self._table_file)  # under its name only when it is whole
 
     def _forget_lost_words(self) -> None:
         """Encode again what a power failure took from the end of the words."""
@@ -191,9 +190,7 @@ class TokenStore:
         codes = {name: code for code, name in enumerate(names)}
         found = np.array([codes.setdefault(remark, len(codes)) for remark in remarks], dtype=np.uint8)
         if len(codes) > len(names):
-            partial = self.folder / "remarks.partial"
-            partial.write_text(json.dumps(list(codes)), encoding="utf-8")
-            partial.rename(self.folder / "remarks.json")
+            write_text(self.folder / "remarks.json", json.dumps(list(codes)))
         return found
 
     def _lock(self) -> FileLock:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from lit_sft.configuration import stage_and_data
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.files import write_json
+from lit_sft.files import whole_folder, write_json
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def merge(
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     import torch
 
+    from lit_sft.data._asking import AskingData
     from lit_sft.tuning._base import half_or_full
     from lit_sft.tuning.qlora import QLoRA
 
@@ -59,6 +60,8 @@ def merge(
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     checkpoint, tuning = stage.checkpoint, stage.tuning
     adapter = _adapter(folder, tuning)
     if not (prompts or data.validation_fraction or data.test_corpora):
@@ -71,11 +74,11 @@ def merge(
         adapter,
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=[prompt.input_ids for prompt in data.asked[:MAX_PROMPTS]],
+        prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
         load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
     )
     _tell(figures)
-    print(f"{output}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+    print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
 
 
 def _adapter(run: Path, tuning: Tuning) -> Path:
@@ -148,18 +151,12 @@ def merge_adapter(
 
 
 def _write(output: Path, checkpoint: Checkpoint, merged: Any, figures: dict[str, Any]) -> None:
-    """Under another name, until it is complete."""
-    partial = output.with_name(f"{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        checkpoint.save_model(merged, partial)
-        write_json(partial / FIGURES, figures)
-        partial.rename(output)
+        with whole_folder(output) as partial:
+            checkpoint.save_model(merged, partial)
+            write_json(partial / FIGURES, figures)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
@@ -195,5 +192,5 @@ def _tell(figures: dict[str, Any]) -> None:
 
 
 def _refuse_existing(output: Path) -> None:
-    if output.exists():
+    if output.exists() or output.is_symlink():
         raise ConfigError(f"{output} exists; give a folder that does not")

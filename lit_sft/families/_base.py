@@ -61,6 +61,9 @@ class Family(ABC):
 
     name: ClassVar[str]
     tokenizer_file_names: ClassVar[tuple[str, ...]]
+    released: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Released models by the name of their folder, each with what of its config.json decides about its size."""
+
     polish_reach: ClassVar[int] = 0
     """Characters at the end of an unfinished answer that `polish_answer` may still change."""
 

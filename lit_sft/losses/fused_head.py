@@ -41,7 +41,9 @@ def head_cross_entropy(
     chunk_size = chunk_size or (CPU_CHUNK if hidden.device.type == "cpu" else CHUNK)
     if torch.is_grad_enabled():
         trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-        totals: tuple[Tensor, Tensor, Tensor] = _HeadCrossEntropy.apply(hidden, targets, head, chunk_size, z_loss_weight, *trained)  # type: ignore[no-untyped-call]
+        totals: tuple[Tensor, Tensor, Tensor] = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, targets, head, chunk_size, z_loss_weight, *trained
+        )
         return totals
     parts = [
         _losses(head(hidden_part).float(), target_part, z_loss_weight)[:2]

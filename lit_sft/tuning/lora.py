@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
-from lit_sft.tuning._base import Tuning, half_or_full
+from lit_sft.tuning._base import Footprint, Tuning, half_or_full
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +109,41 @@ class LoRA(Tuning):
                 if isinstance(layer, LoraLayer):
                     layer.lora_variant["default"].init(layer, "default")
         return wrapped
+
+    @cached_property
+    def adapter_config(self) -> dict[str, Any]:
+        """What the adapter to start from says of itself; empty for a fresh one.
+
+        Raises:
+            ConfigError: If that is not a JSON object.
+        """
+        if not self.adapter:
+            return {}
+        file = Path(self.adapter) / ADAPTER_CONFIG
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ConfigError(f"{file} is not valid JSON ({error}); copy the adapter again") from None
+        if not isinstance(content, dict):
+            raise ConfigError(f"{file} is not a JSON object; copy the adapter again")
+        return content
+
+    def footprint(self, family_targets: Sequence[str]) -> Footprint:
+        """Adapters of its rank beside a base of the arithmetic's type; those of the adapter to start from, if any."""
+        stored = self.adapter_config
+        targets = stored.get("target_modules", self.targets)
+        return Footprint(
+            rank=int(stored.get("r", self.rank)),
+            # A pattern in place of names is peft's own way to say most layers.
+            targets=tuple(targets) if isinstance(targets, list) else tuple(family_targets),
+            dropout=float(stored.get("lora_dropout", self.dropout)),
+            dora=bool(stored.get("use_dora", self.dora)),
+        )
+
+    def choices(self) -> dict[str, str | float]:
+        """Rank and alpha."""
+        stored = self.adapter_config
+        return {"alpha": float(stored.get("lora_alpha", self.alpha)), "rank": int(stored.get("r", self.rank))}
 
     def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The frozen base."""

@@ -22,7 +22,7 @@ from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
 from lit_sft.configuration import KINDS
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.plugins import members_of
 
 WriteConfig = Callable[..., str]

@@ -8,7 +8,7 @@ from fakes import LetterText
 
 from lit_sft.corpora.belle import Belle
 from lit_sft.data import quarantine
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.errors import DataError
 
 GOOD = '{"instruction": "q", "input": "", "output": "answer"}'

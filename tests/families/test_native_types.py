@@ -1,6 +1,5 @@
 """Model types of transformers train on the loss of their own logits, packed or not, or they are refused."""
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +12,11 @@ from lightning import Callback, Trainer
 from torch.optim import SGD
 
 from lit_sft.corpora.belle import Belle
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families.native.probe import OwnHead, behavior_of
 from lit_sft.stages.schedules import Constant
-from lit_sft.stages.sft import LOSS_SCALE, SFT
+from lit_sft.stages.sft import SFT
 from lit_sft.tuning._base import Tuning
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA

@@ -177,7 +177,7 @@ def test_a_token_that_ties_with_another_for_the_first_place_is_not_correct() -> 
     targets = torch.tensor([1, 2, 1, 0])
     for values in (logits.clone(), logits.clone().requires_grad_()):
         with torch.set_grad_enabled(values.requires_grad):
-            loss, losses, is_first = head_cross_entropy(values, targets, torch.nn.Identity())
+            _, losses, is_first = head_cross_entropy(values, targets, torch.nn.Identity())
         assert is_first.tolist() == [False, False, True, False]
     expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     torch.testing.assert_close(losses, expected)

@@ -11,7 +11,7 @@ from fakes import LetterText
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.jsonl_chat import JsonlChat
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.preview import statistics
 from lit_sft.preview.statistics import Statistics, measure
 

@@ -14,8 +14,8 @@ from fakes import LetterText
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.data import order
-from lit_sft.data.datamodule import SFTData
 from lit_sft.data.encoder import Encoding
+from lit_sft.data.sft import SFTData
 from lit_sft.data.tokens import TokenStore
 from lit_sft.errors import ConfigError, DataError
 
