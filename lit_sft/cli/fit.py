@@ -153,7 +153,7 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         if given.logger in (None, True):
             # Where the run goes on, what a later step left in the curves counts no more.
-            step = _step_of(self._resumed) if self._resumed else None
+            step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
             kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step)
         if self.subcommand != "fit":
             # Only a fit is a run; measuring one must not write curves into it.
@@ -172,7 +172,7 @@ class CLI(LightningCLI):
             if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
                 callback.default_name = BASE_PREDICTIONS
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
-        trainer.strategy.checkpoint_io = CheckpointFile()
+        trainer.strategy.checkpoint_io = CheckpointFile(checked=self._resumed)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -239,7 +239,8 @@ class CLI(LightningCLI):
         folder = Path(launched) if launched else None
         if resume:
             folder = folder or (unfinished_run(runs, config["name"]) if resume == "auto" else Path(resume))
-            self._resumed = newest_checkpoint(folder) if folder else None
+            # The first process looks whether it is whole, and tells the others once they are connected.
+            self._resumed = newest_checkpoint(folder, is_checked=process_rank() == 0) if folder else None
             if resume != "auto" and not self._resumed:
                 raise ConfigError(f"{folder} holds no whole checkpoint such as {LAST_CHECKPOINT} to go on with")
         if launched:
@@ -249,7 +250,7 @@ class CLI(LightningCLI):
         if not folder or not self._resumed:
             folder = self._made = new_run(runs, config["name"])
         check_writable(folder)
-        if self._resumed:
+        if self._resumed and process_rank() == 0:
             log.info("going on with %s from step %d", folder, _step_of(self._resumed))
         os.environ[RUN_FOLDER] = str(folder)
         return folder
