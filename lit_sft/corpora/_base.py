@@ -26,13 +26,14 @@ MAX_WEIGHT = 1000
 class Finding:
     """Something wrong with one record: skipped, or kept after a repair.
 
-    `reason` is a short stable name; `excerpt` the beginning of the record.
+    `reason` is a short stable name; `excerpt` the beginning of the record; `detail` what else is known of it.
     """
 
     source: str
     reason: str
     excerpt: str
     is_kept: bool
+    detail: str = ""
 
 
 Report = Callable[[Finding], None]

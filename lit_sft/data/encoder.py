@@ -49,6 +49,7 @@ class Encoding:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
         examples: list[Example] = []
         remarks: list[str] = []
+        details: dict[int, str] = {}
         for record in records.tolist():
             try:
                 conversation = corpus.conversation(record)
@@ -61,13 +62,15 @@ class Encoding:
             except BadRecord as bad:
                 examples.append(Example([], []))
                 remarks.append(bad.reason)
+                if bad.detail:
+                    details[record] = bad.detail
                 continue
             except Exception as error:
                 error.add_note(f"in the record at {conversation.source}")
                 raise
             examples.append(example)
             remarks.append(example.truncation)
-        return EncodedRecords.of(records, examples, remarks)
+        return EncodedRecords.of(records, examples, remarks, details)
 
 
 class EncodedCorpus:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Corpus, Finding, excerpt
 from lit_sft.data.cache import build_once, code_digest, digest, usable
+from lit_sft.data.codes import Codes
 from lit_sft.data.records import Records, index_records
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord, DataError
@@ -121,9 +122,9 @@ class ScannedCorpus:
         assert conversation is not None
         return Conversation(conversation.messages, self.records.source(number), kind or self.name)
 
-    def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
+    def finding(self, number: int, reason: str, *, is_kept: bool, detail: str = "") -> Finding:
         """A finding about a record."""
-        return Finding(self.records.source(number), reason, excerpt(self.records.read(number)), is_kept)
+        return Finding(self.records.source(number), reason, excerpt(self.records.read(number)), is_kept, detail)
 
     def check(self, max_bad_fraction: float) -> None:
         """Refuse a corpus of which too much is bad: it is then the wrong file or class.
@@ -165,7 +166,9 @@ def fingerprint(conversation: Conversation) -> int:
     """Eight bytes that depend on what is said, not on where."""
     said: list[str] = []
     for message in conversation.messages:
-        said += (message.role, message.content, message.thoughts, message.commands)
+        # A name is seldom given; without one the fingerprint, and so the split, is what it always was.
+        speaker = f"{message.role}\1{message.name}" if message.name else message.role
+        said += (speaker, message.content, message.thoughts, message.commands)
     hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
 
@@ -213,8 +216,8 @@ def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tup
 
 
 def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_workers: int, folder: Path) -> None:
-    verdict_codes = {GOOD: 0}
-    repair_codes: dict[str, int] = {}
+    verdict_codes = Codes(256, [GOOD], always=(LEFT_OUT, EMPTY_LINE))
+    repair_codes = Codes(32)
     groups: set[str] = set()
     verdicts = np.zeros(len(records), dtype=np.uint8)
     repairs = np.zeros(len(records), dtype=np.uint32)
@@ -223,19 +226,19 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
     with tqdm(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as bar:
         for (start, stop), chunk in zip(chunks, done, strict=True):
-            verdicts[start:stop] = [verdict_codes.setdefault(name, len(verdict_codes)) for name in chunk.verdicts]
+            verdicts[start:stop] = [verdict_codes.of(name) for name in chunk.verdicts]
             fingerprints[start:stop] = chunk.fingerprints
             groups |= chunk.groups
             for number, repaired in chunk.repairs.items():
                 for repair in repaired:
-                    repairs[number] |= 1 << repair_codes.setdefault(repair, len(repair_codes))
+                    repairs[number] |= 1 << repair_codes.of(repair)
             bar.update(stop - start)
     np.save(folder / "verdicts.npy", verdicts)
     np.save(folder / "repairs.npy", repairs)
     np.save(folder / "fingerprints.npy", fingerprints)
     names: dict[str, Any] = {
-        "verdict_names": list(verdict_codes),
-        "repair_names": list(repair_codes),
+        "verdict_names": verdict_codes.names,
+        "repair_names": repair_codes.names,
         "groups": sorted(groups),
     }
     (folder / "names.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
