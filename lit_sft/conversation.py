@@ -231,6 +231,11 @@ class TextInterface(ABC):
     def load_tokenizer(self) -> Any:
         """The checkpoint's tokenizer."""
 
+    @property
+    def deciding_classes(self) -> tuple[type, ...]:
+        """Classes whose code makes prompt format and tokenizer what they are, for fingerprints."""
+        return (type(self),)
+
 
 def _map_tensors(batch: Batch, function: Any) -> Batch:
     values = {field.name: getattr(batch, field.name) for field in fields(batch)}

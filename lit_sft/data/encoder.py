@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lit_sft.conversation import Example, PromptFormat, TextInterface
-from lit_sft.data.cache import code_digest, digest
+from lit_sft.data.cache import digest
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.encode import LossOn, encode_conversation
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.tokens import EncodedRecords, TokenStore
@@ -114,9 +115,10 @@ def encoded_corpora(
 ) -> list[EncodedCorpus]:
     """The corpora with the tokens that are there already."""
     writing = fingerprint_of(text, encoding)
+    deciding = (__name__, *text.deciding_classes, type(encoding.prompt_format), type(encoding.tokenizer))
     corpora = []
     for number, corpus in enumerate(scanned):
-        code = code_digest(type(corpus.corpus), type(encoding.prompt_format))
+        code = code_digest(*deciding, type(corpus.corpus))
         folder = cache / "tokens" / digest(corpus.fingerprint, writing, code)
         corpora.append(EncodedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
     return corpora

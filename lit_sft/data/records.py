@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora._reading import MAX_RECORD_BYTES, has_record_a_line, read_records, source_name
-from lit_sft.data.cache import build_once, code_digest, digest, usable
+from lit_sft.data.cache import build_once, digest, usable
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.errors import DataError
 
 CHUNK_BYTES = 1 << 22
@@ -174,7 +175,7 @@ def _index_file(file: Path, has_groups: bool, cache: Path) -> FileRecords:
         state.st_mtime_ns,
         state.st_ctime_ns,
         has_groups,
-        code_digest(),
+        code_digest(__name__),
     )
     build: Callable[[Path], None]
     if has_record_a_line(file, has_groups=has_groups):

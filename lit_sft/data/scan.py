@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Corpus, Finding, excerpt
-from lit_sft.data.cache import build_once, code_digest, digest, usable
+from lit_sft.data.cache import build_once, digest, usable
+from lit_sft.data.cache_pruning import hold_cache
 from lit_sft.data.codes import Codes
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.records import Records, index_records
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord, DataError
@@ -151,11 +153,12 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     Raises:
         DataError: If a file is missing or empty, no record of it can be read, or a filter matches nothing.
     """
+    hold_cache(cache)
     records = index_records(corpus, cache)
     layouts = [_layout_of(corpus, records, file) for file in range(len(records.files))]
     build = partial(_scan, name, corpus, records, layouts, num_workers)
     found = ScannedCorpus(name, corpus, records, layouts)
-    folder = build_once(cache / "scans" / digest(found.fingerprint, code_digest(type(corpus))), build)
+    folder = build_once(cache / "scans" / digest(found.fingerprint, code_digest(__name__, type(corpus))), build)
     with usable(folder, ValueError, TypeError, EOFError):
         found.scan = _load(folder)
     _check_usable(found)

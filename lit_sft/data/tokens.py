@@ -165,6 +165,7 @@ class TokenStore:
                     self._make_table()
                     self.__dict__.pop("table", None)  # the file that had the name is mapped
                 self._forget_lost_words()
+            os.utime(folder)  # as the cache's other folders: what is not used for long is removed
 
     def __reduce__(self) -> Any:
         return TokenStore, (self.folder, self.num_records)
