@@ -148,11 +148,14 @@ class Corpus(ABC):
             raise BadRecord("unknown-layout")
         if group:
             record[self.group_key] = group
-        kind = str(record.get(self.group_key) or "") if self.group_key else ""
-        if self.groups and kind not in self.groups:
-            return Reading(None, repairs, kind)
         self._repairs = repairs
-        conversation = self.parse(record)
+        try:
+            kind = str(record.get(self.group_key) or "") if self.group_key else ""
+            if self.groups and kind not in self.groups:
+                return Reading(None, repairs, kind)
+            conversation = self.parse(record)
+        except RecursionError:
+            raise BadRecord("nested-too-deeply") from None
         return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
 
     def conversations(self, report: Report) -> Iterator[Conversation]:

@@ -62,6 +62,13 @@ class Scan:
         return np.flatnonzero(self.verdicts == self.verdict_names.index(GOOD)).astype(np.uint32)
 
     @property
+    def is_usable(self) -> NDArray[np.bool_]:
+        """Whether each record [N] can be used, were it not for a filter."""
+        return np.isin(
+            self.verdicts, [self.verdict_names.index(v) for v in (GOOD, LEFT_OUT) if v in self.verdict_names]
+        )
+
+    @property
     def num_left_out(self) -> int:
         """Records that a filter left out."""
         return self._count(LEFT_OUT)
@@ -131,20 +138,33 @@ class ScannedCorpus:
     def check(self, max_bad_fraction: float) -> None:
         """Refuse a corpus of which too much is bad: it is then the wrong file or class.
 
+        Where a bad record is longer than any good one, more than one is lost in it: a broken array may hide thousands
+        of records in a single one. It counts as often as the longest good record fits into it.
+
         Raises:
             DataError: With the reasons, how many records each has and where the first is.
         """
         bad = self.scan.bad
-        num_records = len(self.scan.good) + self.scan.num_left_out + bad.total()
-        if bad.total() > max_bad_fraction * num_records:
+        num_hidden = self._num_hidden(list(bad))
+        num_bad = bad.total() + num_hidden
+        num_records = len(self.scan.good) + self.scan.num_left_out + num_bad
+        if num_bad > max_bad_fraction * num_records:
             table = ", ".join(
                 f"{count} {name} (first {self.records.source(int(self.scan.records_with(name)[0]))})"
                 for name, count in bad.most_common()
             )
+            hidden = f"; about {num_hidden} more are lost in records that are too long" if num_hidden else ""
             raise DataError(
-                f"{bad.total()} of {num_records} records of {self.corpus.path} are bad: {table}. Check the file and "
-                f"the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
+                f"{num_bad} of {num_records} records of {self.corpus.path} are bad: {table}{hidden}. Check the file "
+                f"and the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
             )
+
+    def _num_hidden(self, bad: list[str]) -> int:
+        """How many more records than one there must be in those that are bad."""
+        places = [self.scan.records_with(name) for name in bad]
+        sizes = self.records.sizes()
+        longest = int(sizes[self.scan.is_usable].max(initial=1))
+        return sum(int((np.maximum(sizes[numbers] // longest, 1) - 1).sum()) for numbers in places)
 
 
 def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> ScannedCorpus:
@@ -255,7 +275,7 @@ def _load(folder: Path) -> Scan:
 def _check_usable(found: ScannedCorpus) -> None:
     """Every file has a usable record, every filter matches one."""
     corpus, records, scan = found.corpus, found.records, found.scan
-    usable = np.isin(scan.verdicts, [scan.verdict_names.index(v) for v in (GOOD, LEFT_OUT) if v in scan.verdict_names])
+    usable = scan.is_usable
     for file, start, stop in zip(records.files, records.bounds[:-1], records.bounds[1:], strict=True):
         if not usable[start:stop].any():
             names = {scan.verdict_names[code] for code in np.unique(scan.verdicts[start:stop])}
