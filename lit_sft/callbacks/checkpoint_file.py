@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,20 @@ class CheckpointFile(TorchCheckpointIO):
 def link(path: Path, name: Path) -> None:
     """Let `name` be the same file as `path`; what had the name before has it until then.
 
+    Where a file cannot have two names (FAT, SMB shares, mounted buckets) it becomes a copy.
+
     Raises:
         TrainingError: If that cannot be done.
     """
     partial = name.with_name(name.name + PARTIAL)
     try:
         partial.unlink(missing_ok=True)
-        partial.hardlink_to(path)
+        try:
+            partial.hardlink_to(path)
+        except OSError:
+            shutil.copyfile(path, partial)
+            with partial.open("rb+") as file:
+                os.fsync(file.fileno())
         rename(partial, name)
     except OSError as error:
         raise TrainingError(f"checkpoint {name.name} could not be written: {_reason(error)}") from error

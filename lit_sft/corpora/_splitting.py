@@ -49,9 +49,9 @@ class Splitter:
     line break, so a text ends with its line. Brackets are matched by kind, and in an object `{` can only follow a
     colon, so any other opens a new record. And where something stands outside of texts that JSON does not have there,
     counting is given up for a search: within a text a quotation mark is written `\"`, so bytes like `}, {"key":`, with
-    a first key that whole records have, can only be the border of two records. The key is needed because the objects
-    in a record, the turns of a conversation, have such borders too. The search begins at the start of the record,
-    for what is odd may be seen only behind its end.
+    the first key of the first whole record, can only be the border of two records. The key is needed because the
+    objects in a record, the turns of a conversation, have such borders too. The search begins at the start of the
+    record, for what is odd may be seen only behind its end.
 
     Args:
         record_level: In how many brackets a record stands: 0 one object after the other, 1 an array, 2 an object of
@@ -66,7 +66,7 @@ class Splitter:
         self._previous = b""
         self._gap = b""  # what stands behind the previous token, if that was in another chunk
         self._group = b'""'
-        self._keys: set[bytes] = set()  # first keys of whole records
+        self._keys: set[bytes] = set()  # the first key of the first whole record
         self._num_keys = 0  # how many of them stand in a record that is an array
         self._is_lost = False  # whether brackets mean nothing any more, and the next record is searched for
         self._record = b""
@@ -117,7 +117,7 @@ class Splitter:
 
     def _read(self, token: bytes, start: int, end: int) -> Iterator[Element]:
         mark = token[:1]
-        if self._level == 0 and self._is_closed and mark == b"{":
+        if self._record_level and not self._level and self._is_closed and mark == b"{":
             self._skip(start)
             self._record_level, self._group = 0, b'""'
         if self._level < self._record_level:
@@ -125,6 +125,11 @@ class Splitter:
                 self._group = token
             elif mark in b"[{":
                 self._level += 1
+            elif mark == b"}" and self._record_level == 1 and self._is_closed:
+                # No array ends so: the bracket before was one within a record, which a stray one had torn apart.
+                self._skip(start)
+                self._level, self._is_lost = 1, True
+                return
             elif mark in b"]}":
                 self._close()
             self._skip(end)
@@ -210,7 +215,7 @@ class Splitter:
     def _end(self) -> Iterator[Element]:
         record, self._record = self._record.rstrip(), b""
         num_bytes, self._num_bytes = max(self._num_bytes, len(record)), 0
-        if not self._is_lost and (key := _FIRST_KEY.match(record)) and not self._open:
+        if not (self._keys or self._is_lost or self._open) and (key := _FIRST_KEY.match(record)):
             self._keys.add(key[1])
         self._open.clear()
         self._num_keys, self._is_lost = 0, False
