@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_sft.checkpoint.opening import open_checkpoint
     from lit_sft.conversation import Conversation, Message
-    from lit_sft.families._base import open_checkpoint
 
 __version__ = "0.1.0"
 __all__ = ["Conversation", "Message", "open_checkpoint"]
@@ -16,7 +16,7 @@ __all__ = ["Conversation", "Message", "open_checkpoint"]
 _HOME = {
     "Conversation": "lit_sft.conversation",
     "Message": "lit_sft.conversation",
-    "open_checkpoint": "lit_sft.families._base",
+    "open_checkpoint": "lit_sft.checkpoint.opening",
 }
 
 

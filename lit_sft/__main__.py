@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import signal
 import sys
@@ -14,28 +15,29 @@ from importlib import import_module
 from typing import NoReturn
 
 import lit_sft
+from lit_sft.display import harmless, visible
 from lit_sft.errors import Stopped, UserError, accepted
 
 CONFIGURED_VERBS = {
     "preview": (
-        "lit_sft.cli_preview",
+        "lit_sft.cli.preview",
         "show what the model will see of the data: preview --config configs/quickstart.yaml",
     ),
     "check": (
-        "lit_sft.cli_check",
+        "lit_sft.cli.check",
         "say whether a fit will work: estimated memory, then one step of everything: check --config configs/...yaml",
     ),
-    "fit": ("lit_sft.cli", "fine-tune a model: fit --config configs/quickstart.yaml"),
-    "validate": ("lit_sft.cli", "measure a run, or a base model, on the validation split"),
-    "test": ("lit_sft.cli", "measure it on the test corpora"),
-    "predict": ("lit_sft.cli", "answer prompts; without options those held out from the newest run"),
-    "compare": ("lit_sft.cli_compare", "compare a model before and after tuning: a report to publish"),
+    "fit": ("lit_sft.cli.fit", "fine-tune a model: fit --config configs/quickstart.yaml"),
+    "validate": ("lit_sft.cli.fit", "measure a run, or a base model, on the validation split"),
+    "test": ("lit_sft.cli.fit", "measure it on the test corpora"),
+    "predict": ("lit_sft.cli.fit", "answer prompts; without options those held out from the newest run"),
+    "compare": ("lit_sft.cli.compare", "compare a model before and after tuning: a report to publish"),
 }
 FUNCTION_VERBS = {
-    "tiny": ("lit_sft.families._tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
-    "chat": ("lit_sft.chat.verb:chat", "talk to a model; without options to that of the newest run"),
-    "merge": ("lit_sft.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
-    "summary": ("lit_sft.summary:summary", "print what a run learned"),
+    "tiny": ("lit_sft.checkpoint.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
+    "merge": ("lit_sft.export.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
+    "summary": ("lit_sft.runs.summary:summary", "print what a run learned"),
 }
 EPILOG = """\
 Every verb explains itself: python -m lit_sft VERB --help
@@ -47,12 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debugging = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    # It misses a kernel that only makes 4 bits on a CPU faster, whatever is run.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return _run(words)
     except UserError as error:
         if is_debugging:
-            raise
-        print(f"error: {error}", file=sys.stderr)
+            traceback.print_exc()
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signal).name}", file=sys.stderr)
@@ -77,7 +81,7 @@ def _run(words: list[str]) -> int:
         with _nothing_collected():
             from jsonargparse import auto_cli
 
-            from lit_sft.cli_parser import ShortErrorParser
+            from lit_sft.configuration import ShortErrorParser
 
             function = getattr(import_module(path), name)
         auto_cli(
@@ -130,7 +134,7 @@ def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = main(arguments)
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(harmless(traceback.format_exc()))
         code = 1
     leave(code)
 

@@ -46,6 +46,16 @@ class Conversation:
     source: str = ""
     category: str = field(default="", compare=False)
 
+    def said(self) -> list[str]:
+        """By what it is told from others: what says the same is held out together, and is a duplicate."""
+        # A name is seldom given; without one the texts, and so the split, are what they always were.
+        speakers = [f"{m.role}\1{m.name}" if m.name else m.role for m in self.messages]
+        return [
+            text
+            for speaker, m in zip(speakers, self.messages, strict=True)
+            for text in (speaker, m.content, m.thoughts, m.commands)
+        ]
+
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
         end = len(self.messages)

@@ -1,6 +1,7 @@
 """Shared by all tests: tiny checkpoints on disk, and a corpus to train them on."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import torch
 import yaml
 from hypothesis import settings
 
-from lit_sft.families._base import TinySize, families, find_family
-from lit_sft.families._tiny import demo_texts
+from lit_sft import open_checkpoint
+from lit_sft.checkpoint.opening import Checkpoint, families, find_family
+from lit_sft.checkpoint.tiny import demo_texts
+from lit_sft.families._base import TinySize
 
 TINY = TinySize(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=1200, context_length=256)
 # Widths that bitsandbytes can pack on a CPU.
@@ -125,3 +128,15 @@ def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type:
         return str(file)
 
     return write
+
+
+@pytest.fixture
+def folder(tiny: Callable[[str], Path], tmp_path: Path) -> Path:
+    """A Baichuan-7B of one's own to damage, its weights in one pytorch_model.bin."""
+    return Path(shutil.copytree(tiny("baichuan-7b"), tmp_path / "checkpoint"))
+
+
+@pytest.fixture(params=sorted(families()))
+def checkpoint(request: pytest.FixtureRequest, tiny: Callable[[str], Path], tmp_path: Path) -> Checkpoint:
+    """A checkpoint of each family, in a folder of one's own."""
+    return open_checkpoint(shutil.copytree(tiny(request.param), tmp_path / "checkpoint"), request.param)

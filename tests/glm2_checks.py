@@ -8,7 +8,7 @@ import pytest
 import torch
 from goldens import SHARED, assert_equal_where, golden_checkpoint, golden_json, golden_model, golden_tensors
 
-from lit_sft.families._glm2 import RENAMED
+from lit_sft.families.glm2.family import RENAMED
 
 TOKENIZERS = SHARED / "reference" / "tokenizers"
 REAL_MODEL = TOKENIZERS / "chatglm2.tokenizer.model"

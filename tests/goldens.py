@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_sft import open_checkpoint
-from lit_sft.families._base import Checkpoint
+from lit_sft.checkpoint.opening import Checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -32,7 +32,7 @@ def test_import_and_help_load_no_torch() -> None:
 
 
 def test_summary_of_a_run_loads_no_torch() -> None:
-    code = f"import sys, lit_sft.summary; assert not [name for name in {HEAVY} if name in sys.modules]"
+    code = f"import sys, lit_sft.runs.summary; assert not [name for name in {HEAVY} if name in sys.modules]"
     assert run("-c", code).returncode == 0
 
 
@@ -107,3 +107,17 @@ def test_tiny_writes_a_checkpoint_that_opens(tmp_path: Path, capsys: pytest.Capt
     checkpoint = open_checkpoint(folder)
     assert checkpoint.family.name == "chatglm2-6b"
     assert checkpoint.load_model().config.hidden_size == 32
+
+
+def test_debug_shows_where_a_mistake_was_found_and_a_plain_run_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["summary", "--run", str(tmp_path / "nope")]
+    assert main(words) == 2
+    plain = capsys.readouterr().err
+    assert plain.startswith("error: ")
+    assert plain.count("\n") == 1
+    assert main([*words, "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert shown.endswith(plain)

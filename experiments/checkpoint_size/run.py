@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 from lit_sft.__main__ import main as lit_sft
-from lit_sft.families._base import TinySize, find_family
-from lit_sft.families._tiny import demo_texts
+from lit_sft.checkpoint.opening import find_family
+from lit_sft.checkpoint.tiny import demo_texts
+from lit_sft.families._base import TinySize
 
 # A wide vocabulary is the cheapest way to many bytes.
 SIZE = TinySize(

@@ -25,8 +25,9 @@ def write_checkpoints(root: Path, num_layers: int) -> list[Path]:
     import torch
     from safetensors.torch import save_file
 
-    from lit_sft.families._base import TinySize, find_family
-    from lit_sft.families._tiny import demo_texts
+    from lit_sft.checkpoint.opening import find_family
+    from lit_sft.checkpoint.tiny import demo_texts
+    from lit_sft.families._base import TinySize
 
     size = TinySize(
         # Baichuan-7B at 1/3.2 of its width: with all its layers, one matrix has its real share of the whole.

@@ -23,8 +23,9 @@ METHODS = ("Full", "LoRA", "QLoRA")
 
 def write_checkpoint(folder: Path) -> None:
     """Baichuan-7B at a quarter of its width, with an eighth of its layers."""
-    from lit_sft.families._base import TinySize, find_family
-    from lit_sft.families._tiny import demo_texts
+    from lit_sft.checkpoint.opening import find_family
+    from lit_sft.checkpoint.tiny import demo_texts
+    from lit_sft.families._base import TinySize
 
     folder.mkdir()
     size = TinySize(
@@ -95,13 +96,11 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
             current += event.nbytes()
             highest = max(highest, current)
     plan = Plan(
-        method=method.lower(),
+        stage.tuning.footprint(stage.checkpoint.family.lora_targets),
         precision=precision,
         rows=ROWS,
         row_length=ROW_LENGTH,
         gradient_checkpointing=checkpointing,
-        targets=stage.checkpoint.family.lora_targets,
-        dropout=0.05,
         supervised_share=SUPERVISED,
         update_copies="none",
     )

@@ -33,7 +33,7 @@ TUNINGS: dict[str, dict[str, Any]] = {
     # The families of this time have no dropout outside of adapters.
     "Full": {"class_path": "Full"},
 }
-IMPORTED = ("lit_sft.cli", "peft", "bitsandbytes", "torch.utils.tensorboard")
+IMPORTED = ("lit_sft.cli.fit", "peft", "bitsandbytes", "torch.utils.tensorboard")
 ENDS = ("starting", "training", "saving", "done")
 CURVES = ("train/loss", "train/learning_rate", "train/gradient_norm", "val/loss")
 

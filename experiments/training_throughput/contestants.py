@@ -66,7 +66,7 @@ def fit(task: Task, *, packing: bool, clock: bool = False) -> Any:
     """This project by its command line: it reads the texts, tokenizes them, and exports what it trained."""
     from clock import Losses
 
-    from lit_sft.cli import main
+    from lit_sft.cli.fit import main
 
     folder = Path(tempfile.mkdtemp(dir=task.scratch))
     config = _fit_config(task, folder, packing)

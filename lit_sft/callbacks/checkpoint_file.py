@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,24 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_sft.errors import ConfigError, TrainingError
-from lit_sft.runs import is_whole_archive
+from lit_sft.files import remove_leftovers, whole_file
+from lit_sft.runs.folder import LAST_CHECKPOINT, is_whole_archive
 
-PARTIAL = ".partial"
-"""Ending of the name while a file is written."""
+COUNTS = dict.fromkeys(("ready", "started", "processed", "completed"), int)
+CONTENTS: dict[str, Any] = {
+    "state_dict": dict,
+    "global_step": int,
+    "epoch": int,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "loops": {
+        "fit_loop": {
+            "epoch_progress": {"total": COUNTS, "current": COUNTS},
+            "epoch_loop.batch_progress": {"total": COUNTS, "current": COUNTS},
+        }
+    },
+}
+"""What every training checkpoint holds, by type."""
 
 
 class CheckpointFile(TorchCheckpointIO):
@@ -27,16 +41,11 @@ class CheckpointFile(TorchCheckpointIO):
             TrainingError: If it cannot be written.
         """
         path = Path(path)
-        partial = path.with_name(path.name + PARTIAL)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            remove_leftovers(path)
+            with whole_file(path) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            rename(partial, path)
         except (OSError, RuntimeError) as error:  # torch.save reports some failures to write as RuntimeError
-            partial.unlink(missing_ok=True)
             kept = f"; the one before it is kept: {path}" if path.exists() else ""
             raise TrainingError(f"checkpoint {path.name} could not be written: {_reason(error)}{kept}") from error
 
@@ -46,14 +55,44 @@ class CheckpointFile(TorchCheckpointIO):
         Raises:
             ConfigError: If it is not whole; torch itself does not compare checksums.
         """
-        damaged = ConfigError(f"the checkpoint is damaged or cut off, and was not loaded: {path}")
         if not is_whole_archive(Path(path)):
-            raise damaged
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
-            return content
-        except (OSError, EOFError) as error:  # what the checksums do not cover
-            raise damaged from error
+            raise _damaged(path)
+        return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Map a training checkpoint into memory; no code in it runs.
+
+    Raises:
+        ConfigError: If the file is damaged, or is not a training checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (OSError, EOFError) as error:  # what the checksums do not cover
+        raise _damaged(path) from error
+    except pickle.UnpicklingError as error:
+        raise ConfigError(f"{path} is damaged, or would run code when it is read; it was not loaded") from error
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:  # an archive of something else
+        raise _foreign(path) from error
+    if not _has_form(content, CONTENTS):
+        raise _foreign(path)
+    checkpoint: dict[str, Any] = content
+    return checkpoint
+
+
+def _has_form(content: Any, form: Any) -> bool:
+    """Whether nested dictionaries hold what resuming and measuring read of them."""
+    if not isinstance(form, dict):
+        return isinstance(content, form)
+    return isinstance(content, dict) and all(key in content and _has_form(content[key], form[key]) for key in form)
+
+
+def _damaged(path: Path) -> ConfigError:
+    return ConfigError(f"the checkpoint is damaged or cut off, and was not loaded: {path}")
+
+
+def _foreign(path: Path) -> ConfigError:
+    return ConfigError(f"{path} is not a training checkpoint of lit_sft; give one such as runs/NAME/{LAST_CHECKPOINT}")
 
 
 def link(path: Path, name: Path) -> None:
@@ -64,28 +103,15 @@ def link(path: Path, name: Path) -> None:
     Raises:
         TrainingError: If that cannot be done.
     """
-    partial = name.with_name(name.name + PARTIAL)
     try:
-        partial.unlink(missing_ok=True)
-        try:
-            partial.hardlink_to(path)
-        except OSError:
-            shutil.copyfile(path, partial)
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-        rename(partial, name)
+        with whole_file(name) as partial:
+            try:
+                partial.unlink()
+                partial.hardlink_to(path)
+            except OSError:  # FAT, SMB and mounted buckets know no second names
+                shutil.copyfile(path, partial)
     except OSError as error:
         raise TrainingError(f"checkpoint {name.name} could not be written: {_reason(error)}") from error
-
-
-def rename(partial: Path, path: Path) -> None:
-    """Give a file its name, so that a power cut leaves the old one or the new one."""
-    partial.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _reason(error: Exception) -> str:

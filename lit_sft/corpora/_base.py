@@ -71,6 +71,9 @@ class Corpus(ABC):
     has_groups: ClassVar[bool] = False
     """Whether a file may be one object with an array of records for each kind."""
 
+    is_about_safety: ClassVar[bool] = False
+    """Whether its prompts are risky, so that a report counts refusals among their answers."""
+
     groups: list[str] | None = None
     """Only records whose `group_key` has one of these values; all if not given."""
 

@@ -19,6 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from lit_sft.errors import DataError
+from lit_sft.files import remove_leftovers, whole_folder
 
 CHECKSUMS = "checksums.json"
 
@@ -41,7 +42,12 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(folder.name + ".lock")):
                 if not _is_whole(folder):
-                    _build(folder, build)
+                    remove_leftovers(folder)
+                    shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
+                    with whole_folder(folder) as partial:
+                        build(partial)
+                        text = json.dumps({file.name: _sum_of(file) for file in sorted(partial.iterdir())})
+                        (partial / CHECKSUMS).write_text(text, encoding="utf-8")
         os.utime(folder)  # it was used now; what is not used for long is removed
     return folder
 
@@ -70,21 +76,6 @@ def usable(folder: Path, *damage: type[Exception]) -> Iterator[None]:
 def digest(*parts: Any) -> str:
     """A name for what was made from these parts."""
     return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def _build(folder: Path, build: Callable[[Path], None]) -> None:
-    partial = folder.with_name(folder.name + ".partial")
-    for old in (partial, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    partial.mkdir()
-    try:
-        build(partial)
-        text = json.dumps({file.name: _sum_of(file) for file in sorted(partial.iterdir())})
-        (partial / CHECKSUMS).write_text(text, encoding="utf-8")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _is_whole(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from lit_sft.corpora._base import Finding
 from lit_sft.data.encoder import EncodedCorpus
 from lit_sft.data.scan import EMPTY_LINE, GOOD, LEFT_OUT, MAX_LISTED
 from lit_sft.errors import DataError
+from lit_sft.files import write_text
 
 
 class Quarantine:
@@ -63,11 +64,7 @@ class Quarantine:
         """One JSON object for each listed finding, then one with all counts."""
         counts = {"skipped": dict(self.skipped), "kept_after_repair": dict(self.repaired)}
         lines = [*(_listed(finding) for finding in self.findings()), {"counts": counts}]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".partial")
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        temporary.replace(path)
+        write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), errors="replace")
 
     def __str__(self) -> str:
         parts = [

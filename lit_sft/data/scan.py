@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,7 +129,7 @@ class ScannedCorpus:
         data, group = self.records.files[file].read(within), self.records.files[file].group(within)
         conversation, _, kind = self.corpus.read(data, self.corpus.layouts[self.layouts[file]], group)
         assert conversation is not None
-        return Conversation(conversation.messages, self.records.source(number), kind or self.name)
+        return replace(conversation, source=self.records.source(number), category=kind or self.name)
 
     def finding(self, number: int, reason: str, *, is_kept: bool, detail: str = "") -> Finding:
         """A finding about a record."""
@@ -187,12 +187,7 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
 
 def fingerprint(conversation: Conversation) -> int:
     """Eight bytes that depend on what is said, not on where."""
-    said: list[str] = []
-    for message in conversation.messages:
-        # A name is seldom given; without one the fingerprint, and so the split, is what it always was.
-        speaker = f"{message.role}\1{message.name}" if message.name else message.role
-        said += (speaker, message.content, message.thoughts, message.commands)
-    hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
+    hashed = hashlib.blake2b("\0".join(conversation.said()).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
 
 

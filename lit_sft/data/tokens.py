@@ -31,6 +31,7 @@ from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.cache import usable
 from lit_sft.data.codes import Codes
 from lit_sft.errors import DataError
+from lit_sft.files import whole_file, write_text
 
 if TYPE_CHECKING:
     from lit_sft.conversation import Example, Ids
@@ -246,12 +247,11 @@ class TokenStore:
             self._append_details(encoded.details)
 
     def _make_table(self) -> None:
-        partial = self._table_file.with_suffix(".partial")
-        with partial.open("wb") as file:
+        (self.folder / "words").touch()
+        with whole_file(self._table_file) as partial, partial.open("wb") as file:
             # Zeros and not a hole: writing to the mapped table of a full disk would kill the process.
             for start in range(0, self.num_records, 1 << 16):
                 file.write(bytes(min(1 << 16, self.num_records - start) * ENTRY.itemsize))
-        partial.rename(self._table_file)  # under its name only when it is whole
 
     def _forget_lost_words(self) -> None:
         """Encode again what a power failure took from the end of the words."""
@@ -291,10 +291,8 @@ class TokenStore:
         codes = Codes(MAX_REMARKS, names)
         found = np.array([codes.of(remark) for remark in remarks], dtype=np.uint32)
         if len(codes.names) > len(names):
-            partial = self.folder / "remarks.partial"
             content = {"names": codes.names, "checksum": _sum_of(codes.names)}
-            partial.write_text(json.dumps(content), encoding="utf-8")
-            partial.rename(self.folder / "remarks.json")
+            write_text(self.folder / "remarks.json", json.dumps(content))
         return found
 
     def _append_details(self, details: dict[int, str]) -> None:

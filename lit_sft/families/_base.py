@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lit_sft.conversation import PromptFormat, TextInterface
-from lit_sft.errors import CheckpointError, ConfigError, accepted
-from lit_sft.families._files import refuse_pointer, weight_files
-from lit_sft.plugins import members
+from lit_sft.conversation import PromptFormat
+from lit_sft.errors import ConfigError, accepted
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +50,9 @@ class Family(ABC):
 
     name: ClassVar[str]
     tokenizer_file_names: ClassVar[tuple[str, ...]]
+    released: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Released models by the name of their folder, each with what of its config.json decides about its size."""
+
     polish_reach: ClassVar[int] = 0
     """Characters at the end of an unfinished answer that `polish_answer` may still change."""
 
@@ -129,176 +129,3 @@ class Family(ABC):
     @abstractmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
         """A small random checkpoint in the original on-disk layout, its tokenizer trained on `texts`."""
-
-
-@dataclass(frozen=True)
-class Checkpoint(TextInterface):
-    """A model folder on disk. Opening reads config.json only; weights and tokenizer load when asked for."""
-
-    path: Path
-    config: dict[str, Any]
-    family: Family
-
-    @property
-    def prompt_format(self) -> PromptFormat:
-        """The family's way to write a conversation."""
-        return self.family.prompt_format
-
-    @property
-    def context_length(self) -> int:
-        """Tokens the network can read at once."""
-        return self.family.context_length
-
-    @property
-    def tokenizer_files(self) -> list[Path]:
-        """Files that define the tokenizer."""
-        files = (self.path / name for name in self.family.tokenizer_file_names)
-        return [file for file in files if file.is_file()]
-
-    @property
-    def deciding_classes(self) -> tuple[type, ...]:
-        """The family, which chooses them."""
-        return (type(self.family),)
-
-    @property
-    def weight_files(self) -> list[Path]:
-        """Files that hold the weights; safetensors where there are both.
-
-        Raises:
-            CheckpointError: If there are none, or one that the index lists is missing.
-        """
-        return weight_files(self.path)
-
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The checkpoint's tokenizer, a transformers one.
-
-        Raises:
-            CheckpointError: If its files are missing, unreadable or belong to another model.
-        """
-        names = self.family.tokenizer_file_names
-        if not self.tokenizer_files:
-            raise CheckpointError(
-                f"{self.path} holds no tokenizer (expected {', '.join(names)}); is the download complete?"
-            )
-        for file in self.tokenizer_files:
-            refuse_pointer(file)
-        try:
-            tokenizer = self.family.load_tokenizer()
-        except CheckpointError:
-            raise
-        except Exception as error:  # every library has its own: OSError, RuntimeError, DecodeError, KeyError ...
-            absent = [name for name in names if not (self.path / name).is_file()]
-            hint = f"{', '.join(absent)} not in the folder" if absent else "download its files again"
-            present = ", ".join(file.name for file in self.tokenizer_files)
-            said = f"{type(error).__name__}: {error}".partition("\n")[0]
-            raise CheckpointError(
-                f"{self.path}: {present} cannot be read as a {self.family.name} tokenizer ({said}); {hint}"
-            ) from error
-        rows = self.family.num_embeddings
-        if rows is not None and len(tokenizer) > rows:
-            raise CheckpointError(
-                f"{self.tokenizer_files[0]} has {len(tokenizer)} tokens, but config.json gives the embedding "
-                f"{rows} rows: it belongs to another model"
-            )
-        return tokenizer
-
-    def load_model(self, dtype: torch.dtype | None = None, quantization: Any = None) -> PreTrainedModel:
-        """The network with `generate()`, in evaluation mode.
-
-        Args:
-            dtype: Type the weights are converted to while they load; float32 if not given.
-            quantization: A transformers quantization config, or None.
-
-        Raises:
-            CheckpointError: If weights are missing, damaged, of another model, or would run code.
-        """
-        import torch
-
-        from lit_sft.families._weights import load_network
-
-        return load_network(self.path, lambda: self.family.load_model(dtype or torch.float32, quantization))
-
-    def save_model(
-        self, model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
-    ) -> None:
-        """Write a network loaded from here as a checkpoint of its own, in the original layout with the tokenizer.
-
-        Args:
-            model: The network.
-            folder: Where to.
-            weights: Its weights by name, where it holds a part of them only.
-
-        Raises:
-            ConfigError: If adapters are still attached to it.
-        """
-        from lit_sft.families._saving import save_model
-
-        save_model(self, model, Path(folder), weights)
-
-    def save_native(self, model: PreTrainedModel, folder: str | Path) -> None:
-        """Write a network loaded from here so that plain `AutoModelForCausalLM.from_pretrained` loads it without us.
-
-        Raises:
-            ConfigError: If no class of transformers computes it, it is quantized, or `folder` exists.
-        """
-        from lit_sft.families._saving import save_native
-
-        save_native(self, model, Path(folder))
-
-
-def families() -> dict[str, type[Family]]:
-    """Every family in this folder, by name."""
-    return {cls.name: cls for cls in members("lit_sft.families", Family).values()}  # type: ignore[type-abstract]
-
-
-def find_family(name: str) -> type[Family]:
-    """The family called `name`.
-
-    Raises:
-        CheckpointError: If there is none, naming those there are.
-    """
-    known = families()
-    if name not in known:
-        raise CheckpointError(f"unknown family {name!r}. {accepted(name, ['auto', *known])}")
-    return known[name]
-
-
-def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str | None = None) -> Checkpoint:
-    """Open a model folder in its original layout, unmodified and without remote code.
-
-    Args:
-        path: Folder with config.json, tokenizer files and weights.
-        family: Name of the family, or `auto` to recognise it from config.json.
-        prompt_format: Name of one of the family's prompt formats; its default if not given.
-
-    Raises:
-        CheckpointError: If the folder or its config.json is missing or unreadable, or the family unknown or ambiguous.
-        ConfigError: If the family has no such prompt format.
-    """
-    folder = Path(path)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights"
-        )
-    config_file = folder / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder") from None
-    except ValueError as error:
-        raise CheckpointError(f"{config_file} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{config_file} holds no JSON object")
-    chosen = find_family(family) if family != "auto" else _recognise(folder, config)
-    return Checkpoint(folder, config, chosen(folder, config, prompt_format))
-
-
-def _recognise(folder: Path, config: dict[str, Any]) -> type[Family]:
-    known = families()
-    matching = [cls for cls in known.values() if cls.matches_folder(folder, config)]
-    if len(matching) == 1:
-        return matching[0]
-    said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')}"
-    problem = "could be several families" if matching else "is of no known family"
-    candidates = ", ".join(sorted(cls.name for cls in matching) or sorted(known))
-    raise CheckpointError(f"{folder} {problem} ({said}). Name it with `family:`, one of: {candidates}")

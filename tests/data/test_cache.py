@@ -19,7 +19,7 @@ from lit_sft.data.cache import build_once
 from lit_sft.data.cache_place import cache_folder, file_system
 from lit_sft.data.cache_pruning import DAY, hold_cache, prune
 from lit_sft.data.deciding_code import _code_of, deciding_files
-from lit_sft.families._base import families
+from lit_sft.checkpoint.opening import families
 
 CODE = '''
 """What the module is for."""

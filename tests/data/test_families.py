@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from lit_sft import open_checkpoint
+from lit_sft.checkpoint.opening import families
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.corpora.belle import Belle
-from lit_sft.data.datamodule import SFTData
-from lit_sft.families._base import TinySize, families
-from lit_sft.families._tiny import demo_texts
+from lit_sft.data.sft import SFTData
+from lit_sft.families._base import TinySize
 
 # A prompt of MOSS begins with some hundred tokens of instructions.
 SIZE = TinySize(hidden_size=64, intermediate_size=64, num_layers=1, num_heads=4, vocab_size=1400, context_length=2048)

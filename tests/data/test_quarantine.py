@@ -10,7 +10,7 @@ from fakes import LetterFormat, LetterText
 from lit_sft.conversation import Conversation
 from lit_sft.corpora.belle import Belle
 from lit_sft.data import quarantine
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.errors import BadRecord, DataError
 
 GOOD = '{"instruction": "q", "input": "", "output": "answer"}'

@@ -10,8 +10,8 @@ import torch
 from goldens import GOLDEN, assert_equal_where, golden_checkpoint, golden_json, golden_model, golden_tensors
 
 from lit_sft import open_checkpoint
+from lit_sft.checkpoint.opening import families
 from lit_sft.errors import CheckpointError
-from lit_sft.families._base import families
 
 FAMILIES = ["baichuan-7b", "baichuan-13b", "baichuan2-7b", "baichuan2-13b"]
 CHAT = ["baichuan-13b", "baichuan2-7b", "baichuan2-13b"]

@@ -10,8 +10,8 @@ import torch
 from goldens import golden_checkpoint, golden_model, golden_tensors
 from torch.nn import functional as F
 
-from lit_sft.families._alibi import Alibi, alibi_slopes, extend
-from lit_sft.families.baichuan_alibi import BaichuanAlibiConfig, BaichuanAlibiForCausalLM
+from lit_sft.families.baichuan.alibi import BaichuanAlibiConfig, BaichuanAlibiForCausalLM
+from lit_sft.families.baichuan.alibi_dimensions import Alibi, alibi_slopes, extend
 
 ALIBI = ["baichuan-13b", "baichuan2-13b"]
 
@@ -71,7 +71,7 @@ def test_no_mask_is_made_where_the_row_is_only_causal(family: str, monkeypatch: 
 
     def spy(*args: Any, attn_mask: Any = None, is_causal: bool = False, **kwargs: Any) -> torch.Tensor:
         masks.append((attn_mask, is_causal))
-        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+        return attend(*args, **{"attn_mask": attn_mask, "is_causal": is_causal, **kwargs})
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     golden_model(family, family)(input_ids=golden_tensors(family)["single.input_ids"], use_cache=False)

@@ -9,7 +9,7 @@ from goldens import golden_checkpoint, golden_json
 from lit_sft import Conversation, Message
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.errors import BadRecord, ConfigError
-from lit_sft.families._baichuan_formats import BaichuanChatFormat, ChatLimits
+from lit_sft.families.baichuan.prompts import BaichuanChatFormat, ChatLimits
 
 CHAT = ["baichuan-13b", "baichuan2-7b", "baichuan2-13b"]
 USER, ASSISTANT, EOS = 195, 196, 2

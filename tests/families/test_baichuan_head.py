@@ -5,7 +5,7 @@ import torch
 from goldens import golden_checkpoint, golden_tensors
 from torch.nn import functional as F
 
-from lit_sft.families._norm_head import NormHead, ZLoss
+from lit_sft.families.baichuan.norm_head import NormHead, ZLoss
 
 SECOND = ["baichuan2-7b", "baichuan2-13b"]
 

@@ -10,9 +10,10 @@ import torch
 from goldens import GOLDEN, golden_checkpoint
 
 from lit_sft import open_checkpoint
+from lit_sft.checkpoint.opening import families
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.errors import CheckpointError
-from lit_sft.families._base import TinySize, families
-from lit_sft.families._tiny import demo_texts
+from lit_sft.families._base import TinySize
 
 BOTH = ["chatglm2-6b", "chatglm3-6b"]
 
@@ -121,7 +122,8 @@ def test_rope_ratio_scales_the_base(folder: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["pad_token_id", "tie_word_embeddings", "model_type"])
 def test_first_revisions_lack_keys(folder: Path, missing: str) -> None:
-    change(folder, **{missing: None})
+    keys: dict[str, Any] = {missing: None}
+    change(folder, **keys)
     model = open_checkpoint(folder).load_model()
     assert model.config.pad_token_id == 0
     assert model.config.eos_token_id == 2

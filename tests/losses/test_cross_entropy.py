@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.families._norm_head import NormHead
+from lit_sft.families.baichuan.norm_head import NormHead
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
 from lit_sft.losses.fused_head import head_cross_entropy
 

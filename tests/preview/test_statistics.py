@@ -11,7 +11,7 @@ from fakes import LetterText
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.jsonl_chat import JsonlChat
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.preview import statistics
 from lit_sft.preview.statistics import Statistics, measure
 
@@ -32,7 +32,7 @@ def chat(*texts: str) -> str:
 
 def data_of(*corpora: Any, **options: Any) -> SFTData:
     defaults = {"max_length": 12, "micro_batch_size": 2, "validation_fraction": 0.0, "max_bad_fraction": 1.0}
-    return SFTData(LetterText(), list(corpora), **(defaults | options))  # type: ignore[arg-type]
+    return SFTData(LetterText(), list(corpora), **(defaults | options))
 
 
 def measured(*corpora: Any, num_devices: int = 1, accumulation: int = 1, **options: Any) -> Statistics:

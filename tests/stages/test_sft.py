@@ -9,7 +9,7 @@ from lightning import Callback, Trainer
 from torch.optim import SGD
 
 from lit_sft.corpora.belle import Belle
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.errors import TrainingError
 from lit_sft.losses.cross_entropy import TokenTotals
 from lit_sft.stages.schedules import Constant

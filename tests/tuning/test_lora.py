@@ -132,6 +132,30 @@ def test_a_run_may_start_from_an_adapter_of_any_kind(tiny: Tiny, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rank": 4}, "rank is 4, but the adapter .* has 2. Leave rank out, or give what the adapter has"),
+        ({"alpha": 1.0}, "alpha is 1.0, but the adapter .* has 8.0"),
+        ({"targets": ["q_proj"]}, "targets is .*q_proj.*, but the adapter .* has .*k_proj"),
+        ({"dora": True}, "dora is True, but the adapter .* has False"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_contradicts_the_adapter_to_start_from_is_refused(
+    options: dict[str, Any], said: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny("baichuan-7b"))
+    first = LoRA(2, 8.0, targets=["q_proj", "k_proj"], dropout=0.25)
+    folder = str(first.export(first.load(checkpoint, "32-true"), tmp_path, checkpoint))
+    with pytest.raises(ConfigError, match=said):
+        LoRA(adapter=folder, **options)
+    taken = LoRA(adapter=folder, rank=2, targets=["k_proj", "q_proj"], dropout=0.5)
+    assert (taken.rank, taken.alpha, set(taken.targets or [])) == (2, 8.0, {"q_proj", "k_proj"})
+    assert taken.load(checkpoint, "32-true").peft_config["default"].lora_dropout == 0.5  # type: ignore[union-attr]
+    assert LoRA(adapter=folder).dropout == 0.25
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: QLoRA("int8", dora=True), "dora does not work on int8: peft loses the scales .* Use quant_type nf4"),

@@ -14,16 +14,19 @@ from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from lit_sft import Conversation, Message, open_checkpoint
+from lit_sft.checkpoint.opening import Checkpoint, families
 from lit_sft.conversation import Batch
 from lit_sft.data.collate import collate
-from lit_sft.families._base import Checkpoint, families
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning._base import Tuning
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
-pytestmark = pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # nothing held out
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # nothing held out
+]
 
 TUNINGS: dict[str, Callable[[], Tuning]] = {
     "full": Full,

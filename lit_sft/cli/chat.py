@@ -1,0 +1,125 @@
+"""python -m lit_sft chat: talk to a model in the terminal, or through a pipe."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
+
+from lit_sft.display import visible
+from lit_sft.errors import ConfigError, UserError
+from lit_sft.runs.folder import newest_run
+
+if TYPE_CHECKING:
+    from lit_sft.chat.network import Source
+    from lit_sft.chat.session import Session
+
+
+def chat(
+    checkpoint: str | None = None,
+    adapter: str | None = None,
+    run: str | None = None,
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    quantization: Literal["nf4", "fp4", "int8"] | None = None,
+    family: str = "auto",
+    prompt_format: str | None = None,
+) -> None:
+    """Talk to a model, streamed, in as many rounds as fit; /help lists the commands.
+
+    Args:
+        checkpoint: Model folder in its original layout; what the newest run in runs/ trained if not given.
+        adapter: PEFT folder on it, which /base and /tuned switch off and on.
+        run: Run folder whose model to talk to.
+        dtype: Type of the weights; that of the run, else bfloat16 on a GPU and float32 on a CPU.
+        quantization: Quantise while loading; as the run did if not given.
+        family: Name of the model family, or `auto` to recognise it.
+        prompt_format: Name of one of the family's prompt formats; its default if not given.
+
+    Raises:
+        UserError: If the options do not go together or the model cannot be loaded.
+    """
+    if checkpoint and run:
+        raise ConfigError("give --checkpoint or --run, not both")
+    if not checkpoint and (adapter or prompt_format or family != "auto"):
+        raise ConfigError("--adapter, --family and --prompt_format go with --checkpoint; a run has its own")
+    for stream in (sys.stdin, sys.stdout):
+        cast(Any, stream).reconfigure(encoding="utf-8", errors="replace")
+    folder = None if checkpoint else Path(run) if run else newest_run(Path("runs"))
+
+    import torch
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    from lit_sft.chat.network import Source, source_of_run
+    from lit_sft.checkpoint.opening import open_checkpoint
+    from lit_sft.tuning.qlora import QLoRA
+
+    disable_progress_bar()
+    set_verbosity_error()
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
+    chosen = getattr(torch, dtype) if dtype else None
+    quantized = QLoRA(quant_type=quantization) if quantization else None
+    if folder:
+        source = source_of_run(folder, chosen, quantized)
+    else:
+        opened = open_checkpoint(str(checkpoint), family, prompt_format)
+        source = Source(opened, Path(adapter) if adapter else None, chosen, quantized)
+    _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
+
+
+def _converse(source: Source, greeting: str) -> None:
+    """Load the model, and answer until nobody asks, or reads, any more."""
+    from lit_sft.chat.network import Network
+    from lit_sft.chat.session import Session, notice
+
+    session = Session(Network(source), _write)
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
+        notice(greeting)
+    try:
+        _talk(session, _typed() if is_terminal else iter(sys.stdin))
+    except KeyboardInterrupt:
+        notice("")
+    except BrokenPipeError:
+        # The interpreter would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _talk(session: Session, lines: Iterator[str]) -> None:
+    for line in lines:
+        text = line.strip()
+        try:
+            if text.startswith("/"):
+                if not session.command(text):
+                    return
+            elif text and not session.answer(text) and not sys.stdin.isatty():
+                return  # nobody is there to ask on
+        except UserError as error:
+            sys.stderr.write(f"error: {visible(str(error))}\n")
+        except KeyboardInterrupt:
+            if not sys.stdin.isatty():
+                raise
+            sys.stderr.write("stopped\n")
+
+
+def _typed() -> Iterator[str]:
+    """Lines typed after a prompt, until Ctrl-D."""
+    import readline  # noqa: F401 - lets input() edit and recall lines
+
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            _write("\n")
+            return
+        except KeyboardInterrupt:
+            # Meant, perhaps, for an answer that ended just now: the conversation must not be lost.
+            _write("\n")
+
+
+def _write(text: str) -> None:
+    out: IO[str] = sys.stdout
+    out.write(text)
+    out.flush()

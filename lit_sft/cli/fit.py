@@ -1,0 +1,396 @@
+"""The verbs that train and measure: fit, validate, test, predict, through LightningCLI.
+
+Model and data are chosen by `class_path`; the checkpoint path stands once, in the model, and the data module receives
+the opened checkpoint from it. `--run DIR` stands for the configuration and last checkpoint of a run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import logging
+import os
+import pickle
+import shutil
+import traceback
+import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from lightning import Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from transformers.utils.logging import disable_progress_bar
+
+from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
+from lit_sft.callbacks.checkpoints import Checkpoints
+from lit_sft.callbacks.export import Export
+from lit_sft.callbacks.hyperparameters import HyperParameters
+from lit_sft.callbacks.prediction_writer import PredictionWriter
+from lit_sft.callbacks.preflight import Preflight
+from lit_sft.callbacks.progress import RunProgress
+from lit_sft.callbacks.run_record import RunRecord
+from lit_sft.callbacks.samples import Samples
+from lit_sft.callbacks.summary import Summary
+from lit_sft.callbacks.throughput import Throughput
+from lit_sft.configuration import KINDS, KindParser, user_error_in
+from lit_sft.data._base import CorpusData
+from lit_sft.display import HarmlessFormatter
+from lit_sft.distributed.processes import end_with_parent, process_rank
+from lit_sft.errors import ConfigError, Stopped, UserError
+from lit_sft.plugins import members_of
+from lit_sft.preflight.plan import refuse_mps
+from lit_sft.runs.folder import (
+    BASE_PREDICTIONS,
+    CONFIG,
+    LAST_CHECKPOINT,
+    check_writable,
+    is_run,
+    new_run,
+    newest_checkpoint,
+    newest_run,
+    unfinished_run,
+)
+from lit_sft.runs.lock import locked
+from lit_sft.stages._base import Stage
+
+log = logging.getLogger(__name__)
+
+HARMLESS_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*LeafSpec.*",  # lightning 2.6 on torch 2.13
+    "LightningCLI's args parameter",
+    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 on transformers 5.23
+    "Total length of `list` across ranks is zero",  # nothing is held out
+    "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
+    "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
+)
+
+RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
+"""Environment variable that carries the run folder to the processes that Lightning launches."""
+
+EPILOG = """\
+What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
+--model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW"""
+
+
+class Parser(KindParser, LightningArgumentParser):
+    """LightningCLI's parser with short errors."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs})
+
+
+AnyCLI = TypeVar("AnyCLI", bound="CLI")
+
+
+class CLI(LightningCLI):
+    """LightningCLI with a run folder, its own callbacks and short errors."""
+
+    _resumed: Path | None = None
+    """Checkpoint with which a run goes on in its own folder."""
+
+    _made: Path | None = None
+    """Run folder that this process made."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Options beside model, data and trainer."""
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="Name of the run; the configuration's if not given."
+        )
+        parser.add_argument("--runs", type=str, default="runs", help="Folder that receives a folder for each run.")
+        parser.add_argument(
+            "--run",
+            type=str | None,
+            default=None,
+            help="Run folder whose configuration and last checkpoint are used (validate, test, predict).",
+        )
+        parser.add_argument(
+            "--base", type=bool, default=False, help="With --run: leave out what was trained and use the base model."
+        )
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="Go on with a run in its own folder (fit): the run folder, or `auto` for the newest unfinished run of "
+            "this name, a new one if there is none yet.",
+        )
+        parser.add_lightning_class_args(Samples, "samples")
+        parser.add_lightning_class_args(Checkpoints, "checkpoints")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.link_arguments(
+            "model", "data.init_args.text", compute_fn=lambda model: model.checkpoint, apply_on="instantiate"
+        )
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse what cannot work before anything heavy is built.
+
+        Raises:
+            ConfigError: For a checkpoint that is no file, or options of another verb.
+        """
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint and not Path(checkpoint).is_file():
+            raise ConfigError(f"--ckpt_path {checkpoint} is no file; give one such as runs/NAME/{LAST_CHECKPOINT}")
+        if self.subcommand == "fit" and (self._get(self.config, "run") or self._get(self.config, "base")):
+            raise ConfigError(
+                "--run and --base are for validate, test and predict. To go on with a run: fit --resume RUN"
+            )
+        if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
+            raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
+        refuse_mps(self._get(self.config, "trainer.accelerator"))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer that writes into the run folder."""
+        folder = self._run_folder()
+        given = self._get(self.config_init, "trainer")
+        if given.logger in (None, True):
+            # Where the run goes on, what a later step left in the curves counts no more.
+            step = _step_of(self._resumed) if self._resumed else None
+            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard", purge_step=step)
+        if self.subcommand != "fit":
+            # Only a fit is a run; measuring one must not write curves into it.
+            kwargs["logger"] = False
+        return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        if config.get("enable_progress_bar") in (None, True):
+            callbacks = [*callbacks, RunProgress()]
+        if self.subcommand == "fit":
+            samples = next(callback for callback in callbacks if isinstance(callback, Samples))
+            callbacks += [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+        if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
+        for callback in callbacks:
+            if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
+                callback.default_name = BASE_PREDICTIONS
+        trainer: Trainer = super()._instantiate_trainer(config, callbacks)
+        trainer.strategy.checkpoint_io = CheckpointFile()
+        return trainer
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            # A checkpoint is data: loading one must never run code.
+            kwargs["weights_only"] = True
+        if self._resumed:
+            kwargs["ckpt_path"] = str(self._resumed)
+        run = self._get(self.config, "run")
+        if run and not kwargs.get("ckpt_path") and not self._get(self.config, "base"):
+            checkpoint = Path(run) / LAST_CHECKPOINT
+            if not checkpoint.is_file():
+                raise ConfigError(f"{run} holds no {LAST_CHECKPOINT}. Use --base true for the model before tuning")
+            kwargs["ckpt_path"] = str(checkpoint)
+        return kwargs
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        folder = Path(self.trainer.default_root_dir)
+        is_writer = subcommand == "fit" and process_rank() == 0
+        savers = [callback for callback in self.trainer.callbacks if isinstance(callback, Checkpoints)]  # type: ignore[attr-defined]
+        try:
+            with (
+                locked(folder) if is_writer else nullcontext(),
+                savers[0].signals.caught() if savers else nullcontext(),
+            ):
+                super()._run_subcommand(subcommand)
+        except SystemExit:
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            if folder == self._made and not is_run(folder):
+                # It failed before it began: nothing of it is worth keeping.
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _run_folder(self) -> Path:
+        if self.subcommand != "fit":
+            return Path(self._get(self.config, "run") or self._get(self.config, "runs"))
+        config = self.config[self.subcommand]
+        configs = config.get("config") or []
+        stem = Path(str(configs[0])).stem if configs else type(self.model).__name__.lower()
+        config["name"] = config["name"] or stem  # what config.yaml then says, so that repeating it keeps the name
+        runs, resume = Path(config["runs"]), config["resume"]
+        config["resume"] = None  # and that repeating it is another run
+        launched = os.environ.get(RUN_FOLDER)
+        folder = Path(launched) if launched else None
+        if resume:
+            folder = folder or (unfinished_run(runs, config["name"]) if resume == "auto" else Path(resume))
+            self._resumed = newest_checkpoint(folder) if folder else None
+            if resume != "auto" and not self._resumed:
+                raise ConfigError(f"{folder} holds no whole checkpoint such as {LAST_CHECKPOINT} to go on with")
+        if launched:
+            return Path(launched)
+        if process_rank() and not self._resumed:  # launched by torchrun or SLURM; only the first process writes
+            return runs
+        if not folder or not self._resumed:
+            folder = self._made = new_run(runs, config["name"])
+        check_writable(folder)
+        if self._resumed:
+            log.info("going on with %s from step %d", folder, _step_of(self._resumed))
+        os.environ[RUN_FOLDER] = str(folder)
+        return folder
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a verb: `main(["fit", "--config", "configs/quickstart.yaml"])`.
+
+    Raises:
+        UserError: For everything that the user can put right.
+    """
+    run_cli(CLI, arguments)
+
+
+# What every verb gives LightningCLI.
+SETTINGS: dict[str, Any] = {
+    "save_config_callback": RunRecord,
+    "seed_everything_default": 42,
+    # The data module shares its examples out by itself: exactly once, and resumable.
+    # What validation gathers of sharded weights serves training too, so it must not be an inference tensor.
+    "trainer_defaults": {
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "inference_mode": False,
+    },
+    "parser_class": Parser,
+    "subclass_mode_model": True,
+    "subclass_mode_data": True,
+    "auto_configure_optimizers": False,
+    # Hyper-parameters stored in a checkpoint must never win over the configuration.
+    "load_from_checkpoint_support": False,
+}
+
+
+def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyCLI | None:
+    """Read a configuration and do what it says.
+
+    Args:
+        cli: Whether that is `CLI`, or less.
+        arguments: The verb and its options.
+        options: What LightningCLI takes beside.
+
+    Returns:
+        What did it; None in a process that another has launched and that was told to stop.
+
+    Raises:
+        UserError: For everything that the user can put right.
+    """
+    _quieten()
+    for base in KINDS.values():
+        members_of(base)  # makes their short class names known
+    is_launcher = RUN_FOLDER not in os.environ
+    if not is_launcher:
+        end_with_parent()
+    try:
+        return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
+    except Stopped:
+        # Lightning kills the launching process when one that it launched reports failure.
+        if is_launcher:
+            raise
+        return None
+    except Exception as error:
+        mistake = _mistake_behind(error)
+        if mistake is None:
+            raise
+        raise mistake from error
+    finally:
+        if is_launcher:
+            os.environ.pop(RUN_FOLDER, None)
+
+
+@atexit.register
+def _end_process_group() -> None:
+    """Lightning does it for NCCL only; threads of gloo that outlive the interpreter can abort the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def expand_run(arguments: list[str]) -> list[str]:
+    """Put the configuration that `--run DIR`, or `--resume DIR`, stands for in front of the other options.
+
+    Without a configuration and without `--run`, all but fit take the newest run and say so.
+
+    Raises:
+        ConfigError: If there is no such run.
+    """
+    verb, options = arguments[0], arguments[1:]
+    is_asking = {"-h", "--help"} & set(options) or any(".help" in option for option in options)
+    if is_asking:
+        return arguments
+    has_config = bool(_value_of("--config", options) or _value_of("-c", options))
+    if verb == "fit":
+        run = _value_of("--resume", options)
+        if run == "auto" and not has_config:
+            raise ConfigError("--resume auto looks for the run that --config names; give one, or --resume RUN")
+        if run is None or has_config:
+            return arguments
+    else:
+        run = _value_of("--run", options)
+    if run is None:
+        if has_config:
+            return arguments
+        run = str(newest_run(Path(_value_of("--runs", options) or "runs")))
+        logging.getLogger(__name__).warning("taking the newest run, %s", run)
+        options = ["--run", run, *options]
+    if not is_run(Path(run)):
+        raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
+    return [verb, "--config", str(Path(run) / CONFIG), *options]
+
+
+def _mistake_behind(error: Exception) -> UserError | None:
+    """What the user can put right, in one line; None if the error is ours."""
+    if mistake := user_error_in(error):
+        return mistake
+    said = " ".join(str(error).split())
+    if isinstance(error, pickle.UnpicklingError):
+        return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
+    if isinstance(error, UnicodeDecodeError):
+        return ConfigError(f"a configuration is not UTF-8: {said}")
+    is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)
+    return ConfigError(said[:400]) if is_refusal else None
+
+
+def _is_lightnings_own(error: Exception) -> bool:
+    """Whether Lightning refuses what the configuration says, not what code of ours, or of a library, gave it."""
+    modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if not modules or not modules[-1].startswith("lightning."):
+        return False
+    caller = next(name for name in [*reversed(modules), __name__] if name.partition(".")[0] == "lit_sft")
+    return caller.startswith("lit_sft.cli.") or caller == "lit_sft.configuration"
+
+
+def _step_of(checkpoint: Path) -> int:
+    """The optimizer step at which it was written; little of the file is read."""
+    return int(read_checkpoint(checkpoint)["global_step"])
+
+
+def _value_of(option: str, options: list[str]) -> str | None:
+    for index, word in enumerate(options):
+        if word.startswith(f"{option}="):
+            return word.partition("=")[2]
+        if word == option and index + 1 < len(options):
+            return options[index + 1]
+    return None
+
+
+def _quieten() -> None:
+    """Our own messages, none of the libraries' chatter about things that are as they should be."""
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(HarmlessFormatter("%(message)s"))
+    logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    disable_progress_bar()
+    for message in HARMLESS_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)

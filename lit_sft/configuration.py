@@ -1,0 +1,185 @@
+"""What a configuration names by class, and errors of one line: which key, what is wrong, which names are accepted.
+
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from lit_sft.errors import ConfigError, UserError, accepted
+from lit_sft.plugins import members_of
+
+if TYPE_CHECKING:
+    from lit_sft.data._base import CorpusData
+    from lit_sft.stages._base import Stage
+
+# Key of a configuration -> what its classes derive from. By name: to build a strategy takes no Lightning.
+KINDS = {
+    "model": "lit_sft.stages._base.Stage",
+    "data": "lit_sft.data._base.CorpusData",
+    "tuning": "lit_sft.tuning._base.Tuning",
+    "corpora": "lit_sft.corpora._base.Corpus",
+    "test_corpora": "lit_sft.corpora._base.Corpus",
+    "forgetting": "lit_sft.corpora._base.Corpus",
+    "generation": "lit_sft.generation.strategies.Strategy",
+    "schedule": "lit_sft.stages.schedules.Schedule",
+}
+
+# What jsonargparse says, in the order in which the parts of one message are looked for.
+CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
+KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
+UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
+UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
+NO_CALLABLE = re.compile(r"expects a function or a callable class: (.+?)\.? Got value")
+UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
+REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
+EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
+GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
+
+
+class ShortErrorParser(ArgumentParser):
+    """Raises `ConfigError` with one line instead of printing usage and nested alternatives."""
+
+    kinds: Mapping[str, str] = {}
+    """Key of a configuration -> base class of what it names by class, `lit_sft.tuning._base.Tuning`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A misspelt option must not pass as the beginning of another.
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise the short form.
+
+        Raises:
+            ConfigError: With one line.
+        """
+        if not self.exit_on_error:
+            # jsonargparse is only trying one alternative of several.
+            super().error(message, ex)
+        cause = user_error_in(ex)
+        raise cause or ConfigError(self.shorten(message)) from ex
+
+    def shorten(self, message: str) -> str:
+        """The innermost problem in a message of jsonargparse, in one line."""
+        place = ".".join(key for key in KEY.findall(message) if "[" not in key)
+        if found := UNKNOWN_OPTION.search(message):
+            classes = CLASS_PROBLEM.findall(message)
+            names = _parameters(classes[-1]) if classes else self._options_near(found[1])
+            where = f"{place}: " if place else ""
+            return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names)}"
+        if found := UNKNOWN_TOP_LEVEL.search(message):
+            name = found[1] or found[2]
+            names = self._options_near(name)
+            wrong = name if any("." in option for option in names) else name.partition(".")[0]
+            return f"option {name!r} is not accepted. {accepted(wrong, names)}"
+        if found := UNKNOWN_CLASS.search(message):
+            kinds = [self.kinds.get(key) for key in reversed(place.split("."))]
+            chosen = next(filter(None, kinds), None)
+            names = list(members_of(chosen)) if chosen else []
+            return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
+        if found := NO_CALLABLE.search(message):
+            return f"{place}: {found[1]}"
+        if found := REQUIRED.search(message):
+            keys = [key.strip().removeprefix("fit.") for key in found[1].split(",")]
+            missing = ", ".join(f"{place}.{key}" if place else key for key in keys)
+            hint = ". A configuration gives them: --config configs/...yaml" if self.kinds else ""
+            return f"required and not given: {missing}{hint}"
+        if place and (wanted := EXPECTED.findall(message)):
+            given = GIVEN.search(message)
+            value = f", not {(given[1] or given[2]).strip()[:80]}" if given else ""
+            types = " or ".join(re.sub(r"<class '([\w.]+)'>", r"\1", kind.strip()) for kind in wanted)
+            return f"{place} expects {types}{value}"
+        return " ".join(message.split())[:400]
+
+    def _options_near(self, name: str) -> list[str]:
+        """Dotted options on the level of `name`, of this parser and its verbs."""
+        prefix = name.rpartition(".")[0]
+        options = {action.dest for parser in _with_verbs(self) for action in parser._actions} - {
+            "subcommand",
+            "print_shtab",
+        }
+        level = sorted(dest for dest in options if dest.rpartition(".")[0] == prefix)
+        return level or sorted({dest.partition(".")[0] for dest in options})
+
+
+def user_error_in(error: BaseException | None) -> UserError | None:
+    """The mistake of the user that an exception passes on, if it does; not one that was being handled when it came."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, UserError):
+            return error
+        seen.add(id(error))
+        error = error.__cause__
+    return None
+
+
+def _parameters(class_path: str) -> list[str]:
+    """Names of what a class takes, those of its bases included."""
+    module, _, name = class_path.rpartition(".")
+    keys: Iterable[str] = ArgumentParser(exit_on_error=False).add_class_arguments(getattr(import_module(module), name))
+    return [key for key in keys if "." not in key]
+
+
+def _with_verbs(parser: ArgumentParser) -> Iterator[ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            yield from (choice for choice in action.choices.values() if isinstance(choice, ArgumentParser))
+
+
+class KindParser(ShortErrorParser):
+    """A parser that knows the classes of each kind by their short names."""
+
+    kinds = KINDS
+
+
+def build(key: str, kind: Any, value: Any) -> Any:
+    """An object from its class_path and init_args.
+
+    Args:
+        key: Where it would stand in a configuration.
+        kind: Type of the parameter that takes it, such as `Strategy` or `Strategy | list[Strategy]`.
+        value: What would stand there.
+
+    Raises:
+        ConfigError: With one line.
+    """
+    members_of(KINDS[key])  # makes short names known
+    parser = KindParser()
+    parser.add_argument(f"--{key}", type=kind)
+    return _made(parser, {key: value})[key]
+
+
+def stage_and_data(config: dict[str, Any]) -> tuple[Stage, CorpusData]:
+    """What `model` and `data` of a run's configuration stand for, no weight loaded.
+
+    Raises:
+        UserError: If the checkpoint or a corpus is not there.
+    """
+    from lit_sft.data._base import CorpusData
+    from lit_sft.stages._base import Stage
+
+    for base in KINDS.values():
+        members_of(base)
+    parser = KindParser()
+    parser.add_argument("--seed_everything", type=int)
+    # As LightningCLI does: the optimizers of other libraries declare no types.
+    parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
+    parser.add_subclass_arguments(CorpusData, "data", fail_untyped=False)
+    parser.link_arguments("model", "data.init_args.text", lambda model: model.checkpoint, apply_on="instantiate")
+    parser.link_arguments("seed_everything", "data.init_args.seed")
+    opened = _made(parser, {key: config[key] for key in ("seed_everything", "model", "data")})
+    return opened.model, opened.data
+
+
+def _made(parser: KindParser, values: dict[str, Any]) -> Any:
+    try:
+        return parser.instantiate_classes(parser.parse_object(values))
+    except ValueError as error:  # jsonargparse wraps what a constructor raises
+        raise user_error_in(error) or error from None

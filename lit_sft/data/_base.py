@@ -1,0 +1,368 @@
+"""What every data module of corpora shares: scan, split, order, loaders, and the position in the data."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader
+
+from lit_sft.conversation import Batch, Example, TextInterface
+from lit_sft.corpora._base import Corpus
+from lit_sft.data.cache_place import cache_folder
+from lit_sft.data.collate import collate
+from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
+from lit_sft.data.intervals import settle_intervals
+from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
+from lit_sft.data.prepared import Prepared, scan_corpora
+from lit_sft.data.quarantine import Quarantine
+from lit_sft.data.scan import ScannedCorpus
+from lit_sft.data.split import Split, all_good, split_corpora
+from lit_sft.data.table import preparation_table
+from lit_sft.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+NOTHING_HELD_OUT = "has no records: give data.test_corpora or a data.validation_fraction above 0"
+
+
+class CorpusData(LightningDataModule, ABC):
+    """Records of one or more corpora as batches, in an order that only seed, epoch and position decide.
+
+    A data module says how a record becomes an example (`encoding`) and, where the default does not do, how examples
+    become a batch (`collate`). By what records are told apart, in the split and as duplicates, they say themselves.
+
+    Args:
+        text: How the model reads text; linked to the checkpoint of the model.
+        corpora: What to train on.
+        max_length: Tokens of an example at most; longer conversations lose whole turns from the end.
+        micro_batch_size: Rows of `max_length` tokens that a device takes at once.
+        packing: Fill each row with several examples, which do not see each other. Otherwise an example has a row of its
+            own, beside others of similar length, as many as fit into the same number of tokens. If not given, rows are
+            packed on a GPU, and not on a CPU, where that is as fast or faster.
+        validation_fraction: Share of the distinct conversations that is held out for validation.
+        test_corpora: What `test` measures and `predict` answers; the validation split if not given.
+        on_bad_record: `skip`: count it and go on; `error`: tokenize everything before training and stop at the first.
+        max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
+        deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
+        num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
+        cache: Folder for what is prepared once; `~/.cache/lit_sft` if not given, or, where that lies on a network file
+            system, a folder on the machine's own disk.
+        seed: Seed of order and split; linked to `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        text: TextInterface,
+        corpora: list[Corpus],
+        *,
+        max_length: int = 2048,
+        micro_batch_size: int = 4,
+        packing: bool | None = None,
+        validation_fraction: float = 0.01,
+        test_corpora: list[Corpus] | None = None,
+        on_bad_record: Literal["skip", "error"] = "skip",
+        max_bad_fraction: float = 0.05,
+        deduplicate: bool = False,
+        num_workers: int = 0,
+        cache: str | None = None,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        self.text = text
+        self.corpora = corpora
+        self.test_corpora = test_corpora or []
+        self.max_length = max_length
+        self.micro_batch_size = micro_batch_size
+        self.packing = packing
+        self.validation_fraction = validation_fraction
+        self.on_bad_record = on_bad_record
+        self.max_bad_fraction = max_bad_fraction
+        self.deduplicate = deduplicate
+        self.num_workers = num_workers
+        self.cache = cache_folder(cache)
+        self.seed = seed
+        self._order: EpochOrder | None = None
+        self._start = Position()
+        self._check_options()
+
+    @property
+    @abstractmethod
+    def encoding(self) -> Encoding:
+        """How a record becomes an example."""
+
+    @staticmethod
+    def collate(
+        rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_share: float
+    ) -> Batch:
+        """How rows of examples become a batch; called in worker processes, which do not have the data module."""
+        return collate(rows, pad_token_id, corpora=corpora, epoch_share=epoch_share)
+
+    @cached_property
+    def scanned(self) -> list[ScannedCorpus]:
+        """The training corpora with all that is in them.
+
+        Raises:
+            DataError: If one cannot be read, or too much of it is bad.
+        """
+        return self._scan(self.corpora)
+
+    @cached_property
+    def scanned_tests(self) -> list[ScannedCorpus]:
+        """The same for the test corpora."""
+        return self._scan(self.test_corpora)
+
+    @cached_property
+    def split(self) -> Split:
+        """Which of their records train, and which are held out."""
+        return split_corpora(self.scanned, self.validation_fraction, self.seed, deduplicate=self.deduplicate)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's."""
+        return self.text.load_tokenizer()
+
+    @property
+    def batching(self) -> Batching:
+        """How examples become micro-batches."""
+        packing = self._is_on_gpu() if self.packing is None else self.packing
+        return Batching(self.max_length, self.micro_batch_size, packing)
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The training corpora as examples."""
+        return self._prepare(self.scanned)
+
+    @cached_property
+    def tested(self) -> Prepared:
+        """The test corpora as examples."""
+        return self._prepare(self.scanned_tests)
+
+    @property
+    def quarantine(self) -> Quarantine:
+        """What was wrong with them, as far as they have been encoded."""
+        return self.prepared.quarantine
+
+    @property
+    def order(self) -> EpochOrder:
+        """The micro-batches of this process, from where training goes on."""
+        if self._order is None:
+            self._order = EpochOrder(
+                self.mixture, self.batching, self.prepared.encoder, start=self._start, **self._ranks()
+            )
+        return self._order
+
+    @property
+    def mixture(self) -> Mixture:
+        """What an epoch consists of."""
+        train = self.split.train
+        sizes = np.bincount(train[0], minlength=len(self.corpora)).tolist()
+        counts = [
+            corpus.count or max(1, round(corpus.weight * size)) if size else 0
+            for corpus, size in zip(self.corpora, sizes, strict=True)
+        ]
+        return Mixture(train, sizes, counts, self.seed)
+
+    def setup(self, stage: str) -> None:
+        """Find out what is in the data; Lightning calls it on every process before the weights are loaded."""
+        if stage == "fit":
+            self._set_up_training()
+        elif stage == "test" and self.test_corpora:
+            found = self.tested.quarantine
+            if self.on_bad_record == "error":
+                found.refuse_any()
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
+        return self._loader(self.prepared, self.order)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Similar lengths together, so that little is padded; no loader if nothing is held out."""
+        validation = self.split.validation
+        if not len(validation[0]) and self.trainer is not None and self.trainer.state.fn == "validate":
+            raise ConfigError(f"validate {NOTHING_HELD_OUT}")
+        return self._held_out_loader(self.prepared, validation) if len(validation[0]) else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The test corpora, or the validation split."""
+        if not self.test_corpora:
+            if not len(self.split.validation[0]):
+                raise ConfigError(f"test {NOTHING_HELD_OUT}")
+            return self._held_out_loader(self.prepared, self.split.validation)
+        return self._held_out_loader(self.tested, all_good(self.scanned_tests))
+
+    def teardown(self, stage: str) -> None:
+        """List what encoding found after training began."""
+        if stage == "fit":
+            self._write_quarantine()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the data, for the checkpoint, and what gives it a meaning."""
+        if self.trainer is None or self._order is None:
+            return {}
+        fit = self.trainer.fit_loop
+        # How many are done is another number in each hook, and wrong where max_steps ends the run within an epoch.
+        epoch = max(0, fit.epoch_progress.current.ready - 1)
+        is_over = fit.epoch_loop._num_ready_batches_reached()
+        num_batches = fit.epoch_loop.batch_progress.current.ready
+        position = Position(epoch + 1) if is_over else self._order.position_after(epoch, num_batches)
+        return {**asdict(position), "data": self._identity()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
+
+        Raises:
+            ConfigError: For other data, and in the middle of an epoch for data that was cut into other batches.
+        """
+        if self.trainer is not None and self.trainer.state.fn != "fit":
+            return  # it measures or answers all there is
+        own, stored = self._identity(), state["data"]
+        differing = {name for name in own if stored.get(name) != own[name]}
+        if not state["num_batches"]:
+            differing -= {*asdict(self.batching), "encoding", "counts"}
+        if differing:
+            where = "in the middle" if state["num_batches"] else "at the end"
+            values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in sorted(differing))
+            raise ConfigError(
+                f"the checkpoint stands {where} of an epoch of other data or other batches: {values}. "
+                "Go on with the data and options of its run"
+            )
+        self._start = Position(**{name: state[name] for name in asdict(self._start)})
+        self._order = None
+
+    def fingerprints(self) -> dict[str, str]:
+        """SHA-256 of every data file, by path."""
+        corpora = [*self.scanned, *self.scanned_tests]
+        return {str(file.file): file.sha256 for corpus in corpora for file in corpus.records.files}
+
+    def _set_up_training(self) -> None:
+        if self.on_bad_record == "error":
+            self.quarantine.refuse_any()
+            self.prepared.encoder.need(self.split.train)
+            self.quarantine.refuse_any()
+        self._check_examples()
+        self._warn_of_tested()
+        if self.trainer is not None:
+            settle_intervals(self.trainer, self.order.num_batches_estimated())
+        self._write_quarantine()
+        if self.packing is None:
+            log.info("data.packing is %s, the default on this device", str(self.batching.packing).lower())
+        log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
+
+    def _check_examples(self) -> None:
+        """Encode the first window: is there anything to learn?"""
+        if not len(self.split.train[0]):
+            raise ConfigError(
+                f"data.validation_fraction {self.validation_fraction} holds out all {len(self.split.validation[0])} "
+                "conversations. Lower it, or give more data"
+            )
+        first = self.order.first_window(self._start.epoch)
+        self.prepared.encoder.need(first)
+        if not self.prepared.encoder.num_tokens(first).any():
+            raise ConfigError(
+                f"no conversation of {', '.join(str(corpus.path) for corpus in self.corpora)} fits into "
+                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). "
+                "Raise data.max_length"
+            )
+
+    def _warn_of_tested(self) -> None:
+        """Say how many of the records that `test` measures are trained on."""
+        if not self.test_corpora:
+            return
+        corpus_of, records = self.split.train
+        trained = [corpus.scan.fingerprints[records[corpus_of == n]] for n, corpus in enumerate(self.scanned)]
+        tested = np.concatenate([c.scan.fingerprints[c.scan.good] for c in self.scanned_tests])
+        num_seen = int(np.isin(tested, np.concatenate(trained)).sum())
+        if num_seen:
+            log.warning("%d of %d records of data.test_corpora are also trained on", num_seen, len(tested))
+
+    def _write_quarantine(self) -> None:
+        if self.trainer is not None and self.trainer.is_global_zero:
+            self.quarantine.write(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
+
+    def _held_out(self) -> tuple[Sequence[ScannedCorpus], Selection]:
+        """What is not trained on: the test corpora, or the validation split where there are none."""
+        if self.test_corpora:
+            return self.scanned_tests, all_good(self.scanned_tests)
+        return self.scanned, self.split.validation
+
+    def _scan(self, corpora: Sequence[Corpus]) -> list[ScannedCorpus]:
+        scanned = scan_corpora(corpora, self.cache, self.num_workers)
+        for corpus in scanned:
+            corpus.check(self.max_bad_fraction)
+        return scanned
+
+    def _prepare(self, scanned: Sequence[ScannedCorpus]) -> Prepared:
+        return Prepared(
+            scanned,
+            self.text,
+            self.encoding,
+            self.collate,
+            self.cache,
+            num_workers=self.num_workers,
+            is_first=self.trainer is None or self.trainer.local_rank == 0,
+        )
+
+    def _held_out_loader(self, prepared: Prepared, records: Selection) -> DataLoader[Batch]:
+        return self._loader(prepared, HeldOutOrder(records, self.batching, prepared.encoder, **self._ranks()))
+
+    def _loader(self, prepared: Prepared, order: Any) -> DataLoader[Batch]:
+        pins = self.trainer is not None and self._is_on_gpu()
+        return prepared.loader(order, num_workers=self.num_workers, pin_memory=pins)
+
+    def _is_on_gpu(self) -> bool:
+        """Whether the network is, or where there is no trainer, would be."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return bool(self.trainer.strategy.root_device.type == "cuda")
+
+    def _ranks(self) -> dict[str, int]:
+        trainer = self.trainer
+        return {"num_ranks": trainer.world_size if trainer else 1, "rank": trainer.global_rank if trainer else 0}
+
+    def _identity(self) -> dict[str, Any]:
+        """What the order of the batches depends on."""
+        return {
+            **asdict(self.batching),
+            "validation_fraction": self.validation_fraction,
+            "deduplicate": self.deduplicate,
+            "seed": self.seed,
+            "counts": self.mixture.counts,
+            "encoding": fingerprint_of(self.text, self.encoding)[:8],
+            "corpora": [f"{corpus.name} {corpus.fingerprint[:8]}" for corpus in self.scanned],
+        }
+
+    def _check_options(self) -> None:
+        if not self.corpora:
+            raise ConfigError(
+                "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
+            )
+        max_length = self.max_length
+        if max_length > self.text.context_length:
+            raise ConfigError(
+                f"data.max_length is {max_length}, but the model reads {self.text.context_length} tokens at most. "
+                f"Set data.max_length to {self.text.context_length} or less"
+            )
+        if not 0 <= self.validation_fraction < 1:
+            raise ConfigError(
+                f"data.validation_fraction is {self.validation_fraction}; it must be at least 0 and below 1"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            raise ConfigError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1")
+        at_least = {
+            "max_length": (max_length, 2),
+            "micro_batch_size": (self.micro_batch_size, 1),
+            "num_workers": (self.num_workers, 0),
+            "seed": (self.seed, 0),
+        }
+        for name, (value, least) in at_least.items():
+            if value < least:
+                raise ConfigError(f"data.{name} is {value}; it must be at least {least}")

@@ -1,0 +1,305 @@
+"""What the four Baichuan models share: on-disk layout, tokenizer, detection, tiny checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from sentencepiece import SentencePieceProcessor
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import Chunk, WeightConverter
+
+from lit_sft.errors import CheckpointError
+from lit_sft.families._base import Family, TinySize
+from lit_sft.families.baichuan.prompts import ChatLimits
+from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, train_model
+
+RESERVED = r"<reserved_\d+>"
+"""Pieces that chat models use as role marks: no text may produce them."""
+
+FIRST_GENERATION_VOCABULARY = 64000
+SECOND_GENERATION_VOCABULARY = 125696
+
+FIRST_ROLE_MARK = 195
+"""Id of the user's mark; the assistant's is the next."""
+
+DEFAULT_NEW_TOKENS = 2048
+"""`max_new_tokens` of the released chat models, for folders whose generation_config.json names none."""
+
+PARTS = ("q_proj", "k_proj", "v_proj")
+
+# The fused weight holds plain thirds. Saving joins them again, so files keep the original names.
+register_checkpoint_conversion_mapping(
+    "baichuan",
+    [WeightConverter("self_attn.W_pack.weight", [f"self_attn.{part}.weight" for part in PARTS], [Chunk(dim=0)])],
+    overwrite=True,
+)
+
+
+class OriginalConfig(PreTrainedConfig):
+    """A configuration that is saved under the original architecture, whatever our class is called."""
+
+    original_architecture: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The keys of config.json."""
+        content: dict[str, Any] = super().to_dict()
+        return content | {"architectures": [self.original_architecture]}
+
+
+class BaichuanFamily(Family):
+    """A Baichuan model; subclasses say which.
+
+    All share the model type, so detection asks two questions. Rotary positions: config.json has the key
+    `max_position_embeddings`; the ALiBi models have only `model_max_length`. Second generation: see
+    `may_be_generation` and, where config.json does not answer, `generation_of_tokenizer`. Where nothing answers, both
+    candidates match and the user must choose.
+    """
+
+    lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+
+    network: ClassVar[type[PreTrainedModel]]
+    network_config: ClassVar[type[OriginalConfig]]
+    is_second_generation: ClassVar[bool]
+    has_rotary_positions: ClassVar[bool]
+    num_tiny_shards: ClassVar[int] = 1
+    tiny_dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+    @classmethod
+    def matches(cls, config: dict[str, Any]) -> bool:
+        """Whether nothing in config.json speaks against this model."""
+        return (
+            config.get("model_type") == "baichuan"
+            and ("max_position_embeddings" in config) == cls.has_rotary_positions
+            and may_be_generation(config, second=cls.is_second_generation)
+        )
+
+    @classmethod
+    def matches_folder(cls, folder: Path, config: dict[str, Any]) -> bool:
+        """Where config.json leaves the generation open, the name of the role mark in the tokenizer tells it."""
+        if not cls.matches(config):
+            return False
+        is_open = all(may_be_generation(config, second=second) for second in (False, True))
+        told = generation_of_tokenizer(folder / "tokenizer.model") if is_open else None
+        return told is None or told == cls.is_second_generation
+
+    @property
+    def context_length(self) -> int:
+        """The released models read 4096 tokens."""
+        return int(self._required("max_position_embeddings" if self.has_rotary_positions else "model_max_length"))
+
+    def chat_limits(self) -> ChatLimits:
+        """Role marks and lengths of the chat formats, which base models lack: then those of the chat models."""
+        generation = _read_json(self.folder / "generation_config.json")
+        context_length = int(self.config.get("model_max_length") or self.context_length)
+        return ChatLimits(
+            user_token_id=generation.get("user_token_id", FIRST_ROLE_MARK),
+            assistant_token_id=generation.get("assistant_token_id", FIRST_ROLE_MARK + 1),
+            context_length=context_length,
+            max_new_tokens=generation.get("max_new_tokens") or min(DEFAULT_NEW_TOKENS, context_length // 2),
+        )
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Ids and texts of the original slow tokenizer; it adds no <s>."""
+        settings = _read_json(self.folder / "tokenizer_config.json")
+        special = {
+            role: token["content"] if isinstance(token, dict) else token
+            for role in ("bos_token", "eos_token", "unk_token", "pad_token")
+            if (token := settings.get(role))
+        }
+        return SentencePieceTokenizer(
+            str(self.folder / "tokenizer.model"),
+            RESERVED,
+            **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **special},
+            padding_side=settings.get("padding_side", "right"),
+            model_max_length=settings.get("model_max_length", self.context_length),
+            clean_up_tokenization_spaces=False,
+            add_bos_token=settings.get("add_bos_token", False),
+            add_eos_token=settings.get("add_eos_token", False),
+        )
+
+    def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+        """W_pack is split while it streams in."""
+        config = self.network_config.from_pretrained(self.folder)
+        # It names the remote code of the original, which a saved copy must not ask for.
+        config.auto_map = None
+        return self.network.from_pretrained(
+            self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
+        )
+
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        return self.network(self.network_config.from_pretrained(self.folder))
+
+    @classmethod
+    def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
+        """pytorch_model.bin, in shards where the original has them, with its names, type, configs and tokenizer."""
+        write_tiny_tokenizer(folder, texts, size, is_second_generation=cls.is_second_generation)
+        config = cls.tiny_config(size)
+        is_first_7b = cls.has_rotary_positions and not cls.is_second_generation
+        special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+        chat = {
+            "user_token_id": FIRST_ROLE_MARK,
+            "assistant_token_id": FIRST_ROLE_MARK + 1,
+            "max_new_tokens": size.context_length // 2,
+        }
+        _write_json(folder / "config.json", config)
+        _write_json(folder / "generation_config.json", special if is_first_7b else special | chat)
+        model = cls.network(cls.network_config(**config))
+        save_shards(folder, cls.tiny_weights(model), cls.num_tiny_shards)
+
+    @classmethod
+    def tiny_weights(cls, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """What the released files hold."""
+        return original_state_dict(model, cls.tiny_dtype)
+
+    @classmethod
+    def tiny_config(cls, size: TinySize) -> dict[str, Any]:
+        """config.json in the words of the original."""
+        lengths = {"model_max_length": size.context_length}
+        if cls.has_rotary_positions:
+            rotary = {"max_position_embeddings": size.context_length}
+            lengths = lengths | rotary if cls.is_second_generation else rotary
+        second = {"tokenizer_class": "BaichuanTokenizer", "z_loss_weight": 0} if cls.is_second_generation else {}
+        return {
+            "architectures": [cls.network_config.original_architecture],
+            "model_type": "baichuan",
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            "hidden_act": "silu",
+            "hidden_size": size.hidden_size,
+            "initializer_range": 0.02,
+            "intermediate_size": size.intermediate_size,
+            **lengths,
+            "num_attention_heads": size.num_heads,
+            "num_hidden_layers": size.num_layers,
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
+            "torch_dtype": str(cls.tiny_dtype).removeprefix("torch."),
+            "use_cache": True,
+            "vocab_size": size.vocab_size,
+            **second,
+        }
+
+    def _required(self, key: str) -> Any:
+        if key not in self.config:
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} has no {key!r}, so it is not of family {self.name}. "
+                f"Correct `family:`, or leave it at auto"
+            )
+        return self.config[key]
+
+
+def may_be_generation(config: dict[str, Any], *, second: bool) -> bool:
+    """Whether a config.json may be of the first, or of the `second`, generation; both if signs are missing or differ.
+
+    Only Baichuan-7B spells its architecture with a capital C, and of the models with rotary positions only
+    Baichuan2-7B does not. Released vocabularies have 64,000 and 125,696 rows. config.json of Baichuan 2 names a
+    `tokenizer_class` and (the 7B) a `z_loss_weight`, which the first generation never does. That a key is missing is
+    no sign: tools drop keys, and a normalised head taken for a plain one would give nonsense without an error.
+    """
+    if config.get("architectures") == ["BaiChuanForCausalLM"]:
+        return not second
+    is_second = (
+        config.get("vocab_size") == SECOND_GENERATION_VOCABULARY
+        or "z_loss_weight" in config
+        or "tokenizer_class" in config
+        or ("max_position_embeddings" in config and config.get("architectures") == ["BaichuanForCausalLM"])
+    )
+    is_first = config.get("vocab_size") == FIRST_GENERATION_VOCABULARY
+    if is_first == is_second:
+        return True
+    return is_second == second
+
+
+def generation_of_tokenizer(file: Path) -> bool | None:
+    """Whether a tokenizer is of the second generation: its piece 195 is <reserved_106>, of the first <reserved_102>.
+
+    None if it is neither, or no tokenizer.
+    """
+    try:
+        processor = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError):
+        return None
+    mark = processor.id_to_piece(FIRST_ROLE_MARK) if processor.vocab_size() > FIRST_ROLE_MARK else ""
+    return {"<reserved_102>": False, "<reserved_106>": True}.get(mark)
+
+
+def write_tiny_tokenizer(folder: Path, texts: Sequence[str], size: TinySize, *, is_second_generation: bool) -> None:
+    """A tokenizer with the role marks at their ids and the settings of the generation."""
+    first_mark = 106 if is_second_generation else 102
+    # Ids 0 to 2 are control tokens; single characters fill the rest up to the reserved pieces.
+    num_characters = FIRST_ROLE_MARK - first_mark - 3
+    characters = ["\t", "\n", "。", *map(chr, range(0xFF01, 0xFF01 + num_characters - 3))]
+    train_model(
+        folder / "tokenizer.model",
+        # The marks of the plain prompt format stand in every example, so they deserve pieces of their own.
+        [*texts, *["Human: ", "Assistant: "] * 100],
+        vocab_size=size.vocab_size,
+        symbols=[*characters, *(f"<reserved_{index}>" for index in range(first_mark + 4))],
+        add_dummy_prefix=not is_second_generation,
+    )
+    token = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": True}
+    special = {
+        f"{role}_token": {"content": content, **token}
+        for role, content in (("bos", "<s>"), ("eos", "</s>"), ("unk", "<unk>"), ("pad", "<unk>"))
+    }
+    settings = {
+        "add_bos_token": False,
+        "add_eos_token": False,
+        "model_max_length": size.context_length,
+        "tokenizer_class": "BaichuanTokenizer",
+        **{role: {"__type": "AddedToken", **value} for role, value in special.items()},
+    }
+    _write_json(folder / "special_tokens_map.json", special)
+    _write_json(folder / "tokenizer_config.json", settings)
+
+
+def original_state_dict(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The weights under the names of the released files."""
+    weights = {name: weight.to(dtype) for name, weight in model.state_dict().items()}
+    state: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if "q_proj" in name:
+            fused = [weights[name.replace("q_proj", part)] for part in PARTS]
+            state[name.replace("q_proj", "W_pack")] = torch.cat(fused)
+        elif not any(part in name for part in PARTS):
+            state[name] = weight
+    return state
+
+
+def save_shards(folder: Path, state: dict[str, torch.Tensor], num_shards: int) -> None:
+    """pytorch_model.bin, or as many shards with about the same number of tensors and an index."""
+    if num_shards == 1:
+        torch.save(state, folder / "pytorch_model.bin")
+        return
+    names = list(state)
+    weight_map: dict[str, str] = {}
+    for shard in range(num_shards):
+        file = f"pytorch_model-{shard + 1:05d}-of-{num_shards:05d}.bin"
+        chosen = names[shard * len(names) // num_shards : (shard + 1) * len(names) // num_shards]
+        torch.save({name: state[name] for name in chosen}, folder / file)
+        weight_map |= dict.fromkeys(chosen, file)
+    total = sum(weight.nbytes for weight in state.values())
+    _write_json(folder / "pytorch_model.bin.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Its content, empty if there is no such file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} holds no JSON object")
+    return content
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

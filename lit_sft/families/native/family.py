@@ -1,0 +1,238 @@
+"""Any causal language model that transformers loads itself (Llama, Qwen2, Mistral, GLM-4-hf ...).
+
+Positions, mask, norm and activation are those of the transformers class; weights load under their own names. The
+prompt format is the checkpoint's chat template, where it has one. Models that need remote code are not of this family.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat
+from lit_sft.errors import CheckpointError, ConfigError
+from lit_sft.families._base import Family, TinySize
+from lit_sft.families.native.prompts import ChatTemplateFormat, encode_text
+from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.packed_rows import separate_packed
+
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+"""Chat template of the tiny checkpoint."""
+
+
+class PlainFormat(PromptFormat):
+    r"""`Human: ...\n\nAssistant: ...` and the end-of-text token, for base models, which have no chat template.
+
+    The text begins with what the tokenizer sets before any text; answers begin with a blank of their own.
+    """
+
+    def __init__(self, context_length: int) -> None:
+        self.context_length = context_length
+
+    def encode_turns(self, conversation: Conversation, tokenizer: Any) -> list[EncodedTurn]:
+        """A system message stands before the first `Human:`."""
+        turns: list[EncodedTurn] = []
+        for read, answer in conversation.turns():
+            system = "".join(f"{message.content}\n\n" for message in read if message.role == "system")
+            asked = "\n".join(message.content for message in read if message.role != "system")
+            prompt_ids = tokenizer.encode_text(f"{system}Human: {asked}\n\nAssistant:")
+            if not turns and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
+                prompt_ids = [tokenizer.bos_token_id, *prompt_ids]
+            reply_ids = [] if answer is None else [*tokenizer.encode_text(f" {answer.content}"), tokenizer.eos_token_id]
+            turns.append(EncodedTurn(prompt_ids, reply_ids))
+        return turns
+
+    def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
+        """Ids that end with `Assistant:`, of as many of the last rounds as leave room for an answer."""
+        return fitting(conversation, super().encode_prompt, tokenizer, self.context_length)
+
+    def stop_token_ids(self, tokenizer: Any) -> list[int]:
+        """Only the end-of-text token."""
+        return [tokenizer.eos_token_id]
+
+
+PLAIN_DECODERS = {"llama"}
+"""Model types known to hand one causal mask to all layers; masks of the others are left to transformers."""
+
+
+class Native(Family):
+    """A model in the layout of transformers, with its own tokenizer and chat template."""
+
+    name = "native"
+    tokenizer_file_names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+    )
+
+    def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
+        if prompt_format == "chat-template" and not _has_chat_template(folder):
+            raise ConfigError(
+                f"{folder} has no chat template (chat_template in tokenizer_config.json, or chat_template.jinja): "
+                "it is a base model. Leave prompt_format out or take human-assistant"
+            )
+        super().__init__(folder, config, prompt_format)
+
+    @classmethod
+    def matches(cls, config: dict[str, Any]) -> bool:
+        """Known to transformers, which knows none of the original Baichuan, MOSS and ChatGLM model types."""
+        return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    @cached_property
+    def _auto_config(self) -> PreTrainedConfig:
+        try:
+            config: PreTrainedConfig = AutoConfig.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+        except ValueError as error:
+            raise CheckpointError(f"{self.folder / 'config.json'}: {str(error).splitlines()[0]}") from None
+        # It may name remote code, which a saved copy must not ask for.
+        vars(config).pop("auto_map", None)
+        return config
+
+    @property
+    def context_length(self) -> int:
+        """What config.json says, under the name that its model type has for it."""
+        config = self._auto_config.get_text_config()
+        for key in ("max_position_embeddings", "max_sequence_length", "seq_length"):
+            if isinstance(length := getattr(config, key, None), int):
+                return length
+        raise CheckpointError(f"{self.folder / 'config.json'} says no context length; add max_position_embeddings")
+
+    @cached_property
+    def lora_targets(self) -> tuple[str, ...]:
+        """Names of all linear layers but the head, in the order of the network."""
+        with torch.device("meta"):
+            model = self.build()
+        head = model.get_output_embeddings()
+        return tuple(
+            dict.fromkeys(
+                name.rpartition(".")[2]
+                for name, module in model.named_modules()
+                if isinstance(module, torch.nn.Linear) and module is not head
+            )
+        )
+
+    def prompt_formats(self) -> dict[str, PromptFormat]:
+        """The chat template, if there is one; base models get a plain form, as Baichuan-7B does."""
+        plain = {"human-assistant": PlainFormat(self.context_length)}
+        if not _has_chat_template(self.folder):
+            return {**plain}
+        return {"chat-template": ChatTemplateFormat(self.context_length, _eos_ids(self.folder)), **plain}
+
+    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+        """What AutoTokenizer finds, with `encode_text`."""
+        try:
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                self.folder, local_files_only=True, trust_remote_code=False
+            )
+        except (ValueError, OSError) as error:
+            raise CheckpointError(f"{self.folder}: no tokenizer loads: {str(error).splitlines()[0]}") from None
+        if tokenizer.eos_token_id is None:
+            file = self.folder / "tokenizer_config.json"
+            raise CheckpointError(f"{file} has no eos_token; name the one that ends texts")
+        tokenizer.encode_text = partial(encode_text, tokenizer)
+        return tokenizer
+
+    def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
+        """As transformers does, from this folder only."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            self.folder,
+            config=self._auto_config,
+            dtype=dtype,
+            quantization_config=quantization,
+            local_files_only=True,
+            trust_remote_code=False,
+        )
+        if model.config.model_type in PLAIN_DECODERS:
+            separate_packed(model.get_decoder())
+        return model
+
+    def build(self) -> PreTrainedModel:
+        """Random weights."""
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(self._auto_config)
+        return model
+
+    def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
+        """It is one of transformers already."""
+        return config
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """As AutoTokenizer has it."""
+        return self.load_tokenizer()
+
+    @classmethod
+    def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
+        """A Llama with byte-level BPE and ChatML."""
+        special = {"pad_token": "<|endoftext|>", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=size.vocab_size,
+            special_tokens=list(special.values()),
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.save(str(folder / "tokenizer.json"))
+        settings = {
+            **special,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "chat_template": CHATML,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": size.context_length,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        config = LlamaConfig(
+            hidden_size=size.hidden_size,
+            intermediate_size=size.intermediate_size,
+            num_hidden_layers=size.num_layers,
+            num_attention_heads=size.num_heads,
+            num_key_value_heads=1 if size.num_heads % 2 else size.num_heads // 2,
+            vocab_size=size.vocab_size,
+            max_position_embeddings=size.context_length,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+
+
+def _has_chat_template(folder: Path) -> bool:
+    settings = folder / "tokenizer_config.json"
+    in_settings = settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    return bool(in_settings) or (folder / "chat_template.jinja").is_file()
+
+
+def _eos_ids(folder: Path) -> tuple[int, ...]:
+    """Tokens at which the released model stops; chat models often have more than the tokenizer knows."""
+    file = folder / "generation_config.json"
+    ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)

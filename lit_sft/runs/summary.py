@@ -1,0 +1,63 @@
+"""What a run learned, as text for the terminal. Loads no torch: `python -m lit_sft summary` answers at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lit_sft.display import shortened, visible
+from lit_sft.errors import ConfigError
+from lit_sft.runs.folder import SUMMARY, command, newest_run
+
+METRICS = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}
+MAX_SHOWN = 300
+
+
+def summary(run: str | None = None, runs: str = "runs") -> None:
+    """Print what a run learned.
+
+    Args:
+        run: Run folder; the newest one if not given.
+        runs: Where runs are looked for.
+    """
+    folder = Path(run) if run else newest_run(Path(runs))
+    file = folder / SUMMARY
+    if not file.is_file():
+        raise ConfigError(f"{folder} holds no {SUMMARY}: the run did not finish")
+    print(render(folder, json.loads(file.read_text(encoding="utf-8"))))  # noqa: T201
+
+
+def render(folder: Path, content: dict[str, Any]) -> str:
+    """The summary as lines of text."""
+    before, after = content["before"], content["after"]
+    steps = [content["before_step"], content["after_step"]]
+    before_step, after_step = [f"step {step}" if step else "before" for step in steps]
+    lines = ["", f"What was learned in {content['optimizer_steps']} optimizer steps", ""]
+    if after:
+        lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
+        for key, name in METRICS.items():
+            lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
+    is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
+    for sample in content["samples"]:
+        lines += ["", f"  prompt     {shortened(sample['prompt'], MAX_SHOWN)}"]
+        if not is_one_way:
+            lines.append(f"  strategy   {shortened(sample['strategy'], MAX_SHOWN)}")
+        lines.append(f"  before     {shortened(sample['before'], MAX_SHOWN)}")
+        lines.append(f"  after      {shortened(sample['after'], MAX_SHOWN)}")
+        if sample["reference"] is not None:
+            lines.append(f"  reference  {shortened(sample['reference'], MAX_SHOWN)}")
+    shown = visible(str(folder)), visible(str(folder.parent))
+    lines += ["", f"  run folder   {shown[0]}", f"  curves       {command('tensorboard')} --logdir {shown[1]}", ""]
+    return "\n".join(lines)
+
+
+def one_line(folder: Path, content: dict[str, Any]) -> str:
+    """What came of the run, and how to see more of it."""
+    losses = [_number(content[when]["val/loss"]) for when in ("before", "after") if "val/loss" in content[when]]
+    held_out = f", held-out loss {' -> '.join(losses)}" if losses else ""
+    return f"{content['optimizer_steps']} steps{held_out}. See {command('python')} -m lit_sft summary --run {folder}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,417 @@
+"""A run that is killed, stopped or moved goes on as if nothing had happened."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_sft.__main__ import main
+from lit_sft.callbacks import checkpoint_file
+from lit_sft.callbacks.checkpoint_file import CheckpointFile
+from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.runs.folder import newest_checkpoint, unfinished_run
+from lit_sft.runs.lock import locked
+
+pytestmark = pytest.mark.slow  # as a whole
+
+WriteConfig = Callable[..., str]
+
+TRAINER = {"max_epochs": 3, "accumulate_grad_batches": 2, "val_check_interval": 2}
+DATA = {"num_workers": 2}
+TOP_P = {"class_path": "TopP", "init_args": {"max_new_tokens": 4}}
+
+
+two_processes = pytest.mark.skipif(
+    "LIT_SFT_SLOW" not in os.environ, reason="two processes, started again and again, for minutes: set LIT_SFT_SLOW"
+)
+"""What they test in this way, as a user starts it, tests/test_devices.py does in processes that started already."""
+
+
+def runs_named(tmp_path: Path, name: str) -> list[Path]:
+    return sorted((tmp_path / "runs").glob(f"{name}-*"))
+
+
+def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    names = names or ("train/loss", "train/learning_rate", "val/loss")
+    return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}
+
+
+def last(run: Path) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[no-any-return]
+
+
+def assert_same(whole: Path, resumed: Path) -> None:
+    assert curves(whole) == curves(resumed)
+    expected, actual = last(whole), last(resumed)
+    for name, weight in expected["state_dict"].items():
+        assert torch.equal(weight, actual["state_dict"][name]), name
+    summaries = [json.loads((run / "summary.json").read_text()) for run in (whole, resumed)]
+    assert summaries[0] == summaries[1]
+
+
+def callbacks(class_name: str, **arguments: Any) -> list[str]:
+    return ["--trainer.callbacks", json.dumps([{"class_path": f"fakes.{class_name}", "init_args": arguments}])]
+
+
+def start(config: str, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "lit_sft", "fit", "--config", config, *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*sys.path, "tests"])}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("where", ["step", "validation", "last"])
+def test_a_stopped_run_saves_and_goes_on_in_its_folder_as_if_it_had_not_stopped(
+    write_config: WriteConfig, tmp_path: Path, where: str
+) -> None:
+    """With dropout, sampled answers, accumulation, and a validation that is due or under way."""
+    config = write_config(model={"generation": TOP_P}, trainer=TRAINER)
+    assert main(["fit", "--config", config, "--name", "whole"]) == 0
+    asks = {"step": ("Ask", 3), "validation": ("AskInValidation", 3), "last": ("Ask", 6)}[where]
+    ask = callbacks(asks[0], step=asks[1])
+    assert main(["fit", "--config", config, "--name", "half", "--resume", "auto", *ask]) == 128 + signal.SIGTERM
+    (half,) = runs_named(tmp_path, "half")
+    assert last(half)["global_step"] == asks[1]
+    assert main(["fit", "--config", config, "--name", "half", "--resume", "auto"]) == 0
+    assert runs_named(tmp_path, "half") == [half]
+    assert len(json.loads((half / "manifest.json").read_text())["resumed"]) == 1
+    if where == "last":
+        assert curves(runs_named(tmp_path, "whole")[0])["train/loss"] == curves(half)["train/loss"]
+    assert_same(runs_named(tmp_path, "whole")[0], half)
+
+
+def test_what_is_drawn_in_validation_and_in_sampled_answers_does_not_reach_training(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    """With dropout: the curve and the weights are those of a run that neither validates nor answers."""
+    draws = write_config(model={"generation": TOP_P}, trainer=TRAINER, samples={"count": 2})
+    assert main(["fit", "--config", draws, "--name", "draws", *callbacks("DrawInValidation")]) == 0
+    quiet = write_config(trainer={**TRAINER, "limit_val_batches": 0}, samples={"count": 0})
+    assert main(["fit", "--config", quiet, "--name", "quiet"]) == 0
+    (draws_run,), (quiet_run,) = (runs_named(tmp_path, name) for name in ("draws", "quiet"))
+    assert curves(draws_run)["train/loss"] == curves(quiet_run, "train/loss")["train/loss"]
+    for name, weight in last(quiet_run)["state_dict"].items():
+        assert torch.equal(weight, last(draws_run)["state_dict"][name]), name
+
+
+def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(data=DATA, trainer=TRAINER, checkpoints={"every_minutes": 0})
+    assert main(["fit", "--config", config, "--name", "whole"]) == 0
+    for step, where in ((2, "Kill"), (4, "KillInSave")):
+        killed = start(config, "--name", "half", "--resume", "auto", *callbacks(where, step=step))
+        killed.communicate(timeout=400)
+        assert killed.returncode == -signal.SIGKILL
+    assert main(["fit", "--config", config, "--name", "half", "--resume", "auto"]) == 0
+    (half,) = runs_named(tmp_path, "half")
+    assert_same(runs_named(tmp_path, "whole")[0], half)
+
+
+@two_processes
+def test_the_others_end_when_a_process_dies(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(trainer={"max_epochs": 10000, "devices": 2, "strategy": "ddp", "val_check_interval": 1.0})
+    for victim in ("first", "second"):
+        run = start(config, "--name", victim, *callbacks("Kill", step=2, rank=int(victim == "second")))
+        # The one that lives would hold the pipe open.
+        run.communicate(timeout=400)
+        assert run.returncode != 0
+
+
+@two_processes
+def test_all_processes_stop_in_one_step_and_go_on_together(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(trainer={"devices": 2, "strategy": "ddp"})
+    for options in ([], callbacks("Ask", step=2, rank=1)):
+        run = start(config, "--name", "half" if options else "whole", *options)
+        _, said = run.communicate(timeout=400)
+        assert run.returncode == (128 + signal.SIGTERM if options else 0), said
+    (half,) = runs_named(tmp_path, "half")
+    assert last(half)["global_step"] == 2
+    assert len(last(half)["random_states"]) == 2
+    resumed = start(config, "--name", "half", "--resume", str(half))
+    _, said = resumed.communicate(timeout=400)
+    assert resumed.returncode == 0, said
+    expected, actual = curves(runs_named(tmp_path, "whole")[0]), curves(half)
+    for name in expected:
+        assert actual[name] == pytest.approx(expected[name], abs=1e-6)
+
+
+def test_the_configuration_wins_over_the_stored_optimizer_and_the_moments_are_kept(
+    write_config: WriteConfig, tmp_path: Path
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    before = last(run)["optimizer_states"][0]
+    changes = [
+        *("--trainer.max_steps", "3", "--model.init_args.optimizer.init_args.weight_decay", "0.5"),
+        *(
+            "--model.init_args.optimizer.init_args.lr",
+            "0.0",
+            "--model.init_args.optimizer.init_args.betas",
+            "[0.5,0.7]",
+        ),
+    ]
+    assert main(["fit", "--resume", str(run), *changes]) == 0
+    after = last(run)["optimizer_states"][0]
+    assert (after["param_groups"][0]["weight_decay"], after["param_groups"][0]["lr"]) == (0.5, 0.0)
+    assert list(after["param_groups"][0]["betas"]) == [0.5, 0.7]
+    assert [state["step"] for state in after["state"].values()] == [3.0] * len(before["state"])
+
+
+def test_another_optimizer_is_refused(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 1}), "--name", "a"]) == 0
+    sgd = write_config(model={"optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}})
+    assert main(["fit", "--config", sgd, "--resume", str(runs_named(tmp_path, "a")[0])]) == 2
+    assert "the checkpoint's optimizer is AdamW, but that of the configuration is SGD" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_is_cut_off_changed_or_of_other_data_or_model_is_refused(
+    write_config: WriteConfig, tmp_path: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(trainer={"max_epochs": 1})
+    assert main(["fit", "--config", config, "--name", "a"]) == 0
+    checkpoint = runs_named(tmp_path, "a")[0] / "checkpoints" / "last.ckpt"
+    content = checkpoint.read_bytes()
+    damaged = tmp_path / "damaged.ckpt"
+    flipped = bytearray(content)
+    weight = max(last(checkpoint.parents[1])["state_dict"].values(), key=torch.Tensor.numel)
+    flipped[content.index(weight.numpy().tobytes())] ^= 1
+    for bad in (content[: len(content) // 2], content[:-1], bytes(flipped), b""):
+        damaged.write_bytes(bad)
+        assert main(["fit", "--config", config, "--ckpt_path", str(damaged)]) == 2
+        assert "damaged or cut off" in capsys.readouterr().err
+    rank = ["--model.init_args.tuning.init_args.rank", "2"]
+    assert main(["fit", "--config", config, "--ckpt_path", str(checkpoint), *rank]) == 2
+    assert "of another model or tuning" in capsys.readouterr().err
+    lines = corpus_file.read_text().splitlines(keepends=True)
+    corpus_file.write_text("".join(lines[:-1]))
+    assert main(["fit", "--config", config, "--ckpt_path", str(checkpoint)]) == 2
+    assert "at the end of an epoch of other data or other batches: corpora: ['Belle " in capsys.readouterr().err
+
+
+def test_a_damaged_last_checkpoint_is_passed_over_for_the_best(write_config: WriteConfig, tmp_path: Path) -> None:
+    config = write_config(trainer={"max_steps": 3, "val_check_interval": 2})
+    assert main(["fit", "--config", config, "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    weights = last(run)["state_dict"]
+    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
+    assert main(["fit", "--resume", str(run)]) == 0
+    assert all(torch.equal(weight, last(run)["state_dict"][name]) for name, weight in weights.items())
+
+
+def test_resume_auto_says_what_it_looked_for(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(trainer={"max_steps": 1})
+    assert main(["fit", "--config", config, "--name", "a", "--resume", "auto"]) == 0
+    assert main(["fit", "--config", config, "--name", "a", "--resume", "auto"]) == 2
+    assert "looked for a run a-DATE-TIME without summary.json" in capsys.readouterr().err
+    assert main(["fit", "--resume", "auto"]) == 2
+    assert "--config" in capsys.readouterr().err
+    assert main(["fit", "--config", config, "--resume", str(tmp_path)]) == 2
+    assert "holds no whole checkpoint" in capsys.readouterr().err
+
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from lit_sft.runs.lock import locked
+with locked(Path(sys.argv[1])):
+    worker = os.fork()
+    if worker:
+        print(worker, flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_run_on_which_another_process_works_is_refused_until_that_one_is_gone(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 1}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    files = {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()}
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    worker = int(holder.stdout.readline())
+    try:
+        assert main(["fit", "--resume", str(run)]) == 2
+        assert f"another process writes into {run}" in capsys.readouterr().err
+        assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == files
+        holder.kill()
+        holder.wait()
+        assert main(["fit", "--resume", str(run)]) == 0  # although the worker of the killed process still lives
+    finally:
+        holder.kill()
+        os.kill(worker, signal.SIGKILL)
+        holder.stdout.close()
+
+
+def test_a_disk_that_knows_no_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    with locked(tmp_path):
+        assert "cannot be locked (No locks available)" in caplog.text
+
+
+CONNECTED = """
+import atexit, sys
+from pathlib import Path
+def threads():
+    return {file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")}
+atexit.register(lambda: print(*threads()))  # what is registered first comes last
+from lit_sft.__main__ import main
+code = main(sys.argv[1:])
+assert any("gloo" in name for name in threads())
+sys.exit(code)
+"""
+
+
+def test_no_thread_of_a_process_group_outlives_the_interpreter(write_config: WriteConfig) -> None:
+    words = ["fit", "--config", write_config(trainer={"max_steps": 1, "strategy": "ddp", "devices": 1})]
+    ended = subprocess.run([sys.executable, "-c", CONNECTED, *words], capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr
+    assert "gloo" not in ended.stdout.splitlines()[-1]
+
+
+def test_only_runs_of_the_same_name_are_looked_at(tmp_path: Path) -> None:
+    for name in ("a-20260101-000000", "a-b-20260102-000000", "a-20260101-000000-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    assert unfinished_run(tmp_path, "a") == tmp_path / "a-20260101-000000-2"
+    assert unfinished_run(tmp_path, "b") is None
+    for name in ("a-20260101-000000", "a-20260101-000000-2"):
+        (tmp_path / name / "summary.json").touch()
+    with pytest.raises(ConfigError, match="all 2 are finished, a-20260101-000000-2 last"):
+        unfinished_run(tmp_path, "a")
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "last.ckpt"
+    CheckpointFile().save_checkpoint({"step": 1}, path)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(TrainingError, match=f"last.ckpt could not be written: No space left .* is kept: {path}"):
+        CheckpointFile().save_checkpoint({"step": 2}, path)
+    assert CheckpointFile().load_checkpoint(path) == {"step": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_is_too_small_is_an_error_before_training(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    assert main(["fit", "--config", write_config()]) == 2
+    assert "on a disk with 1e-06 GB free" in capsys.readouterr().err
+    assert not list(tmp_path.glob("runs/*/checkpoints/*"))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_that_is_resumed_is_kept_whatever_fails(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    (run / "config.yaml").unlink()
+    (run / "notes.txt").write_text("mine")
+    before = snapshot(run)
+    typo = ["--data.init_args.validation_fraction", "7"]
+    assert main(["fit", "--config", write_config(), "--resume", str(run), *typo]) == 2
+    missing = write_config(data={"corpora": [{"class_path": "Belle", "init_args": {"path": "nowhere.json"}}]})
+    assert main(["fit", "--config", missing, "--resume", str(run)]) == 2
+    assert snapshot(run) == before
+
+
+def test_a_refused_resume_changes_nothing(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    before = snapshot(run)
+    rank = ["--model.init_args.tuning.init_args.rank", "2"]
+    optimizer = ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.lr", "0.1"]
+    for options in (rank, optimizer):
+        assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4", *options]) == 2
+        assert snapshot(run) == before
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4"]) == 0
+    assert "max_steps: 4" in (run / "config.yaml").read_text()
+
+
+def test_a_configuration_is_never_half_written(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    before = (run / "config.yaml").read_bytes()
+
+    def torn(self: Any, config: Any, path: str, **options: Any) -> None:
+        Path(path).write_text("model:")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_sft.cli.fit.Parser.save", torn)
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4"]) != 0
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_within_an_optimizer_step(write_config: WriteConfig, tmp_path: Path) -> None:
+    trainer = {"max_steps": 4, "accumulate_grad_batches": 2, "val_check_interval": 3}
+    config = write_config(trainer={**trainer, "max_epochs": 1}, data=DATA)
+    assert main(["fit", "--config", config, "--name", "a", *callbacks("Interrupt", step=2)]) == 130
+    (run,) = runs_named(tmp_path, "a")
+    best = run / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["is_within_step"]
+    assert newest_checkpoint(run) in {None, run / "checkpoints" / "last.ckpt"}
+    (run / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    assert newest_checkpoint(run) is None
+    assert main(["fit", "--config", config, "--name", "b", "--ckpt_path", str(best)]) == 2
+
+
+def test_a_copied_best_checkpoint_is_not_taken_for_the_last(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("last.ckpt", "best.ckpt"):  # the copy of the best is newer
+        torch.save({"is_within_step": False}, folder / name)
+    os.utime(folder / "last.ckpt", (1, 1))
+    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("content", [{}, [1], torch.zeros(2), {"state_dict": {}}, {"global_step": "a"}, 7])
+def test_a_sound_archive_of_something_else_is_refused_in_one_line(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="is not a training checkpoint"):
+        CheckpointFile().load_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_zip_of_texts_is_refused_in_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("a.txt", "a")
+    with pytest.raises(ConfigError, match="is not a training checkpoint"):
+        CheckpointFile().load_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_disk_without_second_names_has_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "best").write_text("weights")
+    checkpoint_file.link(tmp_path / "best", tmp_path / "last")
+    assert (tmp_path / "last").read_text() == "weights"
