@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
+from lit_sft.checkpoint.opening import families
 from lit_sft.corpora.belle import Belle
 from lit_sft.data import cache_place, cache_pruning
 from lit_sft.data.cache import build_once
 from lit_sft.data.cache_place import cache_folder, file_system
 from lit_sft.data.cache_pruning import DAY, hold_cache, prune
 from lit_sft.data.deciding_code import _code_of, deciding_files
-from lit_sft.checkpoint.opening import families
 
 CODE = '''
 """What the module is for."""
