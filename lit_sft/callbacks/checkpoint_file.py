@@ -119,6 +119,8 @@ def _foreign(path: Path) -> ConfigError:
 def link(path: Path, name: Path) -> None:
     """Let `name` be the same file as `path`; what had the name before has it until then.
 
+    Where a file cannot have two names (FAT, SMB shares, mounted buckets) it becomes a copy.
+
     Raises:
         TrainingError: If that cannot be done.
     """
