@@ -17,6 +17,7 @@ from typing import NoReturn
 import lit_sft
 from lit_sft.display import harmless, visible
 from lit_sft.errors import Stopped, UserError, accepted
+from lit_sft.streams import steady_streams
 
 CONFIGURED_VERBS = {
     "preview": (
@@ -131,8 +132,10 @@ def leave(code: int) -> NoReturn:
 
 def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
     """Run a verb and end the process with its exit code; 1, after the traceback, for an error that is our own."""
+    words = sys.argv[1:] if arguments is None else arguments
+    steady_streams(ends_unread="chat" in words[:1])  # which would answer for nobody
     try:
-        code = main(arguments)
+        code = main(words)
     except Exception:
         sys.stderr.write(harmless(traceback.format_exc()))
         code = 1

@@ -16,8 +16,6 @@ from lit_sft.errors import ConfigError
 from lit_sft.generation.strategies import Greedy, Strategy
 from lit_sft.runs.folder import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
-from lit_sft.tuning.lora import LoRA
-from lit_sft.tuning.qlora import QLoRA
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +28,7 @@ class Source:
     checkpoint: Checkpoint
     adapter: Path | None = None
     dtype: torch.dtype | None = None
-    quantization: QLoRA | None = None
+    quantization: Tuning | None = None
     strategy: Strategy | None = None
     untuned: str | None = None
 
@@ -77,7 +75,7 @@ class Network:
                 yield
 
 
-def source_of_run(run: Path, dtype: torch.dtype | None, quantization: QLoRA | None) -> Source:
+def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | None) -> Source:
     """What a run trained, in the dtype and on the quantization that it trained with unless told otherwise.
 
     Raises:
@@ -96,8 +94,8 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: QLoRA | No
         raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --resume {run}")
     family = {"family": options.get("family", "auto"), "prompt_format": options.get("prompt_format")}
     dtype = dtype or half_or_full(str(config["trainer"]["precision"] or "32-true"))
-    if isinstance(tuning, LoRA):
-        if isinstance(tuning, QLoRA):
+    if tuning.exports_adapter:
+        if tuning.quantizes_base:
             quantization = quantization or tuning
         base = open_checkpoint(options["checkpoint"], **family)
         return Source(base, exported, dtype, quantization, strategy)

@@ -60,7 +60,6 @@ def merge(
 
     from lit_sft.data._asking import AskingData
     from lit_sft.tuning._base import half_or_full
-    from lit_sft.tuning.qlora import QLoRA
 
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     if prompts:
@@ -87,7 +86,7 @@ def merge(
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
         prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
-        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
+        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
     )
     _tell(figures)
     print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
@@ -95,10 +94,8 @@ def merge(
 
 def _adapter(run: Path, tuning: Tuning) -> Path:
     """The PEFT folder that a run left."""
-    from lit_sft.tuning.lora import LoRA
-
     exported = run / tuning.export_name
-    if not isinstance(tuning, LoRA):
+    if not tuning.exports_adapter:
         raise ConfigError(
             f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
             f"{exported} is a checkpoint as it is"

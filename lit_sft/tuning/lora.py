@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
-from lit_sft.tuning._base import Footprint, Tuning, half_or_full
+from lit_sft.tuning._base import Footprint, Tuning
 from lit_sft.tuning.adapter_file import read_adapter_config
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class LoRA(Tuning):
     """
 
     export_name = "adapter"
+    exports_adapter = True
 
     def __init__(
         self,
@@ -144,10 +145,6 @@ class LoRA(Tuning):
     def choices(self) -> dict[str, str | float]:
         """Rank and alpha."""
         return {"alpha": self.alpha, "rank": self.rank}
-
-    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
-        """The frozen base."""
-        return checkpoint.load_model(dtype=half_or_full(precision))
 
     def rate_factor(self, name: str) -> float:
         """B may learn faster than A."""

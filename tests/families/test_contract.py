@@ -302,8 +302,10 @@ def test_eager_and_sdpa_attention_agree(subject: Subject) -> None:
 def test_bfloat16_has_no_nan_over_the_whole_context(subject: Subject) -> None:
     model = subject.checkpoint.load_model(dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
+    length = subject.checkpoint.context_length
     ids = list(subject.encode(TWO_TURNS).input_ids)
-    input_ids = torch.tensor([ids, (ids * SIZE.context_length)[: len(ids)]])
+    input_ids = torch.tensor([(ids * length)[:length]])
+    assert input_ids.shape[1] == length == SIZE.context_length
     with torch.no_grad():
         exact = subject.model(input_ids=input_ids).logits
         rounded = model(input_ids=input_ids).logits.float()

@@ -1,5 +1,6 @@
 """What the options of LoRA and QLoRA do, and what of them is refused."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -131,12 +132,18 @@ def test_a_run_may_start_from_an_adapter_of_any_kind(tiny: Tiny, tmp_path: Path)
         QLoRA("int8", adapter=str(folder))
 
 
+def test_only_rank_and_alpha_may_be_given_by_position() -> None:
+    kinds = [parameter.kind.name for parameter in inspect.signature(LoRA).parameters.values()]
+    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 6
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"rank": 4}, "rank is 4, but the adapter .* has 2. Leave rank out, or give what the adapter has"),
         ({"alpha": 1.0}, "alpha is 1.0, but the adapter .* has 8.0"),
         ({"targets": ["q_proj"]}, "targets is .*q_proj.*, but the adapter .* has .*k_proj"),
+        ({"rslora": True}, "rslora is True, but the adapter .* has False"),
         ({"dora": True}, "dora is True, but the adapter .* has False"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
