@@ -187,7 +187,8 @@ def _renamed_config(
     config: LoraConfig, modules: set[str], renamed: dict[str, list[str]], own: Iterable[str]
 ) -> LoraConfig:
     """The configuration with ranks, scales and targets under other names."""
-    rank, alpha = ({new: of(config, old) for old in modules for new in renamed[old]} for of in (_rank, _alpha))
+    rank = {new: _rank(config, old) for old in modules for new in renamed[old]}
+    alpha = {new: _alpha(config, old) for old in modules for new in renamed[old]}
     changed = _config_for(config, rank, alpha, own)
     if config.modules_to_save:
         saved = [new for old in renamed if _is_saved(config, old) for new in renamed[old]]
