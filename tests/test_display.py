@@ -1,6 +1,7 @@
 """Text of people and models is shown, and steers nothing."""
 
 import logging
+from collections.abc import Callable
 from unicodedata import category
 
 import pytest
@@ -36,7 +37,8 @@ def test_no_escape_reaches_the_terminal_in_a_traceback(
 
     monkeypatch.setattr(entry, "_run", fail)
     monkeypatch.setattr(entry, "leave", lambda code: code)
-    entry.run_and_leave(["fit"])
+    run: Callable[[list[str]], None] = entry.run_and_leave
+    run(["fit"])
     said = capsys.readouterr().err
     assert "ValueError" in said
     assert said == harmless(said)

@@ -151,7 +151,7 @@ def test_a_new_strategy_brings_its_own_processors() -> None:
 
     chain = Cold().processors([0], [[1, 2]])
     assert isinstance(chain[-1], Draw)
-    drawn = LogitsProcessorList(chain)(torch.tensor([[1, 2]]), torch.tensor([[0.1, 0.3, 0.2]]))
+    drawn = LogitsProcessorList(chain)(torch.LongTensor([[1, 2]]), torch.tensor([[0.1, 0.3, 0.2]]))
     assert drawn.argmax() == 1
 
 

@@ -15,10 +15,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-import lit_sft
 from lit_sft.data.cache import digest
 
-PACKAGE = Path(lit_sft.__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 LIBRARIES = ("jinja2", "orjson", "sentencepiece", "tokenizers", "transformers")
 """Another version of these may read a record, render a template or cut a text in another way."""

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._reading import MAX_RECORD_BYTES, has_record_a_line, read_records, source_name
+from lit_sft.corpora._reading import has_record_a_line, read_records, source_name
+from lit_sft.corpora._splitting import MAX_RECORD_BYTES
 from lit_sft.data.cache import CHECKSUMS, build_once, digest, usable
 from lit_sft.data.deciding_code import code_digest
 from lit_sft.errors import DataError

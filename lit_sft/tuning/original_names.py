@@ -189,7 +189,7 @@ def _renamed_config(
     """The configuration with ranks, scales and targets under other names."""
     rank = {new: _rank(config, old) for old in modules for new in renamed[old]}
     alpha = {new: _alpha(config, old) for old in modules for new in renamed[old]}
-    changed = _config_for(config, rank, alpha, own)
+    changed: LoraConfig = _config_for(config, rank, alpha, own)
     if config.modules_to_save:
         saved = [new for old in renamed if _is_saved(config, old) for new in renamed[old]]
         changed.modules_to_save = saved
@@ -221,11 +221,13 @@ def _short(names: set[str], all_modules: Iterable[str]) -> set[str]:
 
 
 def _rank(config: LoraConfig, module: str) -> int:
-    return int(config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), module), config.r))
+    pattern = config.rank_pattern or {}
+    return int(pattern.get(get_pattern_key(list(pattern), module), config.r))
 
 
 def _alpha(config: LoraConfig, module: str) -> float:
-    value: float = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), module), config.lora_alpha)
+    pattern = config.alpha_pattern or {}
+    value: float = pattern.get(get_pattern_key(list(pattern), module), config.lora_alpha)
     return value
 
 

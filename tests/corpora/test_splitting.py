@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -35,11 +35,11 @@ def whole(found: list[Element]) -> list[object]:
     return [value for value in kept if isinstance(value, dict)]
 
 
-def in_one_line(records: list[dict[str, object]]) -> str:
+def in_one_line(records: Sequence[Mapping[str, object]]) -> str:
     return json.dumps(records, ensure_ascii=False)
 
 
-def over_lines(records: list[dict[str, object]]) -> str:
+def over_lines(records: Sequence[Mapping[str, object]]) -> str:
     return json.dumps(records, ensure_ascii=False, indent=1)
 
 
@@ -47,7 +47,7 @@ def over_lines(records: list[dict[str, object]]) -> str:
 @pytest.mark.parametrize("records", [RECORDS, TALKS], ids=["instructions", "talks"])
 @pytest.mark.parametrize("stray", ['"', "[", "{", "]", "}", ",", "\\", ":", "x"])
 def test_a_stray_character_costs_one_record_wherever_it_stands(
-    write: Callable[[list[dict[str, object]]], str], records: list[dict[str, object]], stray: str
+    write: Callable[[Sequence[Mapping[str, object]]], str], records: Sequence[Mapping[str, object]], stray: str
 ) -> None:
     text = write(records)
     start = text.index("human 6" if records is TALKS else "问题 6") - 40

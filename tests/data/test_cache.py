@@ -129,10 +129,14 @@ def test_a_folder_that_somebody_else_has_prepared_is_not_used(
     assert cache_folder(None) == tmp_path / "home" / "lit_sft" / platform.node()
 
 
+def write_bytes(file: Path, size: int) -> None:
+    file.write_bytes(bytes(size))
+
+
 def fill(cache: Path, ages: dict[str, float], size: int = 10) -> None:
     """Folders that were last used so many days ago."""
     for name, days in ages.items():
-        folder = build_once(cache / name, lambda partial: (partial / "file").write_bytes(bytes(size)) and None)
+        folder = build_once(cache / name, lambda partial: write_bytes(partial / "file", size))
         for path in (folder, folder.with_name(folder.name + ".lock")):
             os.utime(path, (time.time() - days * DAY,) * 2)
 

@@ -121,7 +121,7 @@ def test_tokens_that_changed_on_the_disk_are_refused_once_and_encoded_again(tmp_
         store.append(encoded([3]))
 
 
-@pytest.mark.parametrize("field", ENTRY.names)
+@pytest.mark.parametrize("field", ENTRY.names or ())
 def test_an_entry_that_changed_on_the_disk_is_none(tmp_path: Path, field: str) -> None:
     store = TokenStore(tmp_path / "store", 4)
     store.append(encoded([2, 3], remark="reply-cut"))

@@ -325,9 +325,9 @@ def test_of_several_processes_the_first_reads_a_checkpoint_through_and_tells_the
     def broadcast(verdict: list[Path | None], src: int) -> None:
         verdict[0] = path if is_whole else None
 
-    monkeypatch.setattr(checkpoint_file.dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(checkpoint_file.dist, "get_rank", lambda: rank)
-    monkeypatch.setattr(checkpoint_file.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
     monkeypatch.setattr(checkpoint_file, "read_checkpoint", lambda path: {"read": path})
     read = count_checks(monkeypatch)
     if is_whole:

@@ -210,7 +210,7 @@ def test_ranks_and_scales_of_single_layers_follow_their_module(tiny: Tiny, tmp_p
     write_adapter(tmp_path / "uneven", tensors, target_modules=["W_pack"], **options)
     placed = place_adapter(tmp_path / "uneven", checkpoint)
     model = placed.attach(checkpoint.load_model(), is_trainable=False)
-    layers = [model.get_submodule(f"base_model.model.model.layers.{i}.self_attn.k_proj") for i in (0, 1)]
+    layers: list[Any] = [model.get_submodule(f"base_model.model.model.layers.{i}.self_attn.k_proj") for i in (0, 1)]
     assert [layer.scaling["default"] for layer in layers] == [16 / 8, 24 / 4]
     config, back = placed.original(checkpoint)
     assert (config.rank_pattern, config.alpha_pattern) == ({layer: 4}, {layer: 24})

@@ -131,8 +131,9 @@ def _mixing(network: PreTrainedModel) -> float:
 
 def _tokens(network: PreTrainedModel, count: int) -> Tensor:
     """Some [1, count] of the vocabulary, all of them different."""
-    embedding = network.get_input_embeddings().weight
-    return (torch.arange(count, device=embedding.device) * 5 + 7)[None] % len(embedding)
+    embedding: Any = network.get_input_embeddings().weight
+    tokens: Tensor = torch.arange(count, device=embedding.device) * 5 + 7
+    return tokens[None] % len(embedding)
 
 
 def _largest_difference(found: Tensor, expected: Tensor) -> float:

@@ -37,7 +37,7 @@ class Borders(Tensor):
     """The mask that says the same, once a layer needed it."""
 
     # What is computed from borders are plain tensors.
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
 
 
 def goes_by_segment(network: PreTrainedModel) -> bool:
