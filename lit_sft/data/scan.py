@@ -166,6 +166,8 @@ def fingerprint(conversation: Conversation) -> int:
     said: list[str] = []
     for message in conversation.messages:
         said += (message.role, message.content, message.thoughts, message.commands)
+        if not message.is_supervised:
+            said.append("no loss")  # not a duplicate of one that is trained on
     hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
 
