@@ -30,7 +30,8 @@ LAYOUTS: list[tuple[Corpus, dict[str, Any]]] = [
     (SafetyPrompts("x"), {"prompt": "q", "response": "a"}),
     (MossSft("x"), {"conversation": [{"human": "q", "assistant": "a"}]}),
 ]
-VALUES = st.one_of(st.booleans(), st.integers(), st.text(min_size=1), st.lists(st.text(min_size=1), min_size=1))
+TEXTS = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1)
+VALUES = st.one_of(st.booleans(), st.integers(), TEXTS, st.lists(TEXTS, min_size=1))
 KEYS = st.one_of(st.text(max_size=8), st.sampled_from(["history", "system", "loss", "weight", "tools", "response"]))
 
 
