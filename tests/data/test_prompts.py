@@ -54,8 +54,6 @@ def test_prompts_pass_the_conversion_of_a_half_precision() -> None:
 def test_the_content_tells_records_from_text(tmp_path: Path, name: str) -> None:
     talk = {"messages": [{"role": "user", "content": "q"}]}
     data = f'{{"prompt": "q", "system": "s", "history": [["q0", "a0"]]}}\n{json.dumps(talk)}\n'
-        '{"prompt": "q", "system": "s", "history": [["q0", "a0"]]}\n{"messages": [{"role": "user", "content": "q"}]}\n'
-    )
     (tmp_path / name).write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
     first, second = read_prompts(tmp_path / name)
     assert [message.content for message in first.messages] == ["s", "q0", "a0", "q"]
