@@ -1,12 +1,20 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
 # make test         everything that must hold before a change lands
+# make quick        the tests without the slow ones, in under a minute
+# make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
 
 PYTHON ?= python3
 BIN := .venv/bin
+NEWEST := .venv-newest
 TINY := models/tiny-baichuan-7b
 
-.PHONY: install quickstart test check lint tests clean
+# Names of the libraries without the bounds on their versions.
+export DEPENDENCIES = import re, tomllib; \
+  needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
+  print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
+
+.PHONY: install quickstart test quick newest check lint tests clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -40,5 +48,19 @@ lint:
 tests:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+quick: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
+# An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.
+newest:
+	$(PYTHON) -m venv --clear $(NEWEST)
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check torch
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@echo "The newest that pyproject.toml allows:"
+	-OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade $$($(NEWEST)/bin/python -c "$$DEPENDENCIES")
+	@echo "The newest released:"
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+
 clean:
-	rm -rf .venv $(TINY) runs
+	rm -rf .venv $(NEWEST) $(TINY) runs

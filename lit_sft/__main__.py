@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import logging
 import os
 import signal
 import sys
@@ -14,7 +15,9 @@ from importlib import import_module
 from typing import NoReturn
 
 import lit_sft
+from lit_sft.display import harmless, visible
 from lit_sft.errors import Stopped, UserError, accepted
+from lit_sft.streams import steady_streams
 
 CONFIGURED_VERBS = {
     "preview": (
@@ -47,12 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     is_debugging = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    # It misses a kernel that only makes 4 bits on a CPU faster, whatever is run.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         return _run(words)
     except UserError as error:
         if is_debugging:
-            raise
-        print(f"error: {error}", file=sys.stderr)
+            traceback.print_exc()
+        print(f"error: {visible(str(error))}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(f"stopped by {signal.Signals(stopped.signal).name}", file=sys.stderr)
@@ -127,10 +132,12 @@ def leave(code: int) -> NoReturn:
 
 def run_and_leave(arguments: list[str] | None = None) -> NoReturn:
     """Run a verb and end the process with its exit code; 1, after the traceback, for an error that is our own."""
+    words = sys.argv[1:] if arguments is None else arguments
+    steady_streams(ends_unread="chat" in words[:1])  # which would answer for nobody
     try:
-        code = main(arguments)
+        code = main(words)
     except Exception:
-        traceback.print_exc()
+        sys.stderr.write(harmless(traceback.format_exc()))
         code = 1
     leave(code)
 

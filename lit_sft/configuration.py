@@ -16,13 +16,13 @@ from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import members_of
 
 if TYPE_CHECKING:
-    from lit_sft.data.datamodule import SFTData
+    from lit_sft.data._base import CorpusData
     from lit_sft.stages._base import Stage
 
 # Key of a configuration -> what its classes derive from. By name: to build a strategy takes no Lightning.
 KINDS = {
     "model": "lit_sft.stages._base.Stage",
-    "data": "lit_sft.data.datamodule.SFTData",
+    "data": "lit_sft.data._base.CorpusData",
     "tuning": "lit_sft.tuning._base.Tuning",
     "corpora": "lit_sft.corpora._base.Corpus",
     "test_corpora": "lit_sft.corpora._base.Corpus",
@@ -109,13 +109,13 @@ class ShortErrorParser(ArgumentParser):
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:
-    """The mistake of the user that lies at the root of an exception, if one does."""
+    """The mistake of the user that an exception passes on, if it does; not one that was being handled when it came."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if isinstance(error, UserError):
             return error
         seen.add(id(error))
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None
 
 
@@ -156,13 +156,13 @@ def build(key: str, kind: Any, value: Any) -> Any:
     return _made(parser, {key: value})[key]
 
 
-def stage_and_data(config: dict[str, Any]) -> tuple[Stage, SFTData]:
+def stage_and_data(config: dict[str, Any]) -> tuple[Stage, CorpusData]:
     """What `model` and `data` of a run's configuration stand for, no weight loaded.
 
     Raises:
         UserError: If the checkpoint or a corpus is not there.
     """
-    from lit_sft.data.datamodule import SFTData
+    from lit_sft.data._base import CorpusData
     from lit_sft.stages._base import Stage
 
     for base in KINDS.values():
@@ -171,7 +171,7 @@ def stage_and_data(config: dict[str, Any]) -> tuple[Stage, SFTData]:
     parser.add_argument("--seed_everything", type=int)
     # As LightningCLI does: the optimizers of other libraries declare no types.
     parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
-    parser.add_subclass_arguments(SFTData, "data", fail_untyped=False)
+    parser.add_subclass_arguments(CorpusData, "data", fail_untyped=False)
     parser.link_arguments("model", "data.init_args.text", lambda model: model.checkpoint, apply_on="instantiate")
     parser.link_arguments("seed_everything", "data.init_args.seed")
     opened = _made(parser, {key: config[key] for key in ("seed_everything", "model", "data")})

@@ -48,6 +48,16 @@ class Conversation:
     source: str = ""
     category: str = field(default="", compare=False)
 
+    def said(self) -> list[str]:
+        """By what it is told from others: what says the same is held out together, and is a duplicate."""
+        # Names and answers without loss are rare; without them the texts, and so the split, are what they always were.
+        speakers = [(f"{m.role}\1{m.name}" if m.name else m.role) + "\2" * (not m.is_supervised) for m in self.messages]
+        return [
+            text
+            for speaker, m in zip(speakers, self.messages, strict=True)
+            for text in (speaker, m.content, m.thoughts, m.commands)
+        ]
+
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
         end = len(self.messages)
@@ -247,6 +257,11 @@ class TextInterface(ABC):
     @abstractmethod
     def load_tokenizer(self) -> Any:
         """The checkpoint's tokenizer."""
+
+    @property
+    def deciding_classes(self) -> tuple[type, ...]:
+        """Classes whose code makes prompt format and tokenizer what they are, for fingerprints."""
+        return (type(self),)
 
 
 def _map_tensors(batch: Batch, function: Any) -> Batch:

@@ -1,12 +1,16 @@
 """A folder is a registry: the subclasses found in its modules are its members.
 
-Adding a family, corpus, tuning, stage or strategy is adding a file; nothing else lists them.
+Adding a family, corpus, tuning, stage or strategy is adding a file or folder; nothing else lists them. Another package
+adds members by an entry point of the group that is named after the folder: `lit_sft.corpora` for a corpus.
 """
 
 import importlib
 import inspect
 import pkgutil
+from importlib.metadata import entry_points
 from typing import TypeVar
+
+from lit_sft.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -18,18 +22,29 @@ def members_of(base: str) -> dict[str, type]:
 
 
 def members(package: str, base: type[T]) -> dict[str, type[T]]:
-    """Concrete subclasses of `base` in the public modules of `package` and of the folders in it, by class name.
+    """Concrete subclasses of `base` in the modules of `package` and of the folders in it, by class name.
+
+    What starts with `_`, and the folder `shared`, hold no members.
 
     Importing the modules also makes their short class names known to the command line.
+
+    Raises:
+        ConfigError: If another package adds what is not such a class.
     """
     found: dict[str, type[T]] = {}
     folder = importlib.import_module(package).__path__
     for module_info in pkgutil.walk_packages(folder, prefix=f"{package}."):
-        if module_info.name.rpartition(".")[2].startswith("_"):
+        inside = module_info.name.removeprefix(f"{package}.").split(".")
+        if inside[0] == "shared" or any(part.startswith("_") for part in inside):
             continue
         module = importlib.import_module(module_info.name)
         for name, value in vars(module).items():
             is_member = inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
             if is_member and value.__module__ == module.__name__:
                 found[name] = value
+    for entry in entry_points(group=package):
+        added = entry.load()
+        if not (inspect.isclass(added) and issubclass(added, base)):
+            raise ConfigError(f"the entry point {entry.name} = {entry.value} of {package} is not a {base.__name__}")
+        found[added.__name__] = added
     return found

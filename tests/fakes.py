@@ -127,7 +127,9 @@ class KillInPredict(Callback):
     def __init__(self, batches: int) -> None:
         self.batches = batches
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if batch_idx == self.batches and trainer.is_global_zero:
             (partial,) = Path(trainer.default_root_dir).glob("*.partial")
             with partial.open("a", encoding="utf-8") as file:

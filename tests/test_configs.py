@@ -6,22 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from lit_sft.__main__ import main
-from lit_sft.checkpoint.opening import find_family
+from lit_sft.checkpoint.opening import find_family, released_family
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.families._base import TinySize
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FAMILIES = {
-    "baichuan7b": "baichuan-7b",
-    "baichuan13b": "baichuan-13b",
-    "moss16b": "moss",
-    "chatglm6b": "chatglm-6b",
-    "chatglm2_6b": "chatglm2-6b",
-    "quickstart": "baichuan-7b",
-    "compare_safety": "baichuan-13b",
-}
 # Multiples of what the 4-bit kernels of the CPU ask for.
 SIZE = TinySize(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4, vocab_size=1400, context_length=1024)
 
@@ -41,7 +33,8 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyp
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_configuration_trains_a_step(config: Path, stand_in, corpus_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    family = FAMILIES[config.stem.removesuffix("_full").removesuffix("_lora").removesuffix("_qlora")]
+    folder = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["checkpoint"]).name
+    family = known.name if (known := released_family(folder)) else folder.removeprefix("tiny-")
     corpora = [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}]
     arguments = {
         "runs": str(tmp_path),

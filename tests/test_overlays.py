@@ -12,7 +12,7 @@ from lit_sft.__main__ import main
 from lit_sft.cli.fit import CLI, Parser, run_cli
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-OVERLAYS = {
+OVERLAYS: dict[str, dict[str, Any]] = {
     "ddp": {"strategy": "ddp", "devices": "auto"},
     "fsdp2": {"strategy": "fsdp2", "devices": "auto"},
     "multi_node": {"num_nodes": 2, "devices": 8},
@@ -39,7 +39,8 @@ class OnlyParsed(CLI):
 def parser() -> Parser:
     """To make it takes longer than to use it."""
     run_cli(OnlyParsed, ["fit", "--config", str(CONFIGS / "quickstart.yaml")])
-    parser: Parser = OnlyParsed.last.parser
+    parser = OnlyParsed.last.parser
+    assert isinstance(parser, Parser)
     return parser
 
 

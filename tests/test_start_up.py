@@ -107,3 +107,17 @@ def test_tiny_writes_a_checkpoint_that_opens(tmp_path: Path, capsys: pytest.Capt
     checkpoint = open_checkpoint(folder)
     assert checkpoint.family.name == "chatglm2-6b"
     assert checkpoint.load_model().config.hidden_size == 32
+
+
+def test_debug_shows_where_a_mistake_was_found_and_a_plain_run_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["summary", "--run", str(tmp_path / "nope")]
+    assert main(words) == 2
+    plain = capsys.readouterr().err
+    assert plain.startswith("error: ")
+    assert plain.count("\n") == 1
+    assert main([*words, "--debug"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):")
+    assert shown.endswith(plain)

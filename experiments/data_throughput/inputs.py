@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_sft.corpora._base import Corpus
-    from lit_sft.data.datamodule import SFTData
+    from lit_sft.data.sft import SFTData
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -88,7 +88,7 @@ def corpus_of(layout: str, file: str) -> Corpus:
 def open_data(layout: str, file: str, checkpoint: str, cache: str, **options: Any) -> SFTData:
     """The data module as a configuration would make it, with everything to train on."""
     from lit_sft import open_checkpoint
-    from lit_sft.data.datamodule import SFTData
+    from lit_sft.data.sft import SFTData
 
     settings = {"max_length": 2048, "micro_batch_size": 4, "packing": True, "validation_fraction": 0.0, **options}
     return SFTData(open_checkpoint(checkpoint), [corpus_of(layout, file)], cache=cache, **settings)

@@ -66,7 +66,7 @@ def rust_tokenizer(model: str, folder: str) -> Any:
 def first_batch(file: str, checkpoint: str, cache: str, num_workers: int, num_batches: int, rows: int) -> Any:
     """Seconds to the first batch; what the processes hold after `num_batches` of them."""
     started = time.perf_counter()
-    import lit_sft.data.datamodule
+    import lit_sft.data.sft
     import lit_sft.families._base
 
     lit_sft.families._base.families()

@@ -96,13 +96,11 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
             current += event.nbytes()
             highest = max(highest, current)
     plan = Plan(
-        method=method.lower(),
+        stage.tuning.footprint(stage.checkpoint.family.lora_targets),
         precision=precision,
         rows=ROWS,
         row_length=ROW_LENGTH,
         gradient_checkpointing=checkpointing,
-        targets=stage.checkpoint.family.lora_targets,
-        dropout=0.05,
         supervised_share=SUPERVISED,
         update_copies="none",
     )

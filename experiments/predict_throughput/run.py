@@ -29,7 +29,7 @@ from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.corpora.belle import Belle
 from lit_sft.data.collate import pad_left
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.generation.generate import decode_answer
 from lit_sft.generation.strategies import Greedy
 from lit_sft.stages.sft import SFT
@@ -125,7 +125,7 @@ def measure_speed(work: Path, count: int, sizes: list[int], repetitions: int, se
     data.setup("predict")
     stage.configure_model()
     stage.eval()
-    ids = [prompt.input_ids for prompt in data.asked]
+    ids = [prompt.input_ids for prompt in data.predict_prompts]
     lengths = sorted(map(len, ids))
     print(f"{count} prompts, tokens: median {lengths[count // 2]}, {lengths[-1]} at most, {sum(lengths)} in all")
     print("| batch size | token budget | loop CPU s | predict CPU s | loop tok/s | predict tok/s | speed-up | spread |")

@@ -20,12 +20,17 @@ from types import SimpleNamespace
 
 import yaml
 
-from lit_sft.checkpoint.opening import find_family
+from lit_sft.checkpoint.opening import released_family
+from lit_sft.configuration import build
 from lit_sft.families._base import Family
-from lit_sft.preflight.memory import Memory, Method, Plan, estimate, num_trained
+from lit_sft.preflight.memory import Memory, Plan, estimate, num_trained
 from lit_sft.preflight.network import NetworkSize, measure_network
 from lit_sft.preflight.plan import plan_of
 from lit_sft.preflight.speed import H100, step_time
+from lit_sft.tuning._base import Tuning
+from lit_sft.tuning.full import Full
+from lit_sft.tuning.lora import LoRA
+from lit_sft.tuning.qlora import QLoRA
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
@@ -33,49 +38,15 @@ CONFIGS = sorted((ROOT / "configs").glob("*_*.yaml"))
 CONTEXT = 1e9
 """Bytes that CUDA and its libraries take, at most."""
 
-LLAMA = {"model_type": "baichuan", "hidden_act": "silu", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-# What decides about the size in the released config.json of each model.
-RELEASED = {
-    "baichuan-7b": {
-        **LLAMA, "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
-        "vocab_size": 64000, "max_position_embeddings": 4096,
-    },
-    "baichuan-13b": {
-        **LLAMA, "hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13696,
-        "vocab_size": 64000, "model_max_length": 4096,
-    },
-    "moss": {
-        "model_type": "moss", "n_embd": 6144, "n_layer": 34, "n_head": 24, "n_inner": None, "rotary_dim": 64,
-        "n_positions": 2048, "n_ctx": 2048, "vocab_size": 107008, "tie_word_embeddings": False,
-    },
-    "chatglm-6b": {
-        "model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384, "num_layers": 28,
-        "num_attention_heads": 32, "max_sequence_length": 2048, "vocab_size": 130528, "bos_token_id": 130004,
-        "eos_token_id": 130005, "mask_token_id": 130000, "gmask_token_id": 130001, "pad_token_id": 3,
-    },
-    "chatglm2-6b": {
-        "model_type": "chatglm", "hidden_size": 4096, "ffn_hidden_size": 13696, "num_layers": 28,
-        "num_attention_heads": 32, "kv_channels": 128, "multi_query_attention": True, "multi_query_group_num": 2,
-        "padded_vocab_size": 65024, "seq_length": 32768, "add_qkv_bias": True, "add_bias_linear": False,
-        "rmsnorm": True, "original_rope": True, "post_layer_norm": True, "layernorm_epsilon": 1e-5,
-        "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0,
-    },
-}  # fmt: skip
-CONFIGURED = {
-    "Baichuan-7B": "baichuan-7b",
-    "Baichuan-13B-Base": "baichuan-13b",
-    "moss-moon-003-base": "moss",
-    "chatglm-6b": "chatglm-6b",
-    "chatglm2-6b": "chatglm2-6b",
-}
-
 
 @cache
 def released(name: str) -> tuple[Family, NetworkSize]:
-    """A released model, from its config.json alone."""
+    """A released model by the name of its folder, from its config.json alone."""
+    kind = released_family(name)
+    assert kind, f"no family says that it released {name}"
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(RELEASED[name]), encoding="utf-8")
-        family = find_family(name)(Path(folder), RELEASED[name])
+        (Path(folder) / "config.json").write_text(json.dumps(kind.released[name]), encoding="utf-8")
+        family = kind(Path(folder), kind.released[name])
         return family, measure_network(family)
 
 
@@ -83,16 +54,17 @@ def predictions() -> Iterator[str]:
     """Three sizes, three methods, three numbers of devices."""
     yield "| model | method | trained, M | GPUs | GB a GPU | fits 80 GB | s a micro-batch | tokens/s | limit |"
     yield "|---|---|---:|---:|---:|---|---:|---:|---|"
-    methods: tuple[Method, ...] = ("full", "lora", "qlora")
-    for name in ("baichuan-7b", "baichuan-13b", "moss"):
+    methods = {"full": Full(), "lora": LoRA(dropout=0.05), "qlora": QLoRA(dropout=0.05)}
+    for name in ("Baichuan-7B", "Baichuan-13B-Base", "moss-moon-003-base"):
         family, size = released(name)
-        for method in methods:
+        for method, tuning in methods.items():
             for devices in (1, 8, 64):
-                plan = Plan(method, targets=family.lora_targets, dropout=0.05, num_devices=devices, update_copies="all")
+                plan = Plan(tuning.footprint(family.lora_targets), num_devices=devices, update_copies="all")
                 plan = replace(plan, sharding="fsdp2" if devices > 1 else "none")
                 memory, took = estimate(size, plan).total, step_time(size, plan)
+                trained = num_trained(size, plan) / 1e6
                 yield (
-                    f"| {name} | {method} | {num_trained(size, plan) / 1e6:,.0f} | {devices} | {memory / 1e9:.0f} | "
+                    f"| {family.name} | {method} | {trained:,.0f} | {devices} | {memory / 1e9:.0f} | "
                     f"{'yes' if memory <= H100.memory else 'no'} | {took.total:.2f} | "
                     f"{devices * plan.tokens / took.total:,.0f} | {took.limit} |"
                 )
@@ -101,8 +73,10 @@ def predictions() -> Iterator[str]:
 def estimated(text: str) -> tuple[Memory, Memory]:
     """Of a configuration that ships, on one GPU and shared out over eight."""
     document = yaml.safe_load(text)
-    family, size = released(CONFIGURED[Path(document["model"]["init_args"]["checkpoint"]).name])
-    plan = replace(plan_of(namespace(document), family, 1, is_gpu=True), sharding="none")
+    model = document["model"]["init_args"]
+    family, size = released(Path(model["checkpoint"]).name)
+    tuning = build("tuning", Tuning, model["tuning"])
+    plan = replace(plan_of(namespace(document), tuning, family, 1, is_gpu=True), sharding="none")
     return estimate(size, plan), estimate(size, replace(plan, sharding="fsdp2", num_devices=8))
 
 

@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.errors import ConfigError
+from lit_sft.files import is_regular, whole_file
 from lit_sft.runs.lock import lock
 
 HEADER = "answers_depend_on"
+ELSEWHERE = "Write elsewhere with --predictions.path"
 REMEDY = "Delete it to begin anew, or write elsewhere with --predictions.path"
+ROW = {"source", "prompt", "strategy", "answer", "finish_reason"}
+"""Keys of every row that `predict` writes."""
 
 
 class AnsweredPrompts:
@@ -31,6 +35,8 @@ class AnsweredPrompts:
         self.path = path
         self.numbers: set[int] = set()
         """Of the prompts that are answered."""
+        if (path.exists() and not is_regular(path)) or path.is_symlink():
+            raise ConfigError(f"{path} is not a regular file, and is left as it is. {ELSEWHERE}")
         try:
             self._file = path.open("a+b")
         except OSError as error:
@@ -53,9 +59,9 @@ class AnsweredPrompts:
         """Write all rows in the order of the prompts under their final name; how many they are."""
         rows_of = {line["number"]: line["rows"] for _, line in self._whole_lines() if "rows" in line}
         rows = [row for number in sorted(rows_of) for row in rows_of[number]]
-        ordered = path.with_name(path.name + ".ordered")
-        ordered.write_bytes(b"".join(map(_line, rows)))
-        ordered.replace(path)
+        refuse_foreign(path)
+        with whole_file(path) as partial:
+            partial.write_bytes(b"".join(map(_line, rows)))
         self.path.unlink()
         self._file.close()
         return len(rows)
@@ -68,9 +74,11 @@ class AnsweredPrompts:
 
     def _take_up(self, settings: dict[str, Any]) -> None:
         lines = list(self._whole_lines())
-        stored = lines[0][1].get(HEADER) if lines else {}
-        if stored is None:
-            raise ConfigError(f"{self.path} is no file of an interrupted predict. {REMEDY}")
+        stored = lines[0][1].get(HEADER) if lines else None
+        is_empty = not self.path.stat().st_size
+        if not (is_empty or (isinstance(stored, dict) and all(_is_answer(line) for _, line in lines[1:]))):
+            raise ConfigError(f"{self.path} is not a file of an interrupted predict, and is left as it is. {REMEDY}")
+        stored = stored or {}
         self.numbers = {line["number"] for _, line in lines[1:]}
         if stored != settings and self.numbers:
             differing = ", ".join(sorted(key for key in {*stored, *settings} if stored.get(key) != settings.get(key)))
@@ -97,6 +105,32 @@ class AnsweredPrompts:
                 return
             end += len(line)
             yield end, content
+
+
+def refuse_foreign(path: Path) -> None:
+    """Refuse to replace what `predict` did not write.
+
+    Raises:
+        ConfigError: If there is something else under this name.
+    """
+    if path.is_symlink() or (path.exists() and not is_regular(path)):
+        raise ConfigError(f"predictions.path {path} is not a regular file, and is left as it is. {ELSEWHERE}")
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        try:
+            row = json.loads(file.readline())
+        except ValueError:
+            row = None
+    if not isinstance(row, dict) or not row.keys() >= ROW:
+        raise ConfigError(
+            f"predictions.path {path} holds something else than predictions, and is left as it is. {ELSEWHERE}"
+        )
+
+
+def _is_answer(line: dict[str, Any]) -> bool:
+    rows = line.get("rows")
+    return isinstance(line.get("number"), int) and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def _line(content: Any) -> bytes:

@@ -1,6 +1,6 @@
 """When a run saves, what it keeps, and how it stops when it is asked to.
 
-`last.ckpt` is where training goes on, `best.ckpt` the state with the lowest validation loss. Every checkpoint stands
+`last.ckpt` is where training goes on, `best.ckpt` the state that validated best. Every checkpoint stands
 between two optimizer steps, so that a resumed run is the same as one that was never interrupted.
 """
 
@@ -20,7 +20,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lit_sft.callbacks.checkpoint_file import link
 from lit_sft.callbacks.signals import Signals
 from lit_sft.errors import ConfigError, Stopped
-from lit_sft.runs.folder import BEST_CHECKPOINT, LAST_CHECKPOINT
+from lit_sft.runs.folder import BEST_CHECKPOINT, LAST_CHECKPOINT, WITHIN_STEP
 from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Checkpoints(Checkpoint):
             raise ConfigError(f"checkpoints.every_minutes is {every_minutes}; it must be at least 0")
         self.every_minutes = every_minutes
         self.signals = Signals()
-        self._best_loss: float | None = None
+        self._best: float | None = None
         self._saved_step = 0
         self._saved_at = 0.0
         self._is_validation_due = False
@@ -112,15 +112,11 @@ class Checkpoints(Checkpoint):
             if signal:
                 self._stop(trainer, signal, is_validation_due=True)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Stage) -> None:  # type: ignore[override]
         """Save; the best so far has two names."""
         if trainer.sanity_checking:
             return
-        loss = trainer.callback_metrics.get("val/loss")
-        is_best = loss is not None and (self._best_loss is None or float(loss) < self._best_loss)
-        if is_best:
-            assert loss is not None
-            self._best_loss = float(loss)
+        is_best = self._is_best(trainer, pl_module)
         # Within a step there are gradients that no checkpoint holds: a run goes on from the one before.
         is_within_step = trainer.fit_loop.epoch_loop._should_accumulate()
         folder = Path(trainer.default_root_dir)
@@ -144,22 +140,45 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The loss that `best.ckpt` has."""
-        return {"best_loss": self._best_loss}
+        """The value by which `best.ckpt` is the best."""
+        return {"best_loss": self._best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on comparing with it."""
-        self._best_loss = state_dict["best_loss"]
+        self._best = state_dict["best_loss"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In a folder of its own a run begins without a best checkpoint."""
+        """In a folder of its own a run begins without a best checkpoint.
+
+        Raises:
+            ConfigError: If the checkpoint stands within an optimizer step.
+        """
+        if checkpoint.get(WITHIN_STEP):
+            raise ConfigError(
+                f"{trainer.ckpt_path} was saved within an optimizer step, whose gradients it does not hold: training "
+                f"cannot resume from it. Use {LAST_CHECKPOINT} of the run"
+            )
         if not (Path(trainer.default_root_dir) / BEST_CHECKPOINT).is_file():
             checkpoint["callbacks"].pop(self.state_key, None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """State the position in one way, whatever called for the checkpoint."""
         is_over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        # There are gradients that no checkpoint holds.
+        checkpoint[WITHIN_STEP] = not is_over and trainer.fit_loop.epoch_loop._should_accumulate()
         settle(checkpoint["loops"]["fit_loop"], is_epoch_over=is_over, is_validation_due=self._is_validation_due)
+
+    def _is_best(self, trainer: Trainer, stage: Stage) -> bool:
+        """Whether this validation is better than all before, by what the stage is measured by; its value is kept."""
+        metric, direction = stage.best_by
+        measured = trainer.callback_metrics.get(metric)
+        if measured is None:
+            return False
+        value = float(measured)
+        is_best = self._best is None or (value < self._best if direction == "min" else value > self._best)
+        if is_best:
+            self._best = value
+        return is_best
 
     def _agree(self, trainer: Trainer) -> tuple[int, bool]:
         """The signal that any process received, and whether the first one's clock says that it is time."""

@@ -8,7 +8,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
 from lit_sft.stages._base import Stage
 
 RESULTS = {f"val_before/{name}": f"val/{name}" for name in ("loss", "perplexity", "token_accuracy")}
@@ -35,14 +35,14 @@ def choices(trainer: Trainer, stage: Stage) -> dict[str, str | float]:
 
     The same names for every run, for TensorBoard takes those of the first for all. It sorts them and shows five.
     """
-    data, tuning = trainer.datamodule, vars(stage.tuning)  # type: ignore[attr-defined]  # Lightning declares no data
-    rows: Any = data.micro_batch_size if isinstance(data, SFTData) else 0
+    data, chosen = trainer.datamodule, stage.tuning.choices()  # type: ignore[attr-defined]  # Lightning declares no data
+    rows: Any = data.micro_batch_size if isinstance(data, CorpusData) else 0
     return {
         "batch_rows": rows * trainer.accumulate_grad_batches * trainer.world_size,
         "family": stage.checkpoint.family.name,
         "lr": trainer.optimizers[0].defaults["lr"],
         "precision": str(trainer.precision),
-        "tuning": " ".join([type(stage.tuning).__name__, *([tuning["quant_type"]] if "quant_type" in tuning else [])]),
-        "tuning_alpha": tuning.get("alpha", 0.0),
-        "tuning_rank": tuning.get("rank", 0),
+        "tuning": " ".join([type(stage.tuning).__name__, str(chosen.get("kind", ""))]).strip(),
+        "tuning_alpha": chosen.get("alpha", 0.0),
+        "tuning_rank": chosen.get("rank", 0),
     }

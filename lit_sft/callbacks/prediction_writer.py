@@ -1,27 +1,25 @@
-"""Predictions as JSON Lines: which prompts are answered together, and a file that survives an interruption."""
+"""Predictions as JSON Lines, in a file that survives an interruption."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from lit_sft.callbacks._answered import AnsweredPrompts
+from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.conversation import Prompt
-from lit_sft.data.datamodule import SFTData
-from lit_sft.distributed.fsdp2 import num_shares
+from lit_sft.data._asking import AskingData
 from lit_sft.errors import ConfigError
-from lit_sft.generation.generate import TOKEN_BUDGET, batches_by_length
+from lit_sft.generation.generate import TOKEN_BUDGET
 from lit_sft.runs.folder import PREDICTIONS
-from lit_sft.stages.sft import SFT
+from lit_sft.stages._answering import Answering
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class PredictionWriter(Callback):
@@ -56,12 +54,14 @@ class PredictionWriter(Callback):
         if stage != "predict":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
-        if not isinstance(pl_module, SFT) or not isinstance(data, SFTData):
+        if not isinstance(pl_module, Answering) or not isinstance(data, AskingData):
             raise ConfigError("predict needs a model and data that ask and answer, such as SFT and SFTData")
         found: set[int] | ConfigError = set()
         if trainer.is_global_zero:
             try:
-                self._answered = AnsweredPrompts(self._partial(trainer), _settings(trainer, pl_module, data.asked))
+                self._answered = AnsweredPrompts(
+                    self._partial(trainer), _settings(trainer, pl_module, data.predict_prompts)
+                )
                 found = self._answered.numbers
             except ConfigError as error:
                 found = error
@@ -69,7 +69,11 @@ class PredictionWriter(Callback):
         found = trainer.strategy.broadcast(found)
         if isinstance(found, ConfigError):
             raise found
-        self._plan(trainer, pl_module, data, found)
+        self._num_prompts = len(data.predict_prompts)
+        group = partial(pl_module.group_prompts, token_budget=self.token_budget)
+        self._steps = data.plan_batches(group, answered=found)
+        if found:
+            log.info("going on: %d of %d prompts are answered", len(found), self._num_prompts)
 
     def on_predict_batch_end(
         self,
@@ -83,8 +87,8 @@ class PredictionWriter(Callback):
         """Append the rows of all processes; what is written survives an interruption."""
         if self._answered:
             numbers = self._steps[batch_idx]
-            rows = _chunks(outputs, len(outputs) // len(numbers))
-            self._answered.add(dict(zip(numbers, rows, strict=True)))
+            each = len(outputs) // len(numbers)
+            self._answered.add({n: outputs[i * each : (i + 1) * each] for i, n in enumerate(numbers)})
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Say how to go on."""
@@ -108,29 +112,12 @@ class PredictionWriter(Callback):
         self.path = self.path or Path(trainer.default_root_dir) / self.default_name
         if self.path.is_dir():
             raise ConfigError(f"predictions.path {self.path} is a folder; give a file")
+        refuse_foreign(self.path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"predictions.path {self.path} cannot be written: {error.strerror}") from None
         return self.path.with_name(self.path.name + ".partial")
-
-    def _plan(self, trainer: Trainer, stage: SFT, data: SFTData, answered: set[int]) -> None:
-        """Batches of what is left, cut as if nothing was answered: half precision rounds by what stands beside."""
-        self._num_prompts = len(data.asked)
-        batches = batches_by_length(
-            [len(prompt.input_ids) for prompt in data.asked],
-            list(stage.strategies.values()),
-            context_length=stage.checkpoint.context_length,
-            token_budget=self.token_budget,
-        )
-        left = [[number for number in batch if number not in answered] for batch in batches]
-        steps = _chunks([batch for batch in left if batch], num_shares(trainer))
-        self._steps = [[number for batch in step for number in batch] for step in steps]
-        share = trainer.global_rank % num_shares(trainer)
-        # All take part in each step, for they exchange their rows in it.
-        data.asked_together = [step[share] if share < len(step) else [] for step in steps]
-        if answered:
-            log.info("going on: %d of %d prompts are answered", len(answered), len(data.asked))
 
     def _tell_unfinished(self, answered: AnsweredPrompts) -> None:
         log.info(
@@ -139,7 +126,7 @@ class PredictionWriter(Callback):
         )  # fmt: skip
 
 
-def _settings(trainer: Trainer, stage: SFT, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _settings(trainer: Trainer, stage: Answering, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All that answers depend on."""
     asked = [(p.input_ids, p.text, p.reference, p.source, p.category, p.is_truncated) for p in prompts]
     checkpoint, tuning = stage.checkpoint, stage.tuning
@@ -157,10 +144,6 @@ def _settings(trainer: Trainer, stage: SFT, prompts: Sequence[Prompt]) -> dict[s
             for name, strategy in stage.strategies.items()
         ],
     }
-
-
-def _chunks(items: list[T], size: int) -> list[list[T]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _state_of(files: Iterable[Path]) -> list[list[str | int]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
@@ -18,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Preflight(Callback):
-    """Logs the estimated memory before the weights load, and warns if the first batch supervises no end of an answer.
+    """Logs the estimated memory before the weights load, and warns if the stage finds fault with the first batch.
 
     Args:
         config: The parsed configuration of the fit.
@@ -26,7 +25,9 @@ class Preflight(Callback):
 
     def __init__(self, config: Any) -> None:
         self.config = config
-        self.is_end_supervised: bool | None = None
+        self.is_first_batch_checked = False
+        self.fault: str | None = None
+        """What is wrong with the first batch."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Estimate; a warning, for an estimate is no reason to refuse."""
@@ -34,19 +35,15 @@ class Preflight(Callback):
             return
         family = pl_module.checkpoint.family
         device = trainer.strategy.root_device.type
-        plan = plan_of(self.config, family, trainer.world_size, is_gpu=device == "cuda")
-        fits, said = verdict(measure_network(family), plan, device_memory(device))
+        plan = plan_of(self.config, pl_module.tuning, family, trainer.world_size, is_gpu=device == "cuda")
+        fits, said = verdict(measure_network(family), plan, family.lora_targets, device_memory(device))
         log.log(logging.INFO if fits else logging.WARNING, "memory of a step: %s", said)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
         """Look at the first batch only."""
-        if self.is_end_supervised is not None or not isinstance(pl_module, Stage):
+        if self.is_first_batch_checked or not isinstance(pl_module, Stage):
             return
-        ends = pl_module.checkpoint.prompt_format.stop_token_ids(pl_module.tokenizer)
-        wanted = torch.tensor(list(ends), device=batch.labels.device)
-        self.is_end_supervised = bool(torch.isin(batch.labels, wanted).any())
-        if not self.is_end_supervised:
-            log.warning(
-                "the first batch supervises no end of an answer: the model may never stop. Replies are probably cut "
-                "off at data.max_length; raise it"
-            )
+        self.is_first_batch_checked = True
+        self.fault = pl_module.check_first_batch(batch)
+        if self.fault:
+            log.warning("%s", self.fault)

@@ -17,9 +17,9 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from lit_sft.data.datamodule import SFTData
-from lit_sft.files import write_json
-from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY
+from lit_sft.data._base import CorpusData
+from lit_sft.files import whole_file, write_json
+from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY, is_run
 from lit_sft.stages._base import Stage
 
 PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
@@ -27,16 +27,28 @@ PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbyt
 
 
 class RunRecord(SaveConfigCallback):
-    """Writes `config.yaml` and `manifest.json` into the run folder when a fit begins; LightningCLI makes it."""
+    """Writes `config.yaml` and `manifest.json` into the run folder when a fit begins; LightningCLI makes it.
+
+    A run that is resumed keeps those that it has until its checkpoint is accepted and training goes on.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Once, on the first process, after the data could be read."""
-        if stage != "fit" or self.already_saved or not trainer.is_global_zero:
+        """For a new run, after the data could be read."""
+        if stage == "fit" and not is_run(Path(trainer.default_root_dir)):
+            self._write(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """For one that is resumed."""
+        self._write(trainer, pl_module)
+
+    def _write(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Once, on the first process."""
+        if self.already_saved or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, Stage)
         folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=False)
+        with whole_file(folder / CONFIG) as partial:
+            self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
         manifest = self._manifest(trainer, pl_module)
         if (folder / MANIFEST).is_file():  # the run goes on
             first = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -57,7 +69,7 @@ class RunRecord(SaveConfigCallback):
             "checkpoint_config": stage.checkpoint.config,
             "sha256": {
                 "tokenizer": _fingerprints(stage.checkpoint.tokenizer_files),
-                "data": data.fingerprints() if isinstance(data, SFTData) else {},
+                "data": data.fingerprints() if isinstance(data, CorpusData) else {},
             },
             "git": _git_state(),
             "versions": {"python": platform.python_version(), **_versions()},

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.conversation import Prompt
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._asking import AskingData
+from lit_sft.display import as_markdown
 from lit_sft.errors import ConfigError
-from lit_sft.stages.sft import SFT
-
-MARKS = set("&<>\"'\\`*_{}[]()#+-.!|~")
+from lit_sft.stages._answering import Answering
 
 
 class Samples(Callback):
@@ -40,19 +39,19 @@ class Samples(Callback):
         """The answers before are those of the first start."""
         self.rows = state_dict["rows"]
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer, keep the first and the latest answers, and log them."""
         if trainer.state.fn == "fit":
             self._answer(trainer, pl_module)
 
-    def on_train_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Answer once more if steps were made since."""
         if trainer.global_step != self._answered_at:
             self._answer(trainer, pl_module)
 
-    def _answer(self, trainer: Trainer, stage: SFT) -> None:
+    def _answer(self, trainer: Trainer, stage: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
-        if not isinstance(data, SFTData) or not self.count:
+        if not isinstance(stage, Answering) or not isinstance(data, AskingData) or not self.count:
             return
         self.prompts = self.prompts or data.held_out_prompts(self.count)
         if not self.prompts:
@@ -86,6 +85,6 @@ def _table(rows: Sequence[dict[str, str | None]], ends: Sequence[str]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Markdown and HTML marks as character references, a line break as one."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(f"&#{ord(char)};" if char in MARKS else char for char in lines).replace("\n", "<br>")
+    """Text as it is, a line break as one."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return "<br>".join(map(as_markdown, lines))

@@ -6,14 +6,13 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from lit_sft.callbacks.hyperparameters import RESULTS
 from lit_sft.callbacks.samples import Samples
 from lit_sft.files import write_json
 from lit_sft.runs.folder import SUMMARY
 from lit_sft.runs.summary import one_line
-from lit_sft.stages.sft import SFT
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Summary(Callback):
         self._after: dict[str, float] = {}
         self._before_step = self._after_step = 0
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the first and the latest metrics."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
         if not trainer.sanity_checking:
@@ -53,7 +52,7 @@ class Summary(Callback):
         """The state before is that of the first start."""
         vars(self).update(state_dict)
 
-    def on_fit_end(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write it, and say in one line what came of the run."""
         if not trainer.is_global_zero:
             return

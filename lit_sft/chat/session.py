@@ -14,6 +14,7 @@ from lit_sft.chat.network import Network
 from lit_sft.chat.stream import AnswerStream
 from lit_sft.configuration import build
 from lit_sft.conversation import Conversation, Message
+from lit_sft.display import harmless
 from lit_sft.errors import BadRecord, ConfigError, accepted
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy
@@ -183,5 +184,5 @@ class Session:
 
 def notice(text: str) -> None:
     """What is no answer goes to stderr."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{harmless(text)}\n")
     sys.stderr.flush()

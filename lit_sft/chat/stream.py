@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 from transformers.generation.streamers import BaseStreamer
 
+from lit_sft.display import harmless
 from lit_sft.generation.generate import decode_answer
-
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""What byte tokens could do to a terminal; tabs and new lines stay."""
 
 
 class AnswerStream(BaseStreamer):
@@ -64,7 +61,7 @@ class AnswerStream(BaseStreamer):
 
     def _shown(self, text: str) -> str:
         # Bytes that are no character yet decode to U+FFFD at the end.
-        return self.polish(CONTROL.sub("", text).rstrip("\ufffd"))
+        return self.polish(harmless(text).rstrip("\ufffd"))
 
     def _show(self, text: str) -> None:
         if len(text) > len(self.text) and text.startswith(self.text):

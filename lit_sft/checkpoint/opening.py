@@ -43,6 +43,11 @@ class Checkpoint(TextInterface):
         return [file for file in files if file.is_file()]
 
     @property
+    def deciding_classes(self) -> tuple[type, ...]:
+        """The family, which chooses prompt format and tokenizer."""
+        return (type(self.family),)
+
+    @property
     def weight_files(self) -> list[Path]:
         """Files that hold the weights; safetensors where there are both.
 
@@ -131,6 +136,11 @@ class Checkpoint(TextInterface):
 def families() -> dict[str, type[Family]]:
     """Every family, by name."""
     return {cls.name: cls for cls in members("lit_sft.families", Family).values()}  # type: ignore[type-abstract]
+
+
+def released_family(folder: str) -> type[Family] | None:
+    """The family that released a model under this name of a folder, `Baichuan-7B` for example."""
+    return next((family for family in families().values() if folder in family.released), None)
 
 
 def find_family(name: str) -> type[Family]:

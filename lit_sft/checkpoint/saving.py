@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from lit_sft.errors import ConfigError
+from lit_sft.files import whole_folder
 
 if TYPE_CHECKING:
     from lit_sft.families._base import Family
@@ -69,19 +70,17 @@ def save_native(family: Family, model: Any, folder: Path) -> None:
     _refuse_adapters(model)
     if getattr(model, "hf_quantizer", None) is not None:
         raise ConfigError("a quantized network cannot be saved for plain transformers; load it with quantization=None")
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise ConfigError(f"{folder} exists; give a folder that does not")
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     weights = model.state_dict()
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in weights.items()}
     plain.generation_config = model.generation_config
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    plain.save_pretrained(partial, state_dict=weights)
-    if tokenizer := family.native_tokenizer():
-        tokenizer.save_pretrained(partial)
-    partial.rename(folder)
+    with whole_folder(folder) as partial:
+        plain.save_pretrained(partial, state_dict=weights)
+        if tokenizer := family.native_tokenizer():
+            tokenizer.save_pretrained(partial)
 
 
 def _refuse_adapters(model: Any) -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
 from lit_sft.checkpoint.opening import find_family
+from lit_sft.display import visible
 from lit_sft.errors import CheckpointError, ConfigError, DataError
 from lit_sft.families._base import Family, TinySize
+from lit_sft.files import whole_folder
 
 DEFAULT = TinySize()
 
@@ -46,35 +47,29 @@ def tiny(
         UserError: If the folder exists, the text is missing or the sizes do not fit together.
     """
     folder = Path(output)
-    if folder.exists():
+    if folder.exists() or folder.is_symlink():
         raise CheckpointError(f"{folder} exists; give a folder that does not")
     size = TinySize(hidden_size, intermediate_size, num_layers, num_heads, vocab_size, context_length)
     _check(size)
     texts = _texts(Path(text)) if text else demo_texts()
     _write(folder, find_family(family), texts, size, seed)
     num_bytes = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{folder}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
+    print(f"{visible(output)}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
 
 
 def _write(folder: Path, family: type[Family], texts: list[str], size: TinySize, seed: int) -> None:
-    """Under another name, until it is complete."""
     import torch
 
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
     torch.manual_seed(seed)
     try:
-        partial.mkdir(parents=True)
-        family.write_tiny(partial, texts, size)
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            family.write_tiny(partial, texts, size)
     except OSError as error:
         raise ConfigError(f"--output {folder} cannot be written: {error.strerror}") from None
     except RuntimeError as error:  # sentencepiece says in its own words that the vocabulary is too small
         raise ConfigError(
             f"no tokenizer of {size.vocab_size} pieces can be trained: {error}. Raise vocab_size"
         ) from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def demo_texts() -> list[str]:

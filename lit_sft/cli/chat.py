@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.runs.folder import newest_run
 
@@ -51,7 +52,7 @@ def chat(
     import torch
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from lit_sft.chat.network import Source, check_adapter, source_of_run
+    from lit_sft.chat.network import Source, source_of_run
     from lit_sft.checkpoint.opening import open_checkpoint
     from lit_sft.tuning.qlora import QLoRA
 
@@ -64,7 +65,7 @@ def chat(
         source = source_of_run(folder, chosen, quantized)
     else:
         opened = open_checkpoint(str(checkpoint), family, prompt_format)
-        source = Source(opened, check_adapter(adapter), chosen, quantized)
+        source = Source(opened, Path(adapter) if adapter else None, chosen, quantized)
     _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
 
 
@@ -99,7 +100,7 @@ def _talk(session: Session, lines: Iterator[str]) -> None:
             elif text:
                 session.answer(text)
         except UserError as error:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {visible(str(error))}\n")
         except KeyboardInterrupt:
             sys.stderr.write("stopped\n")
 

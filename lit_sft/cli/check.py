@@ -19,12 +19,18 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.checkpoint.opening import open_checkpoint
+from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import CLI, run_cli
+from lit_sft.configuration import build
+from lit_sft.data._asking import AskingData
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
 from lit_sft.runs.folder import LAST_CHECKPOINT, PREDICTIONS
+from lit_sft.stages._answering import Answering
+from lit_sft.tuning._base import Tuning
 
 # A launched process would repeat the command that is running: `check`, not `fit`.
 ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": "auto"}
@@ -50,7 +56,7 @@ OWN_OPTIONS: dict[str, tuple[Any, Any, str]] = {
 }
 
 
-class EstimateCLI(CLI):
+class EstimateCLI(FitReader):
     """Takes what `fit` takes, and counts; neither weights nor data are read.
 
     `estimated`: bytes of a step; `is_all_asked`: whether the estimate is all that is wanted, or possible.
@@ -62,13 +68,8 @@ class EstimateCLI(CLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the check, beside those that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
         for name, (kind, default, meaning) in OWN_OPTIONS.items():
             parser.add_argument(f"--{name}", type=kind, default=default, help=meaning)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without the verb, for this parser has only one."""
-        super().parse_arguments(parser, args[1:])
 
     def instantiate_classes(self) -> None:
         """Open the checkpoint, estimate and say so.
@@ -81,11 +82,12 @@ class EstimateCLI(CLI):
         devices = num_devices(trainer.devices, trainer.accelerator) * trainer.num_nodes
         given = self.config.device_memory
         is_gpu = given is not None or is_on_gpu(trainer.accelerator)
-        plan, size = plan_of(self.config, family, devices, is_gpu=is_gpu), measure_network(family)
+        tuning = build("tuning", Tuning, model.tuning.as_dict())
+        plan, size = plan_of(self.config, tuning, family, devices, is_gpu=is_gpu), measure_network(family)
         if given is not None and given <= 0:
             raise ConfigError(f"--device_memory is {given}; give the GB of a device, such as 80")
         memory = given * GB if given else device_memory(trainer.accelerator)
-        fits, said = verdict(size, plan, memory)
+        fits, said = verdict(size, plan, family.lora_targets, memory)
         if not fits:
             raise ConfigError(f"memory: {said}")
         _report("memory", f"OK  {said}")
@@ -93,7 +95,7 @@ class EstimateCLI(CLI):
         self.is_all_asked = self.config.estimate_only
         if devices > 1 and not self.config.estimate_only:
             alone = replace(plan, num_devices=1, sharding="none")
-            self.is_all_asked = not verdict(size, alone, device_memory(trainer.accelerator))[0]
+            self.is_all_asked = not verdict(size, alone, family.lora_targets, device_memory(trainer.accelerator))[0]
             skipped = "skipped: the weights fit on several devices only"
             _report("steps", skipped if self.is_all_asked else "on one device")
 
@@ -111,7 +113,11 @@ class Clock(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Data and weights are there."""
         data = trainer.datamodule  # type: ignore[attr-defined]
-        self.has_prompts = bool(data.prompts or data.held_out_prompts(1))
+        self.has_prompts = (
+            isinstance(pl_module, Answering)
+            and isinstance(data, AskingData)
+            and bool(data.prompts or data.held_out_prompts(1))
+        )
         self.preflight = next(c for c in trainer.callbacks if isinstance(c, Preflight))  # type: ignore[attr-defined]
         self._lap("load")
 
@@ -159,11 +165,10 @@ def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
     _fit(clock, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 1})], "train")
     (run,) = runs.iterdir()
     _report("data", f"OK  read, and weights loaded in {clock.seconds['load']:.1f} s")
-    if clock.preflight is None or not clock.preflight.is_end_supervised:
-        raise ConfigError(
-            "end of turn: the first batch supervises none, so answers would not end. Raise data.max_length"
-        )
-    _report("end of turn", "OK  supervised")
+    assert clock.preflight is not None
+    if clock.preflight.fault:
+        raise ConfigError(clock.preflight.fault)
+    _report("first batch", "OK")
     _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak(estimated)}")
     if "validate" in clock.seconds:
         _report("validate", f"OK  {clock.seconds['validate']:.1f} s")
@@ -245,4 +250,4 @@ def _peak(estimated: float) -> str:
 
 
 def _report(what: str, said: str) -> None:
-    print(f"{what:<13}{said}", flush=True)  # noqa: T201
+    print(f"{what:<13}{visible(said)}", flush=True)  # noqa: T201

@@ -12,22 +12,22 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lit_sft.cli.fit import CLI, run_cli
+from lit_sft.cli._base import FitReader
+from lit_sft.cli.fit import run_cli
 from lit_sft.configuration import KindParser, stage_and_data
-from lit_sft.conversation import Batch, Prompt
-from lit_sft.corpora.safety_prompts import SafetyPrompts
-from lit_sft.data.datamodule import SFTData
+from lit_sft.conversation import Prompt
+from lit_sft.data._asking import AskingData
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.report.comparison import Comparison, Row, write_data, write_text
+from lit_sft.report.comparison import Comparison, Row, refuse_foreign, write_data, write_text
 from lit_sft.report.examine import Examined, examine
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run, newest_run
+from lit_sft.stages._answering import Answering
 from lit_sft.stages._base import Stage
-from lit_sft.stages.sft import SFT
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,12 @@ class State:
         return is_same and (other.weights is not None or self.weights is None)
 
 
-class CompareCLI(CLI):
+class CompareCLI(FitReader):
     """Takes what `fit` takes, and asks a model before and after tuning, or two models one after the other."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the comparison, beside those that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
         parser.add_argument("--count", type=int, default=50, help="Prompts of each category at most.")
         parser.add_argument("--output", type=str | None, default=None, help="Folder; RUN/comparison if not given.")
         parser.add_argument(
@@ -63,10 +62,6 @@ class CompareCLI(CLI):
         parser.add_argument(
             "--after", type=str | None, default=None, help="The same, in the place of --run; needs --output."
         )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without the verb, for this parser has only one."""
-        super().parse_arguments(parser, args[1:])
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoints before anything heavy is built.
@@ -90,6 +85,7 @@ class CompareCLI(CLI):
             weights = _checkpoint(config.ckpt_path or run)
             self.after = State(f"{run.name}, tuned with {tuning}", config.model, weights)
             self.folder = Path(config.output or run / "comparison")
+        refuse_foreign(self.folder)
         base = Path(self.after.model.init_args.checkpoint).name
         self.before = (
             self._state(config.before) if config.before else State(f"{base}, the base model", self.after.model)
@@ -117,8 +113,7 @@ class CompareCLI(CLI):
         Raises:
             ConfigError: For a stage that does not answer, several devices, or no prompts.
         """
-        if not isinstance(self.model, SFT):
-            raise ConfigError(f"compare needs a model that answers, such as SFT, not {type(self.model).__name__}")
+        _refuse_silent(self.model, self.datamodule)
         if self.trainer.world_size > 1:
             raise ConfigError("compare runs on one device: set trainer.devices to 1")
         is_one = self.before.can_become(self.after)
@@ -139,23 +134,21 @@ class CompareCLI(CLI):
             seed=int(self.config.seed_everything),
         )
         write_report(comparison, self.folder)
-        print(f"report: {self.folder / 'report.html'}")  # noqa: T201
+        print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201
 
-    def _other(self, state: State) -> tuple[SFT, SFTData]:
+    def _other(self, state: State) -> tuple[Answering, AskingData]:
         """Another model than the configured one, which reads the same data in its own way."""
         config = {"seed_everything": self.config.seed_everything, "model": state.model, "data": self.config.data}
         stage, data = stage_and_data(
             {key: getattr(value, "as_dict", lambda v=value: v)() for key, value in config.items()}
         )
-        if not isinstance(stage, SFT):
-            raise ConfigError(f"--before {state.name} does not answer: it is a {type(stage).__name__}")
-        return stage, data
+        return _refuse_silent(stage, data)
 
-    def _prompts(self, data: SFTData) -> list[Prompt]:
+    def _prompts(self, data: AskingData) -> list[Prompt]:
         data.setup("predict")
-        return _first_of_each(data.asked, self.config.count)
+        return _first_of_each(data.predict_prompts, self.config.count)
 
-    def _examine(self, state: State, stage: SFT, data: SFTData, prompts: list[Prompt], name: str) -> Examined:
+    def _examine(self, state: State, stage: Answering, data: AskingData, prompts: list[Prompt], name: str) -> Examined:
         """The model with what was trained of it, or without."""
         stage.trainer = self.trainer
         stage.configure_model()
@@ -169,7 +162,12 @@ class CompareCLI(CLI):
             nullcontext() if state.weights else stage.tuning.base_of(stage.model),
         ):
             return examine(
-                stage, prompts, self.model.strategies, _probes(data), name=name, batch_size=data.micro_batch_size
+                stage,
+                prompts,
+                self.model.strategies,
+                [data.forgetting_dataloader()],
+                name=name,
+                batch_size=data.micro_batch_size,
             )
 
     def _about(self, prompts: list[Prompt], *, is_same_text: bool) -> dict[str, str]:
@@ -196,7 +194,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def rows(prompts: Sequence[Prompt], before: Examined, after: Examined, safety_files: Sequence[str]) -> list[Row]:
-    """Answers side by side; a prompt is one of safety if its file is of Safety-Prompts."""
+    """Answers side by side; a prompt is one of safety if the corpus of its file is."""
     return [
         Row(
             source=prompt.source,
@@ -241,21 +239,13 @@ def _first_of_each(prompts: Iterable[Prompt], count: int) -> list[Prompt]:
     return [prompt for name in sorted(kept) for prompt in kept[name][:count]]
 
 
-def _safety_files(data: SFTData) -> list[str]:
+def _safety_files(data: AskingData) -> list[str]:
     corpora = [*data.corpora, *data.test_corpora]
-    return [f"{file}:" for corpus in corpora if isinstance(corpus, SafetyPrompts) for file in corpus.files]
+    return [f"{file}:" for corpus in corpora if corpus.is_about_safety for file in corpus.files]
 
 
-def _probes(data: SFTData) -> list[Iterable[Batch]]:
-    """What shows forgetting: the corpora for it, or the validation split by corpus."""
-    if not data.forgetting:
-        return [data.val_dataloader()]
-    others = SFTData(
-        data.text,
-        corpora=data.forgetting,
-        test_corpora=data.forgetting,
-        max_length=data.max_length,
-        micro_batch_size=data.micro_batch_size,
-        cache=str(data.cache),
-    )
-    return [others.test_dataloader()]
+def _refuse_silent(stage: Any, data: Any) -> tuple[Answering, AskingData]:
+    if not isinstance(stage, Answering) or not isinstance(data, AskingData):
+        found = f"{type(stage).__name__} and {type(data).__name__}"
+        raise ConfigError(f"compare needs a model and data that ask and answer, such as SFT and SFTData, not {found}")
+    return stage, data

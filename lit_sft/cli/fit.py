@@ -7,26 +7,22 @@ the opened checkpoint from it. `--run DIR` stands for the configuration and last
 from __future__ import annotations
 
 import atexit
-import errno
 import logging
 import os
-import pickle
 import shutil
-import traceback
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from lightning import Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
 
-from lit_sft.callbacks.checkpoint_file import CheckpointFile
+from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.hyperparameters import HyperParameters
@@ -37,11 +33,14 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
-from lit_sft.configuration import KINDS, KindParser, user_error_in
-from lit_sft.data.datamodule import SFTData
+from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.configuration import KINDS, KindParser
+from lit_sft.data._base import CorpusData
+from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
-from lit_sft.errors import ConfigError, Stopped, UserError
+from lit_sft.errors import ConfigError, Stopped
 from lit_sft.plugins import members_of
+from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
     CONFIG,
@@ -69,6 +68,8 @@ HARMLESS_WARNINGS = (
     "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
 )
 
+CURVES = "tensorboard"
+
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
 
@@ -92,6 +93,9 @@ class CLI(LightningCLI):
 
     _resumed: Path | None = None
     """Checkpoint with which a run goes on in its own folder."""
+
+    _made: Path | None = None
+    """Run folder that this process made."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
@@ -141,6 +145,7 @@ class CLI(LightningCLI):
             )
         if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
             raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
+        refuse_mps(self._get(self.config, "trainer.accelerator"))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
@@ -148,8 +153,8 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         if given.logger in (None, True):
             # Where the run goes on, what a later step left in the curves counts no more.
-            step = _step_of(self._resumed) if self._resumed else None
-            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard", purge_step=step)
+            step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
+            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step)
         if self.subcommand != "fit":
             # Only a fit is a run; measuring one must not write curves into it.
             kwargs["logger"] = False
@@ -167,7 +172,7 @@ class CLI(LightningCLI):
             if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
                 callback.default_name = BASE_PREDICTIONS
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
-        trainer.strategy.checkpoint_io = CheckpointFile()
+        trainer.strategy.checkpoint_io = CheckpointFile(checked=self._resumed)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -192,6 +197,7 @@ class CLI(LightningCLI):
         try:
             with (
                 locked(folder) if is_writer else nullcontext(),
+                self._without_curves_if_refused(folder) if is_writer and self._resumed else nullcontext(),
                 savers[0].signals.caught() if savers else nullcontext(),
             ):
                 super()._run_subcommand(subcommand)
@@ -200,9 +206,25 @@ class CLI(LightningCLI):
                 raise KeyboardInterrupt from None
             raise
         finally:
-            if is_writer and not is_run(folder):
+            if folder == self._made and not is_run(folder):
                 # It failed before it began: nothing of it is worth keeping.
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _without_curves_if_refused(self, folder: Path) -> Iterator[None]:
+        """Lightning opens a file of curves, which ends those before, ahead of reading the checkpoint."""
+        curves = folder / CURVES
+        known = set(curves.glob("*"))
+        try:
+            yield
+        except BaseException:
+            (record,) = [callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)]  # type: ignore[attr-defined]
+            if not record.already_saved:
+                for logger in self.trainer.loggers:
+                    logger.finalize("aborted")
+                for made in set(curves.glob("*")) - known:
+                    made.unlink()
+            raise
 
     def _run_folder(self) -> Path:
         if self.subcommand != "fit":
@@ -217,16 +239,18 @@ class CLI(LightningCLI):
         folder = Path(launched) if launched else None
         if resume:
             folder = folder or (unfinished_run(runs, config["name"]) if resume == "auto" else Path(resume))
-            self._resumed = newest_checkpoint(folder) if folder else None
+            # The first process looks whether it is whole, and tells the others once they are connected.
+            self._resumed = newest_checkpoint(folder, is_checked=process_rank() == 0) if folder else None
             if resume != "auto" and not self._resumed:
                 raise ConfigError(f"{folder} holds no whole checkpoint such as {LAST_CHECKPOINT} to go on with")
         if launched:
             return Path(launched)
         if process_rank() and not self._resumed:  # launched by torchrun or SLURM; only the first process writes
             return runs
-        folder = folder if folder and self._resumed else new_run(runs, config["name"])
+        if not folder or not self._resumed:
+            folder = self._made = new_run(runs, config["name"])
         check_writable(folder)
-        if self._resumed:
+        if self._resumed and process_rank() == 0:
             log.info("going on with %s from step %d", folder, _step_of(self._resumed))
         os.environ[RUN_FOLDER] = str(folder)
         return folder
@@ -282,14 +306,14 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     if not is_launcher:
         end_with_parent()
     try:
-        return cli(Stage, SFTData, args=expand_run(list(arguments)), **SETTINGS, **options)
+        return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.
         if is_launcher:
             raise
         return None
     except Exception as error:
-        mistake = _mistake_behind(error)
+        mistake = mistake_behind(error)
         if mistake is None:
             raise
         raise mistake from error
@@ -337,26 +361,9 @@ def expand_run(arguments: list[str]) -> list[str]:
     return [verb, "--config", str(Path(run) / CONFIG), *options]
 
 
-def _mistake_behind(error: Exception) -> UserError | None:
-    """What the user can put right, in one line; None if the error is ours."""
-    if mistake := user_error_in(error):
-        return mistake
-    said = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError):
-        return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError(f"a configuration is not UTF-8: {said}")
-    innermost = list(traceback.walk_tb(error.__traceback__))[-1][0].f_globals.get("__name__", "")
-    is_lightnings = isinstance(error, ValueError) and innermost.startswith("lightning.")
-    return ConfigError(said[:400]) if is_lightnings or isinstance(error, MisconfigurationException) else None
-
-
 def _step_of(checkpoint: Path) -> int:
     """The optimizer step at which it was written; little of the file is read."""
-    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return int(stored["global_step"])
+    return int(read_checkpoint(checkpoint)["global_step"])
 
 
 def _value_of(option: str, options: list[str]) -> str | None:
@@ -370,7 +377,9 @@ def _value_of(option: str, options: list[str]) -> str | None:
 
 def _quieten() -> None:
     """Our own messages, none of the libraries' chatter about things that are as they should be."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.setFormatter(HarmlessFormatter("%(message)s"))
     logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

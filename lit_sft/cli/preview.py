@@ -6,37 +6,32 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import Namespace
-from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.checkpoint.opening import open_checkpoint
-from lit_sft.cli.fit import CLI, Parser, run_cli
-from lit_sft.data.datamodule import SFTData
+from lit_sft.cli._base import FitReader
+from lit_sft.cli.fit import Parser, run_cli
+from lit_sft.data._base import CorpusData
+from lit_sft.display import visible
 from lit_sft.preflight.plan import num_devices
 from lit_sft.preview.collect import collect
 from lit_sft.preview.page import write_page
 from lit_sft.preview.terminal import render
 
 
-class PreviewCLI(CLI):
+class PreviewCLI(FitReader):
     """Takes what `fit` takes, makes the data module, and shows what is in it."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options of the preview, beside those that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
         parser.add_argument(
             "--html", type=str | None, default=None, help="File to write a page to that shows the same."
         )
         parser.add_argument("--count", type=int, default=3, help="Examples of each corpus to show.")
         parser.add_argument("--ids", type=bool, default=False, help="Show id, piece and label of every token.")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Without the verb, for this parser has only one."""
-        super().parse_arguments(parser, args[1:])
 
     def instantiate_classes(self) -> None:
         """Make the data module; of the model, only the checkpoint is opened."""
@@ -44,7 +39,7 @@ class PreviewCLI(CLI):
         self.checkpoint = open_checkpoint(model.checkpoint, model.family, model.prompt_format)
         data.init_args.text = self.checkpoint
         parser = Parser()
-        parser.add_subclass_arguments(SFTData, "data")
+        parser.add_subclass_arguments(CorpusData, "data")
         self.datamodule = parser.instantiate_classes(Namespace({"data": data})).data  # type: ignore[no-untyped-call]
 
     def after_instantiate_classes(self) -> None:
@@ -61,7 +56,7 @@ class PreviewCLI(CLI):
         print(render(preview, is_coloured=is_coloured, with_ids=self.config.ids))  # noqa: T201
         if self.config.html:
             write_page(preview, Path(self.config.html))
-            print(f"  page   {self.config.html}")  # noqa: T201
+            print(f"  page   {visible(str(self.config.html))}")  # noqa: T201
 
 
 def main(arguments: Sequence[str]) -> None:

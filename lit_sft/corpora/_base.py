@@ -30,13 +30,14 @@ MAX_WEIGHT = 1000
 class Finding:
     """Something wrong with one record: skipped, or kept after a repair.
 
-    `reason` is a short stable name; `excerpt` the beginning of the record.
+    `reason` is a short stable name; `excerpt` the beginning of the record; `detail` what else is known of it.
     """
 
     source: str
     reason: str
     excerpt: str
     is_kept: bool
+    detail: str = ""
 
 
 Report = Callable[[Finding], None]
@@ -75,6 +76,9 @@ class Corpus(ABC):
 
     has_groups: ClassVar[bool] = False
     """Whether a file may be one object with an array of records for each kind."""
+
+    is_about_safety: ClassVar[bool] = False
+    """Whether its prompts are risky, so that a report counts refusals among their answers."""
 
     groups: list[str] | None = None
     """Only records whose `group_key` has one of these values; all if not given."""
@@ -161,16 +165,20 @@ class Corpus(ABC):
         record = Fields(decoded)
         if group and self.has_groups:
             record[self.group_key] = group
-        kind = str(record.get(self.group_key) or "") if self.group_key else ""
-        if self.groups and kind not in self.groups:
-            return Reading(None, repairs, kind)
-        if not is_supervised(record):
-            raise BadRecord("no-supervised-answer")
         self._repairs = repairs
-        conversation = self.parse(record)
-        for reason in sorted({unused_key(key) for key in record.unused()}):
-            if self.unused_keys == "refuse":
-                raise BadRecord(reason)
+        try:
+            kind = str(record.get(self.group_key) or "") if self.group_key else ""
+            if self.groups and kind not in self.groups:
+                return Reading(None, repairs, kind)
+            if not is_supervised(record):
+                raise BadRecord("no-supervised-answer")
+            conversation = self.parse(record)
+            unused = sorted({unused_key(key) for key in record.unused()})
+        except RecursionError:
+            raise BadRecord("nested-too-deeply") from None
+        if unused and self.unused_keys == "refuse":
+            raise BadRecord(unused[0])
+        for reason in unused:
             self.repaired(reason)
         return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
 

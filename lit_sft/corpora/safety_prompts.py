@@ -31,6 +31,7 @@ class SafetyPrompts(Corpus):
     layouts = (frozenset({"prompt", "response"}),)
     group_key = "type"
     has_groups = True
+    is_about_safety = True
 
     def __init__(self, path: str | list[str], scenarios: list[str] | None = None, **kwargs: Any) -> None:
         super().__init__(path, **kwargs)

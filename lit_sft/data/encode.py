@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Example, PromptFormat
+from lit_sft.data.encoder import Encoding
 from lit_sft.errors import BadRecord
 
 LossOn = Literal["assistant", "last", "all"]
 Truncation = Literal["", "turns-dropped", "reply-cut"]
+
+
+@dataclass(frozen=True)
+class ConversationEncoding(Encoding):
+    """Conversations with the loss on what the assistant says.
+
+    Args:
+        loss_on: Which tokens carry loss.
+    """
+
+    loss_on: LossOn
+
+    def encode_record(self, record: Conversation) -> Example:
+        """Ids and labels."""
+        return encode_conversation(
+            record, self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
+        )
 
 
 def encode_conversation(

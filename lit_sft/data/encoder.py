@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -15,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lit_sft.conversation import Example, PromptFormat, TextInterface
-from lit_sft.data.cache import code_digest, digest
-from lit_sft.data.encode import LossOn, encode_conversation
+from lit_sft.conversation import Conversation, Example, PromptFormat, TextInterface
+from lit_sft.data.cache import digest
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.tokens import EncodedRecords, TokenStore
 from lit_sft.data.workers import in_workers
@@ -30,44 +32,56 @@ POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """How conversations become tokens.
+class Encoding(ABC):
+    """How records become examples: what a data module subclasses, with its own options as further fields.
 
     Args:
         prompt_format: The family's way to write a conversation.
         tokenizer: The family's tokenizer.
         max_length: Tokens of an example at most.
-        loss_on: Which tokens carry loss.
     """
 
     prompt_format: PromptFormat
     tokenizer: Any
     max_length: int
-    loss_on: LossOn
+
+    @abstractmethod
+    def encode_record(self, record: Conversation) -> Example:
+        """The example that a usable record becomes.
+
+        Raises:
+            BadRecord: If it does not fit.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """What examples depend on, beside format and tokenizer."""
+        names = [field.name for field in fields(self) if field.name not in {"prompt_format", "tokenizer"}]
+        return {name: getattr(self, name) for name in names}
 
     def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
         examples: list[Example] = []
         remarks: list[str] = []
+        details: dict[int, str] = {}
         for record in records.tolist():
             try:
                 conversation = corpus.conversation(record)
             except BadRecord:
                 raise DataError(f"{corpus.records.source(record)} changed while it was used. Start again") from None
             try:
-                example = encode_conversation(
-                    conversation, self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
-                )
+                example = self.encode_record(conversation)
             except BadRecord as bad:
                 examples.append(Example([], []))
                 remarks.append(bad.reason)
+                if bad.detail:
+                    details[record] = bad.detail
                 continue
             except Exception as error:
                 error.add_note(f"in the record at {conversation.source}")
                 raise
             examples.append(example)
             remarks.append(example.truncation)
-        return EncodedRecords.of(records, examples, remarks)
+        return EncodedRecords.of(records, examples, remarks, details)
 
 
 class EncodedCorpus:
@@ -96,13 +110,12 @@ class EncodedCorpus:
 
 
 def fingerprint_of(text: TextInterface, encoding: Encoding) -> str:
-    """A name for the way in which conversations become tokens."""
+    """A name for the way in which records become tokens, among those of one kind of encoding."""
     return digest(
         [hashlib.sha256(file.read_bytes()).hexdigest() for file in text.tokenizer_files],
         type(encoding.prompt_format).__qualname__,
         getattr(encoding.prompt_format, "__dict__", {}),
-        encoding.max_length,
-        encoding.loss_on,
+        *encoding.options().values(),
     )
 
 
@@ -111,10 +124,11 @@ def encoded_corpora(
 ) -> list[EncodedCorpus]:
     """The corpora with the tokens that are there already."""
     writing = fingerprint_of(text, encoding)
+    deciding = (__name__, *text.deciding_classes, type(encoding.prompt_format), type(encoding.tokenizer))
     corpora = []
     for number, corpus in enumerate(scanned):
-        code = code_digest(type(corpus.corpus), type(encoding.prompt_format))
-        folder = cache / "tokens" / digest(corpus.fingerprint, writing, code)
+        code = code_digest(*deciding, type(corpus.corpus), type(encoding))
+        folder = cache / "tokens" / digest(corpus.fingerprint, type(encoding).__qualname__, writing, code)
         corpora.append(EncodedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
     return corpora
 
@@ -143,6 +157,7 @@ class Encoder:
         self._parent = os.getppid()  # of a process that waits: the one that encodes, or the launcher of both
         self._thread: Thread | None = None
         self._error: BaseException | None = None
+        self._is_ending = False
 
     def need(self, selection: Selection, what: str = "examples") -> None:
         """Return when all of these records are encoded: at once here, or by the process that does it."""
@@ -172,6 +187,8 @@ class Encoder:
             results = in_workers(self._encode_chunk, chunks, self._num_workers)
             self._thread = Thread(target=self._keep, args=(chunks, results), daemon=True)
             self._thread.start()
+            # Before multiprocessing ends the workers itself: torch would take that for their sudden death.
+            atexit.register(self._end)
 
     def num_tokens(self, selection: Selection) -> NDArray[np.int64]:
         """Length of each record; all must be encoded."""
@@ -214,7 +231,15 @@ class Encoder:
         try:
             for (number, _), encoded in zip(chunks, results, strict=True):
                 self._corpora[number].store.append(encoded)
+                if self._is_ending:
+                    break
         except BaseException as error:
             self._error = error
         finally:
             del results  # ends the processes now, and not whenever the error is forgotten
+
+    def _end(self) -> None:
+        """Leave what nobody needs any more."""
+        self._is_ending = True
+        if self._thread:
+            self._thread.join()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_sft.conversation import Batch, Conversation, TextInterface
+from lit_sft.conversation import Batch, Conversation, Example, TextInterface
 from lit_sft.corpora._base import Corpus
-from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoder, Encoding, Selection, encoded_corpora
 from lit_sft.data.order import MicroBatch
 from lit_sft.data.quarantine import Quarantine
@@ -41,13 +41,23 @@ def conversations_of(corpora: Sequence[ScannedCorpus], selection: Selection) -> 
     return [corpora[number].conversation(record) for number, record in zip(corpus_of, records, strict=True)]
 
 
+class Collate(Protocol):
+    """How rows of examples become a batch; see `lit_sft.data.collate.collate`."""
+
+    def __call__(
+        self, rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_share: float
+    ) -> Batch:
+        """A batch of them."""
+
+
 class Prepared(Dataset[Batch]):
     """Micro-batches of examples from corpora.
 
     Args:
         scanned: The corpora with all that is in them.
         text: How the model reads text.
-        encoding: How conversations become tokens.
+        encoding: How records become examples.
+        collate: How rows of them become a batch.
         cache: Where the tokens lie.
         num_workers: Processes that encode.
         is_first: Whether this is the process of its machine that encodes.
@@ -58,6 +68,7 @@ class Prepared(Dataset[Batch]):
         scanned: Sequence[ScannedCorpus],
         text: TextInterface,
         encoding: Encoding,
+        collate: Collate,
         cache: Path,
         *,
         num_workers: int,
@@ -66,13 +77,14 @@ class Prepared(Dataset[Batch]):
         self.corpora = encoded_corpora(scanned, text, encoding, cache)
         self.encoder = Encoder(self.corpora, encoding, num_workers=num_workers, is_first=is_first)
         self.quarantine = Quarantine(self.corpora)
+        self._collate = collate
         self._names = [corpus.name for corpus in self.corpora]
         pad_token_id = encoding.tokenizer.pad_token_id
         self._pad_token_id = encoding.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = [[self.corpora[number].example(record) for number, record in row] for row in micro_batch.rows]
-        return collate(rows, self._pad_token_id, corpora=self._names, epoch_share=micro_batch.epoch_share)
+        return self._collate(rows, self._pad_token_id, corpora=self._names, epoch_share=micro_batch.epoch_share)
 
     def __getstate__(self) -> dict[str, object]:
         """A worker process assembles batches and does not encode."""

@@ -1,4 +1,4 @@
-"""What stands between the logits and the choice of a token, so that no prompt depends on those answered beside it."""
+"""Logits processors of our own: without padding, and drawing for each row by itself."""
 
 from __future__ import annotations
 
@@ -6,17 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
-
-from lit_sft.generation.strategies import Sampling, Strategy, TopK, TopP
+from transformers import LogitsProcessor
 
 
 class WithoutPadding(LogitsProcessor):
@@ -59,28 +49,3 @@ class Draw(LogitsProcessor):
         # To the right of equal ends: a token without probability is never hit.
         drawn = torch.searchsorted(ends, points, right=True).clamp_(max=scores.shape[1] - 1)
         return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
-
-
-def processors(strategy: Strategy, padding: Sequence[int], prompts: Sequence[Sequence[int]]) -> LogitsProcessorList:
-    """Those of transformers in its order, and a draw for each prompt instead of one for the batch.
-
-    Args:
-        strategy: What they do.
-        padding: Columns at the left of each prompt that are padding.
-        prompts: Their ids, which with the seed decide what is drawn.
-    """
-    chain = LogitsProcessorList()
-    if strategy.repetition_penalty != 1:
-        chain.append(WithoutPadding(RepetitionPenaltyLogitsProcessor(strategy.repetition_penalty), padding))
-    if strategy.no_repeat_ngram_size:
-        chain.append(WithoutPadding(NoRepeatNGramLogitsProcessor(strategy.no_repeat_ngram_size), padding))
-    if not isinstance(strategy, Sampling):
-        return chain
-    if strategy.temperature != 1:
-        chain.append(TemperatureLogitsWarper(float(strategy.temperature)))
-    if isinstance(strategy, TopK):
-        chain.append(TopKLogitsWarper(strategy.top_k))
-    if isinstance(strategy, TopP) and strategy.top_p < 1:
-        chain.append(TopPLogitsWarper(strategy.top_p))
-    chain.append(Draw([f"{strategy.seed} {list(prompt)}" for prompt in prompts]))
-    return chain

@@ -109,9 +109,7 @@ def generate_ids(
     model: Any, prompts: list[Sequence[int]], strategy: Strategy, *, stop: list[int], room: int, streamer: Any = None
 ) -> list[list[int]]:
     """New ids of each prompt, `room` at most, padded with the first stop token."""
-    from transformers import GenerationConfig
-
-    from lit_sft.generation._processors import processors
+    from transformers import GenerationConfig, LogitsProcessorList
 
     # Padding with the stop token is safe: an answer is read up to the first.
     input_ids, attention_mask = pad_left(prompts, pad_token_id=stop[0])
@@ -127,7 +125,7 @@ def generate_ids(
             generation_config=GenerationConfig(
                 **{**strategy.options(), **own}, eos_token_id=stop, pad_token_id=stop[0]
             ),
-            logits_processor=processors(strategy, padding, prompts),
+            logits_processor=LogitsProcessorList(strategy.processors(padding, prompts)),
             streamer=streamer,
             # Where weights are sharded, every process goes on until the last has its answer.
             synced_gpus=any(isinstance(module, FSDPModule) for module in model.modules()),

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any, ClassVar
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import LogitsProcessor
 
 
 class Strategy(ABC):
@@ -69,6 +72,26 @@ class Strategy(ABC):
             "no_repeat_ngram_size": self.no_repeat_ngram_size,
         }
         return common | self._choice()
+
+    def processors(self, padding: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[LogitsProcessor]:
+        """What stands between the logits and the choice of a token, in the order of transformers.
+
+        No prompt depends on those answered beside it: what looks at the tokens before does so without padding.
+
+        Args:
+            padding: Columns at the left of each prompt that are padding.
+            prompts: Their ids.
+        """
+        from transformers import NoRepeatNGramLogitsProcessor, RepetitionPenaltyLogitsProcessor
+
+        from lit_sft.generation._processors import WithoutPadding
+
+        chain: list[LogitsProcessor] = []
+        if self.repetition_penalty != 1:
+            chain.append(WithoutPadding(RepetitionPenaltyLogitsProcessor(self.repetition_penalty), padding))
+        if self.no_repeat_ngram_size:
+            chain.append(WithoutPadding(NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size), padding))
+        return chain
 
     @abstractmethod
     def _choice(self) -> dict[str, Any]:
@@ -134,6 +157,22 @@ class Sampling(Strategy):
         self.temperature = temperature
         self.seed = seed
 
+    def processors(self, padding: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[LogitsProcessor]:
+        """Temperature, what cuts off unlikely tokens, and a draw for each prompt instead of one for the batch."""
+        from transformers import TemperatureLogitsWarper
+
+        from lit_sft.generation._processors import Draw
+
+        chain = super().processors(padding, prompts)
+        if self.temperature != 1:
+            chain.append(TemperatureLogitsWarper(float(self.temperature)))
+        draw = Draw([f"{self.seed} {list(prompt)}" for prompt in prompts])
+        return [*chain, *self._cut_off(), draw]
+
+    def _cut_off(self) -> list[LogitsProcessor]:
+        """What leaves only some tokens to draw from."""
+        return []
+
 
 class TopK(Sampling):
     """A token drawn from the `top_k` likeliest (Fan et al. 2018, arXiv:1805.04833).
@@ -150,6 +189,11 @@ class TopK(Sampling):
         if top_k < 1:
             raise ConfigError(f"generation top_k is {top_k}; it must be at least 1")
         self.top_k = top_k
+
+    def _cut_off(self) -> list[LogitsProcessor]:
+        from transformers import TopKLogitsWarper
+
+        return [TopKLogitsWarper(self.top_k)]
 
     def _choice(self) -> dict[str, Any]:
         return {"do_sample": True, "num_beams": 1, "top_k": self.top_k, "top_p": 1.0, "temperature": self.temperature}
@@ -170,6 +214,11 @@ class TopP(Sampling):
         if not 0 < top_p <= 1:
             raise ConfigError(f"generation top_p is {top_p}; it must be above 0 and at most 1")
         self.top_p = top_p
+
+    def _cut_off(self) -> list[LogitsProcessor]:
+        from transformers import TopPLogitsWarper
+
+        return [TopPLogitsWarper(self.top_p)] if self.top_p < 1 else []
 
     def _choice(self) -> dict[str, Any]:
         return {"do_sample": True, "num_beams": 1, "top_p": self.top_p, "top_k": 0, "temperature": self.temperature}

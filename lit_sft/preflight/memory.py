@@ -14,13 +14,9 @@ from typing import Literal
 
 from lit_sft.losses.fused_head import CHUNK
 from lit_sft.preflight.network import NetworkSize
+from lit_sft.tuning._base import Footprint
 
-Method = Literal["full", "lora", "qlora"]
 Sharding = Literal["none", "ddp", "fsdp2"]
-
-QUANTIZED_BYTES = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
-BLOCK_SIZE = 64
-"""4-bit weights that share a scale; 256 scales share one of their own under double quantisation."""
 
 
 @dataclass(frozen=True)
@@ -28,17 +24,11 @@ class Plan:
     """What of a configuration decides about memory and time.
 
     Args:
-        method: Which weights train.
+        tuning: Which weights train, and in which form the others are kept.
         precision: Lightning's `trainer.precision`.
         rows: Rows of a micro-batch.
         row_length: Tokens of a row.
         gradient_checkpointing: Whether only the inputs of the blocks are kept.
-        rank: Of the adapters.
-        targets: Names of the layers with adapters.
-        dropout: Of the adapters.
-        dora: Whether each adapter trains a length of each row too.
-        quant_type: Of a QLoRA base.
-        double_quant: Whether the scales are quantized too.
         optimizer_bytes: State of the optimizer, bytes a trained parameter; 8 for AdamW in float32.
         sharding: How several devices share the work.
         num_devices: Of all machines.
@@ -48,17 +38,11 @@ class Plan:
             time (on a CPU), or nothing (`fused`).
     """
 
-    method: Method
+    tuning: Footprint
     precision: str = "bf16-mixed"
     rows: int = 4
     row_length: int = 1024
     gradient_checkpointing: bool = True
-    rank: int = 16
-    targets: tuple[str, ...] = ()
-    dropout: float = 0.0
-    dora: bool = False
-    quant_type: str = "nf4"
-    double_quant: bool = True
     optimizer_bytes: float = 8.0
     sharding: Sharding = "none"
     num_devices: int = 1
@@ -84,7 +68,7 @@ class Plan:
     @property
     def trained_bytes(self) -> int:
         """Bytes of a weight that trains: adapters are float32 always."""
-        return 2 if self.method == "full" and self.precision == "bf16-true" else 4
+        return 2 if self.tuning.trains_base and self.precision == "bf16-true" else 4
 
     @property
     def num_shards(self) -> int:
@@ -128,25 +112,22 @@ class Memory:
 
 def num_trained(size: NetworkSize, plan: Plan) -> int:
     """Parameters that train."""
-    if plan.method == "full":
+    tuning = plan.tuning
+    if tuning.trains_base:
         return size.num_parameters
-    adapted = size.adapted(plan.targets)
-    return size.num_layers * sum(plan.rank * (i + o) + plan.dora * o for i, o in adapted)
+    adapted = size.adapted(tuning.targets)
+    return size.num_layers * sum(tuning.rank * (i + o) + tuning.dora * o for i, o in adapted)
 
 
 def base_bytes(size: NetworkSize, plan: Plan) -> float:
     """Bytes of the weights of the checkpoint in memory, undivided."""
-    if plan.method == "full":
-        return size.num_parameters * plan.trained_bytes
-    if plan.method == "lora":
-        return size.num_parameters * plan.activation_bytes
+    tuning = plan.tuning
+    if tuning.packed_bytes is None:
+        return size.num_parameters * (plan.trained_bytes if tuning.trains_base else plan.activation_bytes)
     packed, rest = size.num_linear_parameters, size.num_parameters - size.num_linear_parameters
-    if plan.quant_type == "int8":
-        scales = 4 * size.num_layers * sum(outputs for _, _, outputs in size.linear_shapes)
-    else:
-        scale_bytes = 1 + 4 / 256 if plan.double_quant else 4
-        scales = int(packed / BLOCK_SIZE * scale_bytes)
-    return packed * QUANTIZED_BYTES[plan.quant_type] + scales + rest * plan.activation_bytes
+    rows = size.num_layers * sum(outputs for _, _, outputs in size.linear_shapes)
+    scales = packed * tuning.scale_bytes + rows * tuning.row_scale_bytes
+    return packed * tuning.packed_bytes + scales + rest * plan.activation_bytes
 
 
 def block_activations(size: NetworkSize, plan: Plan) -> float:
@@ -158,11 +139,11 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
     saved = through * plan.activation_bytes
     if plan.activation_bytes == 2:
         saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
-    if plan.method != "full":
+    if not plan.tuning.trains_base:
         # Each adapter reads a copy of its own where there is dropout, or a type to convert, and keeps the mask.
-        copied = 4 if plan.precision == "bf16-true" else plan.activation_bytes * (plan.dropout > 0)
-        mask = plan.activation_bytes if plan.dropout else 0
-        inputs = sum(i for i, _ in size.adapted(plan.targets))
+        copied = 4 if plan.precision == "bf16-true" else plan.activation_bytes * (plan.tuning.dropout > 0)
+        mask = plan.activation_bytes if plan.tuning.dropout else 0
+        inputs = sum(i for i, _ in size.adapted(plan.tuning.targets))
         saved += inputs * (copied + mask)
     attention = 2 * plan.rows * size.num_heads * plan.row_length**2 * plan.activation_bytes
     return plan.tokens * saved + size.materialises_attention * attention
@@ -172,13 +153,13 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     """The peak of the second step, when the optimizer has its state."""
     trained, shards = num_trained(size, plan), plan.num_shards
     stored = base_bytes(size, plan)
-    adapters = 0 if plan.method == "full" else trained * plan.trained_bytes
+    adapters = 0 if plan.tuning.trains_base else trained * plan.trained_bytes
     gathered = 0.0
     if shards > 1:
         # Embedding, head and last norm whole, and two blocks: one computes while the next arrives.
-        root = size.num_root_parameters * (plan.trained_bytes if plan.method == "full" else plan.activation_bytes)
+        root = size.num_root_parameters * (plan.trained_bytes if plan.tuning.trains_base else plan.activation_bytes)
         gathered = root + 2 * (stored - root) / size.num_layers
-    half = plan.is_mixed * 2 * (trained if plan.method != "full" else size.num_linear_parameters)
+    half = plan.is_mixed * 2 * (size.num_linear_parameters if plan.tuning.trains_base else trained)
     buckets = trained * plan.trained_bytes if plan.sharding == "ddp" and plan.num_devices > 1 else 0
     block = block_activations(size, plan)
     if plan.gradient_checkpointing:
@@ -187,7 +168,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         kept = size.num_layers * block
     # The widest gradient and the one it is computed from; a packed matrix is unpacked to be used.
     backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
-    if plan.method == "qlora":
+    if plan.tuning.packed_bytes is not None:
         backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
     is_half = plan.activation_bytes == 2
     if size.has_plain_head:
@@ -199,7 +180,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         logit_bytes, head_copies = 20 if is_half else 16, 3
     gradients = trained * plan.trained_bytes / shards
     # Its gradient is made with the loss, before any other.
-    head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.method == "full" else 0
+    head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.tuning.trains_base else 0
     supervised = plan.tokens * plan.supervised_share
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(

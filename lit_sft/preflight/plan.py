@@ -8,9 +8,13 @@ from typing import Any
 
 import torch
 
+from lit_sft.errors import ConfigError
 from lit_sft.families._base import Family
 from lit_sft.preflight.memory import Memory, Plan, estimate
 from lit_sft.preflight.network import NetworkSize
+from lit_sft.tuning._base import Tuning
+from lit_sft.tuning.lora import LoRA
+from lit_sft.tuning.qlora import QLoRA
 
 GB = 1e9
 
@@ -18,38 +22,32 @@ OPTIMIZER_BYTES = {"SGD": 0, "Adafactor": 0, "AdamW8bit": 2, "Adam8bit": 2, "Pag
 """State of an optimizer, bytes a trained parameter; two float32 moments for all others."""
 
 
-def plan_of(config: Any, family: Family, num_devices: int, *, is_gpu: bool) -> Plan:
+def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is_gpu: bool) -> Plan:
     """What of a parsed configuration decides about memory.
 
     Args:
         config: With `model`, `data` and `trainer`, as `fit` takes them.
-        family: Of the checkpoint; its own targets count where the configuration names none.
+        tuning: That of `config.model`, made.
+        family: Of the checkpoint; its own targets count where the tuning names none.
         num_devices: Of all machines.
         is_gpu: Whether the devices are GPUs.
     """
     model, data, trainer = config.model.init_args, config.data.init_args, config.trainer
-    method = model.tuning.class_path.rpartition(".")[2].lower()
-    tuning = model.tuning.get("init_args") or {}
-    names = {"rank", "dropout", "dora", "quant_type", "double_quant"}
-    options: dict[str, Any] = {name: tuning.get(name) for name in names if tuning.get(name) is not None}
-    targets: Sequence[str] = tuning.get("targets") or family.lora_targets
     strategy = str(trainer.strategy)
     precision = str(trainer.precision or "32-true")
     optimizer = model.get("optimizer")
     # The stage's own optimizer is fused.
     is_fused = not optimizer or bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
     plan = Plan(
-        method=method,
+        tuning=tuning.footprint(family.lora_targets),
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
         rows=data.micro_batch_size,
         row_length=data.max_length,
         gradient_checkpointing=bool(model.gradient_checkpointing),
-        targets=tuple(targets),
         sharding="fsdp2" if strategy == "fsdp2" else "ddp" if num_devices > 1 else "none",
         num_devices=num_devices,
         accumulates=int(trainer.accumulate_grad_batches or 1) > 1,
         update_copies="none" if is_fused else "all" if is_gpu else "largest",
-        **options,
     )
     name = _optimizer_name(optimizer)
     if name == "SGD" and _argument(optimizer, "momentum"):
@@ -73,6 +71,20 @@ def is_on_gpu(accelerator: Any) -> bool:
     return torch.cuda.is_available() and str(accelerator) != "cpu"
 
 
+def refuse_mps(accelerator: Any) -> None:
+    """Refuse Apple's GPUs, which lack float64.
+
+    Raises:
+        ConfigError: If `trainer.accelerator` means one.
+    """
+    name = str(accelerator).lower()
+    is_chosen = name in {"auto", "gpu", "none"} and not torch.cuda.is_available() and torch.backends.mps.is_available()
+    if name == "mps" or is_chosen:
+        raise ConfigError(
+            "trainer.accelerator: MPS (Apple GPU) is not supported, only CUDA and CPU, on Linux. Set it to cpu"
+        )
+
+
 def device_memory(accelerator: str) -> float:
     """Bytes of the device that would be used: of the first GPU, or else of the machine."""
     if is_on_gpu(accelerator):
@@ -82,19 +94,20 @@ def device_memory(accelerator: str) -> float:
     return float(psutil.virtual_memory().total)
 
 
-def remedies(size: NetworkSize, plan: Plan, memory: float) -> list[str]:
+def remedies(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory: float) -> list[str]:
     """Changes that make it fit, each alone, the cheapest first; what must be combined where none does."""
+    lora, qlora = (tuning().footprint(family_targets) for tuning in (LoRA, QLoRA))
     changes = [
         ("model.init_args.gradient_checkpointing: true", {"gradient_checkpointing": True}),
         ("data.init_args.micro_batch_size: 1, with more trainer.accumulate_grad_batches", {"rows": 1}),
         (f"data.init_args.max_length: {plan.row_length // 2}", {"row_length": plan.row_length // 2}),
         ("trainer.precision: bf16-mixed", {"precision": "bf16-mixed"}),
-        ("tuning LoRA", {"method": "lora", "optimizer_bytes": 8}),
-        ("tuning QLoRA", {"method": "qlora", "optimizer_bytes": 8}),
+        ("tuning LoRA", {"tuning": lora, "optimizer_bytes": 8}),
+        ("tuning QLoRA", {"tuning": qlora, "optimizer_bytes": 8}),
         ("trainer.strategy: fsdp2 on 8 devices", {"sharding": "fsdp2", "num_devices": 8}),
         (
             "tuning QLoRA with gradient_checkpointing and micro_batch_size 1",
-            {"method": "qlora", "optimizer_bytes": 8, "gradient_checkpointing": True, "rows": 1},
+            {"tuning": qlora, "optimizer_bytes": 8, "gradient_checkpointing": True, "rows": 1},
         ),
     ]
     tried = [(text, replace(plan, **change)) for text, change in changes]  # type: ignore[arg-type]
@@ -107,14 +120,14 @@ def describe(found: Memory) -> str:
     return ", ".join(f"{value / GB:.3g} {name}" for name, value in found.parts.items() if value >= 0.0005 * found.total)
 
 
-def verdict(size: NetworkSize, plan: Plan, memory: float) -> tuple[bool, str]:
+def verdict(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory: float) -> tuple[bool, str]:
     """Whether it fits, and a line that says so, with what to change if not."""
     found = estimate(size, plan)
     fits = found.total <= memory
     line = f"about {found.total / GB:.3g} GB of {memory / GB:.3g} GB a device ({describe(found)})"
     if fits:
         return True, line
-    working = remedies(size, plan, memory)
+    working = remedies(size, plan, family_targets, memory)
     return False, f"{line}. It does not fit. " + (
         f"Any of these would: {'; '.join(working)}"
         if working

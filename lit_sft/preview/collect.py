@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
 from lit_sft.errors import ConfigError
 from lit_sft.preview.pieces import Piece, PieceReader
 from lit_sft.preview.statistics import SAMPLE, Statistics, measure
@@ -65,7 +65,7 @@ class Preview:
 
     checkpoint: Path
     max_length: int
-    loss_on: str
+    options: str
     packing: bool
     seed: int
     statistics: Statistics
@@ -73,7 +73,7 @@ class Preview:
     micro_batch: ShownMicroBatch | None
 
 
-def collect(data: SFTData, checkpoint: Path, *, count: int, num_devices: int, accumulation: int) -> Preview:
+def collect(data: CorpusData, checkpoint: Path, *, count: int, num_devices: int, accumulation: int) -> Preview:
     """Look at the training corpora.
 
     Args:
@@ -92,7 +92,7 @@ def collect(data: SFTData, checkpoint: Path, *, count: int, num_devices: int, ac
     return Preview(
         checkpoint=checkpoint,
         max_length=data.max_length,
-        loss_on=data.loss_on,
+        options=_options(data),
         packing=data.batching.packing,
         seed=data.seed,
         statistics=statistics,
@@ -101,7 +101,13 @@ def collect(data: SFTData, checkpoint: Path, *, count: int, num_devices: int, ac
     )
 
 
-def _examples(data: SFTData, number: int, count: int) -> list[ShownExample]:
+def _options(data: CorpusData) -> str:
+    """What the kind of data adds to the common options, such as `loss on assistant`."""
+    own = {name: value for name, value in data.encoding.options().items() if name != "max_length"}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in own.items())
+
+
+def _examples(data: CorpusData, number: int, count: int) -> list[ShownExample]:
     """Those with which the first epoch begins: a random choice that the seed decides."""
     corpus = data.prepared.corpora[number]
     corpus_of, records = data.mixture.epoch(0)
@@ -118,7 +124,7 @@ def _examples(data: SFTData, number: int, count: int) -> list[ShownExample]:
     return shown
 
 
-def _micro_batch(data: SFTData, rows: Sequence[Sequence[tuple[int, int]]]) -> ShownMicroBatch | None:
+def _micro_batch(data: CorpusData, rows: Sequence[Sequence[tuple[int, int]]]) -> ShownMicroBatch | None:
     if not rows:
         return None
     shown = []

@@ -9,11 +9,16 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.display import visible
 from lit_sft.errors import ConfigError
+from lit_sft.files import is_regular, write_text
 from lit_sft.preview.collect import Preview
-from lit_sft.preview.pieces import Piece, visible
+from lit_sft.preview.pieces import Piece
 from lit_sft.preview.statistics import CorpusStatistics
 from lit_sft.preview.tables import about, percent, shown_corpora, tables
+
+MARK = b"<title>What "
+"""How a page is told from a file of somebody else, which is never replaced."""
 
 NUM_BINS = 48
 WIDTH, HEIGHT = 480, 72
@@ -37,8 +42,12 @@ def write_page(preview: Preview, file: Path) -> None:
     Raises:
         ConfigError: If the file cannot be written.
     """
+    if file.is_symlink() or (file.exists() and not is_regular(file)):
+        raise ConfigError(f"--html {file} is not a regular file, and is left as it is. Give another")
+    if file.exists() and file.stat().st_size and MARK not in file.read_bytes()[:1000]:
+        raise ConfigError(f"--html {file} is not a page of preview, and is left as it is. Give another")
     try:
-        file.write_text(page(preview), encoding="utf-8")
+        write_text(file, page(preview), errors="replace")
     except OSError as error:
         raise ConfigError(f"--html {file} cannot be written: {error.strerror}") from None
 

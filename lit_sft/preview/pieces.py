@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +19,6 @@ BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 """How sentencepiece calls a byte of a character that it has no piece for."""
 
 BRACKETED = re.compile(r"<\S+>|\[\S+\]")
-
-CONTROL_PICTURES = 0x2400
 
 
 @dataclass(frozen=True)
@@ -109,21 +106,3 @@ class PieceReader:
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False))
-
-
-def visible(text: str) -> str:
-    """Text without control characters, directions and half characters: each as a picture or its number."""
-    return "".join(map(_visible, text))
-
-
-@cache
-def _visible(char: str) -> str:
-    if char in "\n\t":
-        return "⏎" if char == "\n" else "⇥"
-    code = ord(char)
-    if code < 0x20:
-        return chr(CONTROL_PICTURES + code)
-    # Cc, Cf, Cs, Co, Cn; Zl and Zp would break a line.
-    if unicodedata.category(char)[0] == "C" or unicodedata.category(char) in {"Zl", "Zp"}:
-        return f"\\u{{{code:x}}}"
-    return char

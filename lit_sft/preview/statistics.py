@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data._base import CorpusData
 from lit_sft.data.encoder import EncodedCorpus, Selection
 from lit_sft.data.order import WINDOW, EpochOrder, Mixture, Position
 from lit_sft.data.scan import GOOD, LEFT_OUT, ScannedCorpus
@@ -148,7 +148,7 @@ class Statistics:
     epoch: EpochStatistics
 
 
-def measure(data: SFTData, *, num_devices: int, accumulation: int) -> Statistics:
+def measure(data: CorpusData, *, num_devices: int, accumulation: int) -> Statistics:
     """Count what is in the training corpora.
 
     Args:
@@ -161,7 +161,7 @@ def measure(data: SFTData, *, num_devices: int, accumulation: int) -> Statistics
     return Statistics(corpora, _total(corpora), _split(data), _epoch(data, epoch, num_devices, accumulation))
 
 
-def _corpus(data: SFTData, epoch: Selection, number: int) -> CorpusStatistics:
+def _corpus(data: CorpusData, epoch: Selection, number: int) -> CorpusStatistics:
     scanned, scan = data.scanned[number], data.scanned[number].scan
     train, validation = (_records_of(number, part) for part in (data.split.train, data.split.validation))
     used = np.concatenate([train, validation])
@@ -229,7 +229,7 @@ def _total(corpora: Sequence[CorpusStatistics]) -> CorpusStatistics:
     )
 
 
-def _split(data: SFTData) -> SplitStatistics:
+def _split(data: CorpusData) -> SplitStatistics:
     train, validation = (_fingerprints(data.scanned, part) for part in (data.split.train, data.split.validation))
     repeats = _fingerprints(data.scanned, data.split.duplicates)
     return SplitStatistics(
@@ -239,7 +239,7 @@ def _split(data: SFTData) -> SplitStatistics:
     )
 
 
-def _epoch(data: SFTData, records: Selection, num_devices: int, accumulation: int) -> EpochStatistics:
+def _epoch(data: CorpusData, records: Selection, num_devices: int, accumulation: int) -> EpochStatistics:
     total = len(records[0])
     seen = min(total, -(-min(total, SAMPLE) // WINDOW) * WINDOW)
     beginning = _Beginning(**vars(data.mixture), num_records=seen)

@@ -102,7 +102,8 @@ def _tokens(preview: Preview) -> Table:
             notes.append(f"{corpus.name}: {', '.join(parts)}")
     if preview.statistics.total.is_sampled:
         notes.append(f"~ reckoned from {SAMPLE:,} records of each larger corpus, chosen at random")
-    return Table(f"Tokens, of {preview.max_length:,} at most; loss on {preview.loss_on}", header, rows, notes)
+    title = "; ".join(filter(None, [f"Tokens, of {preview.max_length:,} at most", preview.options]))
+    return Table(title, header, rows, notes)
 
 
 def _lengths(preview: Preview) -> Table:

@@ -9,8 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.display import visible
 from lit_sft.preview.collect import Preview, ShownExample, ShownMicroBatch
-from lit_sft.preview.pieces import Piece, visible
+from lit_sft.preview.pieces import Piece
 from lit_sft.preview.tables import Table, percent, shown_corpora, tables
 
 NUM_BINS = 32
@@ -33,7 +34,7 @@ def render(preview: Preview, *, is_coloured: bool, with_ids: bool) -> str:
         is_coloured: Mark supervised tokens by colour, not by ⟦ ⟧.
         with_ids: List id, label and piece of every token below an example.
     """
-    lines = ["", f"What {preview.checkpoint} will see of the data", ""]
+    lines = ["", f"What {visible(str(preview.checkpoint))} will see of the data", ""]
     for table in tables(preview):
         lines += [*_table(_with_bars(table, preview)), ""]
     if preview.micro_batch:
@@ -84,7 +85,7 @@ def _with_bars(table: Table, preview: Preview) -> Table:
 
 
 def _table(table: Table) -> list[str]:
-    rows = [table.header, *table.rows]
+    rows = [[visible(cell) for cell in row] for row in (table.header, *table.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
     lines = ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
     return [table.title, *lines, *(f"  {visible(note)}" for note in table.notes)]
@@ -113,9 +114,9 @@ def _strip(batch: ShownMicroBatch) -> list[str]:
 
 
 def _example(example: ShownExample, *, is_coloured: bool) -> list[str]:
-    remark = f", {example.remark}" if example.remark else ""
+    remark = f", {visible(example.remark)}" if example.remark else ""
     heading = (
-        f"  {example.corpus}  {visible(example.source)}  "
+        f"  {visible(example.corpus)}  {visible(example.source)}  "
         f"{example.num_tokens:,} tokens, {example.num_supervised:,} carry loss{remark}"
     )
     return [heading, *(f"    {line}" for line in marked(example.pieces, is_coloured=is_coloured).split("\n"))]

@@ -11,11 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from lit_sft import files
 from lit_sft.errors import ConfigError
 from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
 from lit_sft.report.metrics import METRICS, PERPLEXITY, Metric, Probed, Reply
 
 ALL = "All prompts"
+
+METRICS_FILE = "metrics.json"
+REPORT = (METRICS_FILE, "answers.jsonl", "report.html", "report.md")
+"""Files of a report, in the order in which they are written."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +142,30 @@ def write_data(comparison: Comparison, measured: Sequence[Measured], folder: Pat
         ],
         "forgetting": {found.category: _values(found.difference) for found in comparison.forgetting()},
     }
-    write_text(folder / "metrics.json", json.dumps(metrics, ensure_ascii=False, indent=1) + "\n")
+    write_text(folder / METRICS_FILE, json.dumps(metrics, ensure_ascii=False, indent=1) + "\n")
     lines = (json.dumps(row, ensure_ascii=False) for row in _answers(comparison))
     write_text(folder / "answers.jsonl", "".join(line + "\n" for line in lines))
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder in which somebody else's files have the names of a report's; a report itself is replaced.
+
+    Raises:
+        ConfigError: Naming the file.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--output {folder} is not a folder; give one for the report")
+    found = [folder / name for name in REPORT if (folder / name).exists() or (folder / name).is_symlink()]
+    if found and not (all(map(files.is_regular, found)) and _is_ours(folder / METRICS_FILE)):
+        raise ConfigError(f"{found[0]} was not written by compare, and is left as it is. Give another --output")
+
+
+def _is_ours(metrics: Path) -> bool:
+    try:
+        content = json.loads(metrics.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"about", "interval", "metrics", "forgetting"} <= content.keys()
 
 
 def write_text(file: Path, text: str) -> None:
@@ -149,8 +175,7 @@ def write_text(file: Path, text: str) -> None:
         ConfigError: If it cannot be written.
     """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8", errors="replace")
+        files.write_text(file, text, errors="replace")
     except OSError as error:
         raise ConfigError(f"--output: {file} cannot be written: {error.strerror}") from None
 

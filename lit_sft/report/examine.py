@@ -15,7 +15,7 @@ from lit_sft.data.collate import collate
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Strategy
 from lit_sft.report.metrics import Probed, Reply
-from lit_sft.stages.sft import SFT
+from lit_sft.stages._answering import Answering
 
 PROBE_BATCHES = 200
 """Micro-batches of held-out data that a forgetting probe reads at most."""
@@ -30,7 +30,7 @@ class Examined:
 
 
 def examine(
-    stage: SFT,
+    stage: Answering,
     prompts: Sequence[Prompt],
     strategies: Mapping[str, Strategy],
     probes: Sequence[Iterable[Batch]],
@@ -60,7 +60,9 @@ def examine(
     return Examined(replies, _probe(stage, probes))
 
 
-def _answers(stage: SFT, prompts: Sequence[Prompt], strategy: Strategy, batch_size: int, name: str) -> list[Answer]:
+def _answers(
+    stage: Answering, prompts: Sequence[Prompt], strategy: Strategy, batch_size: int, name: str
+) -> list[Answer]:
     """In the order of the prompts; similar lengths together, so that little is padded."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number].input_ids))
     answers: dict[int, Answer] = {}
@@ -80,7 +82,7 @@ def _answers(stage: SFT, prompts: Sequence[Prompt], strategy: Strategy, batch_si
 
 
 @torch.no_grad()
-def _likelihoods(stage: SFT, prompts: Sequence[Prompt], batch_size: int) -> list[tuple[float, float, float]]:
+def _likelihoods(stage: Answering, prompts: Sequence[Prompt], batch_size: int) -> list[tuple[float, float, float]]:
     """Loss, tokens and hits of each reference; zeros where there is none, or it does not fit."""
     totals = [(0.0, 0.0, 0.0)] * len(prompts)
     fitting = [
@@ -93,7 +95,7 @@ def _likelihoods(stage: SFT, prompts: Sequence[Prompt], batch_size: int) -> list
         corpora = [str(number) for number in numbers]  # each prompt is counted as a corpus of its own
         pad = stage.tokenizer.pad_token_id
         batch = collate(rows, 0 if pad is None else int(pad), corpora=corpora).to(stage.device)
-        for number, (loss, tokens, hits) in zip(numbers, stage(batch).by_group.tolist(), strict=True):
+        for number, (loss, tokens, hits) in zip(numbers, stage.token_totals(batch).by_group.tolist(), strict=True):
             totals[number] = (loss, tokens, hits)
     return totals
 
@@ -108,13 +110,13 @@ def _example(prompt: Prompt, place: int) -> Example:
 
 
 @torch.no_grad()
-def _probe(stage: SFT, probes: Sequence[Iterable[Batch]]) -> Probed:
+def _probe(stage: Answering, probes: Sequence[Iterable[Batch]]) -> Probed:
     found: Probed = defaultdict(dict)
     for probe in probes:
         for batch in islice(probe, PROBE_BATCHES):
             alone, corpora = _each_alone(batch)
             for source, corpus, (loss, tokens, _) in zip(
-                batch.sources, corpora, stage(alone.to(stage.device)).by_group.tolist(), strict=True
+                batch.sources, corpora, stage.token_totals(alone.to(stage.device)).by_group.tolist(), strict=True
             ):
                 if tokens:
                     found[corpus][source] = (loss, tokens)

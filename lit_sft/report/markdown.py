@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Iterable, Sequence
 
-from lit_sft.preview.pieces import visible
+from lit_sft.display import as_markdown
 from lit_sft.report.comparison import Comparison, Measured
 from lit_sft.report.wording import heading, interval, number, verdict
 
@@ -16,14 +15,11 @@ MAX_CHARACTERS = 160
 
 COLUMNS = ("Before", "After", "Difference", "95% interval", "")
 
-# As a character reference, a character is text and never syntax.
-HARMLESS = str.maketrans({char: f"&#{ord(char)};" for char in string.punctuation if char not in ",;%"})
-
 
 def cell(text: str, limit: int = MAX_CHARACTERS) -> str:
     """Text for a table cell, on one line."""
     cut = text if len(text) <= limit else text[:limit] + "…"
-    return visible(cut).translate(HARMLESS).strip() or " "
+    return as_markdown(cut).strip() or " "
 
 
 def markdown(comparison: Comparison, measured: Sequence[Measured]) -> str:

@@ -12,7 +12,7 @@ from importlib import resources
 
 from jinja2 import Environment, StrictUndefined
 
-from lit_sft.preview.pieces import visible
+from lit_sft.display import visible
 from lit_sft.report.comparison import ALL, Comparison, Measured, Row
 from lit_sft.report.differences import Span, mark
 from lit_sft.report.wording import heading, interval, number, shown, verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_sft.preview.pieces import visible
+from lit_sft.display import visible
 from lit_sft.report.bootstrap import Difference
 from lit_sft.report.comparison import Measured
 from lit_sft.report.metrics import Metric

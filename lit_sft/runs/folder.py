@@ -34,6 +34,8 @@ PREDICTIONS = "predictions.jsonl"
 BASE_PREDICTIONS = "predictions-base.jsonl"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"
 BEST_CHECKPOINT = "checkpoints/best.ckpt"
+WITHIN_STEP = "is_within_step"
+"""Key of a checkpoint that says whether gradients which it does not hold were being summed when it was saved."""
 
 
 def new_run(runs: Path, name: str) -> Path:
@@ -100,15 +102,35 @@ def _is_named(folder: Path, name: str) -> bool:
     return not name or re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", folder.name) is not None
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The checkpoint of a run that was written last and is whole."""
-    found = [run / name for name in (LAST_CHECKPOINT, BEST_CHECKPOINT) if (run / name).is_file()]
-    # Of two names of one file the first counts.
-    for checkpoint in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        if is_whole_archive(checkpoint):
-            return checkpoint
-        log.warning("%s is damaged or cut off, looking for another", checkpoint)
+def newest_checkpoint(run: Path, *, is_checked: bool = True) -> Path | None:
+    """The whole checkpoint with which a run goes on: the last one, else the best if it ends with an optimizer step.
+
+    Args:
+        run: The run folder.
+        is_checked: Whether to read it through; processes that later take that of the first one need not.
+    """
+    last, best = run / LAST_CHECKPOINT, run / BEST_CHECKPOINT
+    if not is_checked:
+        return next((path for path in (last, best) if path.is_file()), None)
+    if last.is_file():
+        if is_whole_archive(last):
+            return last
+        log.warning("%s is damaged or cut off, looking for another", last)
+    if best.is_file():
+        if not is_whole_archive(best):
+            log.warning("%s is damaged or cut off", best)
+        elif _is_within_step(best):
+            log.warning("%s was saved within an optimizer step: training cannot resume from it", best)
+        else:
+            return best
     return None
+
+
+def _is_within_step(checkpoint: Path) -> bool:
+    import torch  # not for the verbs that only look for runs
+
+    stored = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return isinstance(stored, dict) and bool(stored.get(WITHIN_STEP))
 
 
 def is_whole_archive(path: Path) -> bool:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from lit_sft.display import shortened, visible
 from lit_sft.errors import ConfigError
 from lit_sft.runs.folder import SUMMARY, command, newest_run
 
@@ -39,14 +40,15 @@ def render(folder: Path, content: dict[str, Any]) -> str:
             lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
     is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
     for sample in content["samples"]:
-        lines += ["", f"  prompt     {_one_line(sample['prompt'])}"]
+        lines += ["", f"  prompt     {shortened(sample['prompt'], MAX_SHOWN)}"]
         if not is_one_way:
-            lines.append(f"  strategy   {_one_line(sample['strategy'])}")
-        lines.append(f"  before     {_one_line(sample['before'])}")
-        lines.append(f"  after      {_one_line(sample['after'])}")
+            lines.append(f"  strategy   {shortened(sample['strategy'], MAX_SHOWN)}")
+        lines.append(f"  before     {shortened(sample['before'], MAX_SHOWN)}")
+        lines.append(f"  after      {shortened(sample['after'], MAX_SHOWN)}")
         if sample["reference"] is not None:
-            lines.append(f"  reference  {_one_line(sample['reference'])}")
-    lines += ["", f"  run folder   {folder}", f"  curves       {command('tensorboard')} --logdir {folder.parent}", ""]
+            lines.append(f"  reference  {shortened(sample['reference'], MAX_SHOWN)}")
+    shown = visible(str(folder)), visible(str(folder.parent))
+    lines += ["", f"  run folder   {shown[0]}", f"  curves       {command('tensorboard')} --logdir {shown[1]}", ""]
     return "\n".join(lines)
 
 
@@ -59,9 +61,3 @@ def one_line(folder: Path, content: dict[str, Any]) -> str:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
-
-
-def _one_line(text: str) -> str:
-    """Printable characters only: what a model says must not steer a terminal."""
-    line = "".join(char if char.isprintable() else " " for char in text.replace("\n", "⏎"))
-    return line if len(line) <= MAX_SHOWN else line[:MAX_SHOWN] + "…"

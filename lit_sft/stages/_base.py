@@ -6,10 +6,10 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.optim import AdamW, Optimizer
@@ -19,9 +19,9 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.conversation import Batch
 from lit_sft.distributed.fsdp2 import FSDP2, shard, whole
 from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.families._base import Behavior
 from lit_sft.stages._compile import check_compilation, compile_blocks
-from lit_sft.stages._random import random_state, set_random_state, states_of_all_ranks
-from lit_sft.stages._recount import recount_batches
+from lit_sft.stages._resuming import Resuming
 from lit_sft.stages.schedules import Cosine, Schedule
 from lit_sft.tuning._base import Tuning
 
@@ -31,7 +31,7 @@ OptimizerFactory = Callable[[Any], Optimizer]
 """Takes parameter groups."""
 
 
-class Stage(LightningModule):
+class Stage(Resuming):
     """A causal LM under a tuning.
 
     Args:
@@ -48,10 +48,14 @@ class Stage(LightningModule):
     network_methods: ClassVar[tuple[str, ...]] = ()
     """Methods beside `forward` that set the network to work."""
 
+    best_by: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
+    """Metric by which validations are compared, and whether its lowest or its highest value is the best."""
+
     def __init__(
         self,
         checkpoint: str,
         tuning: Tuning,
+        *,
         family: str = "auto",
         prompt_format: str | None = None,
         optimizer: OptimizerFactory = lambda parameters: AdamW(parameters, lr=2e-4, fused=True),
@@ -62,21 +66,17 @@ class Stage(LightningModule):
         super().__init__()
         self.checkpoint = open_checkpoint(checkpoint, family, prompt_format)
         self.checkpoint.weight_files  # noqa: B018 - a folder without weights is found before the data is read
+        tuning.check(self.checkpoint)
         self.tuning = tuning
         self.make_optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
         self.is_compiled = compile
         self.model: nn.Module | None = None
-        self.run_share = 0.0
-        """Share of the run that is done with the latest optimizer step."""
+        self.behavior = Behavior()
         self._epoch_share = 0.0
         self._base_rates: list[float] = []
-        self._loaded: dict[str, Any] = {}
-        self._random_state: dict[str, Any] | None = None
         self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
-        # A checkpoint holds only what trained; on_load_checkpoint compares the names instead.
-        self.strict_loading = False
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -110,6 +110,10 @@ class Stage(LightningModule):
                 "65,504 infinite. Use bf16-mixed, bf16-true or 16-mixed"
             )
 
+    def check_first_batch(self, batch: Batch) -> str | None:
+        """What is wrong with the first batch of a training, and the remedy, in one sentence; nothing if not given."""
+        return None
+
     def configure_model(self) -> None:
         """Load the weights; Lightning may call it more than once.
 
@@ -126,20 +130,42 @@ class Stage(LightningModule):
         if self.gradient_checkpointing:
             # use_reentrant=False also reaches the adapters of a base whose inputs need no gradient.
             self.tuning.causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
+        self.model = model
+        strategy = self._trainer.strategy if self._trainer else None
+        is_sharded = isinstance(strategy, FSDP2)
+        if strategy and not is_sharded:
+            self.to(strategy.root_device)
+        model.eval()  # adapters come with dropout
+        self.behavior = self.checkpoint.family.behavior(self.causal_lm)
+        self._check_packing()
         # from_pretrained returns networks in evaluation mode, and Lightning leaves it so.
-        self.model = model.train()
+        model.train()
         self._log_sizes(model)
         kinds = set(self.causal_lm._no_split_modules or ())
         blocks = [module for module in model.modules() if type(module).__name__ in kinds]
         if self.is_compiled:
             compile_blocks(blocks)
-        if self._trainer is None:
-            return
-        strategy = self._trainer.strategy
-        if isinstance(strategy, FSDP2):
+        if is_sharded:
             shard(self, blocks, self.network_methods)
-        else:
-            self.to(strategy.root_device)
+
+    def _check_packing(self) -> None:
+        """Refuse to pack before the first step, which may by chance hold no packed row."""
+        batching = getattr(getattr(self._trainer, "datamodule", None), "batching", None)
+        if batching and batching.packing and self.trainer.state.fn == "fit":
+            self.refuse_mixing()
+
+    def refuse_mixing(self) -> None:
+        """Whoever hands packed rows to the network asks first.
+
+        Raises:
+            ConfigError: If their examples would see each other.
+        """
+        if self.behavior.mixing:
+            raise ConfigError(
+                f"{self.checkpoint.path}: packed examples see each other in a network of model type "
+                f"{self.causal_lm.config.model_type} (hidden states differ by {self.behavior.mixing:.2%}). "
+                "Set packing: false in the data's init_args"
+            )
 
     def _log_sizes(self, model: nn.Module) -> None:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
@@ -187,7 +213,7 @@ class Stage(LightningModule):
         return super().to(*args, **kwargs) if args or kwargs else self
 
     def on_train_start(self) -> None:
-        """Guard against the silent loss of dropout and gradient checkpointing; go on with the random numbers.
+        """Guard against the silent loss of dropout and gradient checkpointing.
 
         Raises:
             TrainingError: If a part of the network is in evaluation mode.
@@ -195,19 +221,7 @@ class Stage(LightningModule):
         asleep = [name for name, module in self.named_modules() if name.startswith("model") and not module.training]
         if asleep:
             raise TrainingError(f"{asleep[0]} and {len(asleep) - 1} other modules are in evaluation mode in training")
-        states, self._loaded = self._loaded.get("random_states", []), {}
-        if len(states) == self.trainer.world_size:
-            set_random_state(states[self.trainer.global_rank], self.device)
-
-    def on_validation_start(self) -> None:
-        """Keep the random numbers."""
-        self._random_state = random_state(self.device)
-
-    def on_validation_end(self) -> None:
-        """Answers that were sampled must not change what is trained."""
-        if self._random_state:
-            set_random_state(self._random_state, self.device)
-            self._random_state = None
+        super().on_train_start()
 
     def configure_optimizers(self) -> Optimizer:
         """The optimizer over what trains."""
@@ -232,21 +246,8 @@ class Stage(LightningModule):
         self._base_rates = [
             group["lr"] * factor for group, (factor, _) in zip(optimizer.param_groups, groups, strict=True)
         ]
-        self._configure_loaded_optimizer(optimizer)
+        self.configure_loaded_optimizer(optimizer)
         return optimizer
-
-    def _configure_loaded_optimizer(self, optimizer: Optimizer) -> None:
-        """Of the optimizer in a checkpoint the moments count; rates, decay and the like come from the configuration."""
-        if not self._loaded:
-            return
-        (stored,), own = self._loaded["optimizers"], type(optimizer).__name__
-        if stored != own:
-            raise TrainingError(f"the checkpoint's optimizer is {stored}, but that of the configuration is {own}")
-        groups = self._loaded["optimizer_states"][0]["param_groups"]
-        if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-            raise TrainingError("the checkpoint's optimizer groups the weights otherwise; go on with the run's tuning")
-        for group, configured in zip(groups, optimizer.param_groups, strict=True):
-            group.update({name: value for name, value in configured.items() if name != "params"})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Keep the share of the epoch that is done with this batch; what ends the epoch first counts."""
@@ -258,40 +259,6 @@ class Stage(LightningModule):
         factor = self.schedule.factor(before, self.run_share)
         for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep only what trained, for the frozen base lies in its folder, and the random numbers to come."""
-        checkpoint["run_share"] = self.run_share
-        checkpoint["num_devices"] = self.trainer.world_size
-        checkpoint["optimizers"] = [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
-        checkpoint["random_states"] = states_of_all_ranks(self._random_state or random_state(self.device))
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another program, model or tuning.
-
-        Raises:
-            TrainingError: Naming the first weight that differs.
-        """
-        if "run_share" not in checkpoint:
-            raise TrainingError("the checkpoint is none of this program's; give a last.ckpt or best.ckpt of a run")
-        self.run_share = checkpoint["run_share"]
-        if self.trainer.state.fn == "fit":
-            recount_batches(checkpoint, type(self.trainer.datamodule).__qualname__, self.trainer.world_size)  # type: ignore[attr-defined]
-        self.configure_model()
-        own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
-        stored = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
-        for name in sorted(own.keys() | stored.keys()):
-            if own.get(name) != stored.get(name):
-                raise TrainingError(
-                    f"the checkpoint is of another model or tuning: {name} has shape {stored.get(name, 'none')} in it "
-                    f"and {own.get(name, 'none')} here. Start with the configuration it was trained with"
-                )
-        if self.trainer.state.fn == "fit":
-            self._loaded = checkpoint
-            for optimizer in self.trainer.optimizers:  # sharded weights have one before a checkpoint is loaded
-                self._configure_loaded_optimizer(optimizer)
 
     def _share_with_this_step(self) -> float:
         """What ends the run first counts: its steps or its epochs."""

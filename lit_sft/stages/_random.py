@@ -31,12 +31,3 @@ def set_random_state(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def states_of_all_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """The states of every process of the run, by rank; all must call it."""
-    if not torch.distributed.is_initialized():
-        return [state]
-    states: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(states, state)
-    return states

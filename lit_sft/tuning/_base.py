@@ -4,15 +4,43 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.files import remove_leftovers, whole_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What of a tuning decides about memory; preflight/memory.py computes with it.
+
+    Args:
+        trains_base: Whether the weights of the checkpoint train; otherwise adapters beside them do.
+        rank: Of the adapters.
+        targets: Names of the layers with adapters.
+        dropout: Of the adapters.
+        dora: Whether each adapter trains a length of each row too.
+        packed_bytes: Bytes of a weight of a linear layer that is packed; None where it has the type of the arithmetic.
+        scale_bytes: Bytes of scales for each packed weight.
+        row_scale_bytes: Bytes of scales for each row of a packed matrix.
+    """
+
+    trains_base: bool = False
+    rank: int = 0
+    targets: tuple[str, ...] = ()
+    dropout: float = 0.0
+    dora: bool = False
+    packed_bytes: float | None = None
+    scale_bytes: float = 0.0
+    row_scale_bytes: float = 0.0
 
 
 class Tuning(ABC):
@@ -21,8 +49,22 @@ class Tuning(ABC):
     export_name: ClassVar[str]
     """Folder of the run that receives what `export` writes."""
 
+    exports_adapter: ClassVar[bool] = False
+    """Whether that is a PEFT adapter for `load_base`, which `merge` merges and `chat` takes off; else a checkpoint."""
+
+    quantizes_base: ClassVar[bool] = False
+    """Whether `load_base` differs from the weights of the checkpoint."""
+
     adapter: str | None = None
     """Folder of what trained before, if it starts from such."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that the tuning does not suit, before data or weights are read.
+
+        Raises:
+            UserError: If it does not.
+        """
+        return
 
     @abstractmethod
     def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
@@ -32,6 +74,22 @@ class Tuning(ABC):
             checkpoint: The base.
             precision: Lightning's `trainer.precision`, for example `bf16-mixed`.
         """
+
+    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
+        """The network of the checkpoint, as adapters of this tuning train beside it."""
+        return checkpoint.load_model(dtype=half_or_full(precision))
+
+    @abstractmethod
+    def footprint(self, family_targets: Sequence[str]) -> Footprint:
+        """What it asks of the memory.
+
+        Args:
+            family_targets: Layers that the family adapts unless told otherwise.
+        """
+
+    def choices(self) -> dict[str, str | float]:
+        """What runs of this tuning are compared by, beside its name: `alpha`, `rank`, and `kind` of a base."""
+        return {}
 
     def rate_factor(self, name: str) -> float:
         """Learning rate of the parameter `name`, as a multiple of the optimizer's."""
@@ -67,11 +125,10 @@ class Tuning(ABC):
     def export(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> Path:
         """`save` into `folder/export_name`, replaced as a whole: nothing half-written is left under that name."""
         target = folder / self.export_name
-        temporary = folder / f"{self.export_name}.partial"
-        shutil.rmtree(temporary, ignore_errors=True)
-        self.save(model, temporary, checkpoint, weights)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        remove_leftovers(target)
+        with whole_folder(target) as partial:
+            self.save(model, partial, checkpoint, weights)
+            shutil.rmtree(target, ignore_errors=True)
         return target
 
 

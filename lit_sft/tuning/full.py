@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.tuning._base import Tuning
+from lit_sft.tuning._base import Footprint, Tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,6 +24,10 @@ class Full(Tuning):
 
         model = checkpoint.load_model(dtype=torch.bfloat16 if precision == "bf16-true" else torch.float32)
         return model.requires_grad_(True)
+
+    def footprint(self, family_targets: Sequence[str]) -> Footprint:
+        """Every weight with its gradient and states."""
+        return Footprint(trains_base=True)
 
     def causal_lm(self, model: Any) -> PreTrainedModel:
         """Nothing is wrapped."""

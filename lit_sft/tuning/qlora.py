@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError
-from lit_sft.tuning._base import half_or_full
-from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
+from lit_sft.tuning._base import Footprint, half_or_full
+from lit_sft.tuning.lora import LoRA
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+BLOCK_SIZE = 64
+"""4-bit weights that share a scale; 256 scales share one of their own under double quantisation."""
 
 
 class QLoRA(LoRA):
@@ -24,18 +28,30 @@ class QLoRA(LoRA):
         kwargs: What LoRA takes.
     """
 
+    quantizes_base = True
+
     def __init__(
         self, quant_type: Literal["nf4", "fp4", "int8"] = "nf4", double_quant: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.quant_type = quant_type
         self.double_quant = double_quant
-        config = json.loads((Path(self.adapter) / ADAPTER_CONFIG).read_text(encoding="utf-8")) if self.adapter else {}
-        if quant_type == "int8" and config.get("use_dora", self.dora):
+        if quant_type == "int8" and self.dora:
             raise ConfigError(
                 "QLoRA dora does not work on int8: peft loses the scales of an int8 layer when it computes the lengths "
                 "of its rows. Use quant_type nf4, or dora: false"
             )
+
+    def footprint(self, family_targets: Sequence[str]) -> Footprint:
+        """Linear layers in 4 or 8 bits, with their scales."""
+        found = super().footprint(family_targets)
+        if self.quant_type == "int8":
+            return replace(found, packed_bytes=1.0, row_scale_bytes=4.0)
+        return replace(found, packed_bytes=0.5, scale_bytes=(1 + 4 / 256 if self.double_quant else 4) / BLOCK_SIZE)
+
+    def choices(self) -> dict[str, str | float]:
+        """Rank and alpha, and the type of the base."""
+        return {**super().choices(), "kind": self.quant_type}
 
     def why_not_sharded(self) -> str | None:
         """Int8 layers keep their weight a second time, beside what is sharded."""

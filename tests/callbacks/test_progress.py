@@ -32,7 +32,7 @@ def last_bar(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> LastBar:
 
 
 def test_a_bar_counts_the_steps_where_their_number_is_known(last_bar: LastBar) -> None:
-    loader = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
+    loader: DataLoader[Any] = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
     bar = last_bar(loader, max_epochs=2, limit_train_batches=3)
     assert re.fullmatch(r"training 100% 6/6 \[00:\d\d<00:00\], loss .* grad .*", bar)
 
@@ -40,7 +40,12 @@ def test_a_bar_counts_the_steps_where_their_number_is_known(last_bar: LastBar) -
 def test_numbers_are_read_only_when_they_are_drawn(last_bar: LastBar, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading one waits for the device. Into a file the bar is drawn each ten seconds."""
     reads: list[int] = []
-    monkeypatch.setattr(progress, "_postfix", lambda metrics: reads.append(len(metrics)) or "numbers")
+
+    def numbers(metrics: Any) -> str:
+        reads.append(len(metrics))
+        return "numbers"
+
+    monkeypatch.setattr(progress, "_postfix", numbers)
     assert last_bar(stream_of(batches_of(4)), max_epochs=5).endswith("step 20 numbers")
     assert len(reads) == 2, "after the first step and at the end"
 

@@ -55,7 +55,7 @@ def run(folder: Path, clock: Clock, **options: Any) -> dict[str, list[float]]:
         checkpoint=str(folder), tuning=Full(), optimizer=lambda groups: SGD(groups, lr=0.0), schedule=Constant(0.0)
     )
     trainer = trainer_of(Throughput(), logger=notes, max_epochs=2, **options)
-    held_out = DataLoader(batches_of(1), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
+    held_out: DataLoader[Any] = DataLoader(batches_of(1), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
     trainer.fit(stage, DataLoader(SlowData(), batch_size=None), held_out)
     return {name: [value for _, value in found] for name, found in notes.found.items()}
 

@@ -25,6 +25,8 @@ from lit_sft.errors import ConfigError, UserError
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, TopP
 
+pytestmark = pytest.mark.slow  # as a whole
+
 Tiny = Callable[[str], Path]
 
 
@@ -40,7 +42,7 @@ def adapter(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.3)
     folder = tmp_path_factory.mktemp("adapter")
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from lit_sft.__main__ import main
 
+pytestmark = pytest.mark.slow  # as a whole
+
 QUESTION = "镇上的钟楼有多高？"
 
 
@@ -28,7 +30,6 @@ def piped(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
     return ask
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "tuning",
     [

@@ -14,6 +14,8 @@ from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError
 
+pytestmark = pytest.mark.slow  # as a whole
+
 NF4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True)
 QUANTIZATIONS = {"nf4": NF4, "int8": BitsAndBytesConfig(load_in_8bit=True)}
 
@@ -95,7 +97,7 @@ def test_attached_adapters_are_not_saved_as_a_model(folder: Path, tmp_path: Path
     from peft import LoraConfig, get_peft_model
 
     checkpoint = open_checkpoint(folder)
-    wrapped = get_peft_model(checkpoint.load_model(), LoraConfig(r=2, target_modules=["q_proj"]))
+    wrapped: Any = get_peft_model(checkpoint.load_model(), LoraConfig(r=2, target_modules=["q_proj"]))
     for model in (wrapped, wrapped.get_base_model()):
         with pytest.raises(ConfigError, match="merge"):
             checkpoint.save_model(model, tmp_path / "saved")
@@ -174,7 +176,7 @@ def test_adapter_of_a_quantized_base_is_saved_alone(folder: Path, tmp_path: Path
     from peft import LoraConfig, PeftModel, get_peft_model
 
     wrapped = get_peft_model(load(folder, quantization=NF4), LoraConfig(r=2, target_modules=["q_proj"]))
-    wrapped.save_pretrained(tmp_path, save_embedding_layers=False)
+    wrapped.save_pretrained(str(tmp_path), save_embedding_layers=False)
     PeftModel.from_pretrained(load(folder), tmp_path)
     assert set(load_file(tmp_path / "adapter_model.safetensors")) == {
         f"base_model.model.model.layers.{layer}.self_attn.q_proj.lora_{part}.weight"

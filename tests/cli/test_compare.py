@@ -13,6 +13,8 @@ from lit_sft.conversation import IGNORE_INDEX, Example
 from lit_sft.data.collate import collate
 from lit_sft.report.examine import _each_alone
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 Compare = Callable[..., dict[str, Any]]
 
@@ -64,7 +66,6 @@ def sides(found: dict[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     return before, after
 
 
-@pytest.mark.slow
 def test_before_and_after_are_the_states_and_models_that_were_named(
     fitted: Callable[..., Path], compared: Compare, tiny: Callable[[str], Path], tiny_folder: Path
 ) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 from lit_sft.__main__ import main
 from lit_sft.callbacks import prediction_writer
-from lit_sft.callbacks._answered import AnsweredPrompts
+from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.errors import ConfigError
 from lit_sft.stages.sft import SFT
+
+pytestmark = pytest.mark.slow  # as a whole
 
 WriteConfig = Callable[..., str]
 Predict = Callable[..., int]
@@ -111,7 +113,6 @@ def start(words: list[str], rank: int, port: int) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.slow
 def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_on(
     config: str, predict: Predict, tmp_path: Path, asked: list[list[str]], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -231,6 +232,7 @@ class TestAnsweredPrompts:
             again.add({1: [{"answer": "a"}, {"answer": "b"}]})
             assert again.finish(tmp_path / "x") == 3
             assert (tmp_path / "x").read_text() == '{"answer": "a"}\n{"answer": "b"}\n{"answer": "c"}\n'
+            (tmp_path / "x").unlink()
 
     def test_another_process_is_not_disturbed(self, tmp_path: Path) -> None:
         path = tmp_path / "x.partial"
@@ -245,10 +247,40 @@ class TestAnsweredPrompts:
 
     def test_a_file_of_something_else_is_left_alone(self, tmp_path: Path) -> None:
         path = tmp_path / "x.partial"
-        path.write_text('{"answer": "a"}\n')
-        with pytest.raises(ConfigError, match="no file of an interrupted predict"):
-            AnsweredPrompts(path, {})
-        assert path.read_text() == '{"answer": "a"}\n'
+        header = '{"answers_depend_on": {}}\n'
+        contents = [
+            '{"answer": "a"}\n',
+            "notes",
+            "[1]\n",
+            "\n",
+            header + '{"rows": []}\n',
+            header + '{"number": "a", "rows": []}\n',
+        ]
+        for content in [*contents, '{"answers_depend_on": 1}\n']:
+            path.write_text(content)
+            with pytest.raises(ConfigError, match="not a file of an interrupted predict"):
+                AnsweredPrompts(path, {})
+            assert path.read_text() == content
+
+    def test_a_link_or_a_pipe_is_left_alone(self, tmp_path: Path) -> None:
+        (tmp_path / "mine").write_text("")
+        (tmp_path / "link").symlink_to("mine")
+        os.mkfifo(tmp_path / "pipe")
+        for name in ("link", "pipe"):
+            with pytest.raises(ConfigError, match="not a regular file"):
+                AnsweredPrompts(tmp_path / name, {})
+            with pytest.raises(ConfigError, match="not a regular file"):
+                refuse_foreign(tmp_path / name)
+        assert (tmp_path / "link").is_symlink()
+
+    @pytest.mark.parametrize("content", ["notes", '{"prompt": "a"}\n', "seed_everything: 7\n", "[]"])
+    def test_only_predictions_are_replaced(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "x").write_text(content)
+        with pytest.raises(ConfigError, match="something else than predictions"):
+            refuse_foreign(tmp_path / "x")
+        row = dict.fromkeys(("source", "prompt", "strategy", "answer", "finish_reason"))
+        (tmp_path / "x").write_text(json.dumps(row) + "\n")
+        refuse_foreign(tmp_path / "x")
 
 
 def test_a_budget_of_nothing_is_refused() -> None:

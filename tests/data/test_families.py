@@ -8,7 +8,7 @@ from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import families
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.corpora.belle import Belle
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.families._base import TinySize
 
 # A prompt of MOSS begins with some hundred tokens of instructions.

@@ -138,9 +138,14 @@ def test_an_epoch_of_a_corpus_that_counts_double_sees_it_twice() -> None:
 
 def test_a_position_takes_no_longer_to_find_behind_many_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows before the position are not cut again."""
-    calls = []
+    calls: list[dict[str, Any]] = []
     cut = Batching.cut
-    monkeypatch.setattr(Batching, "cut", lambda self, lengths, **key: calls.append(key) or cut(self, lengths, **key))
+
+    def counted(self: Batching, lengths: Any, **key: Any) -> Any:
+        calls.append(key)
+        return cut(self, lengths, **key)
+
+    monkeypatch.setattr(Batching, "cut", counted)
     resumed = epoch_order(mixture([4000]), packing=True, epoch=0, num_batches=700, window=90, offset=3)
     next(iter(resumed))
     assert [key["window"] for key in calls] == [90]

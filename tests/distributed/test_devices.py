@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 import yaml
+from lightning import Trainer
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -334,7 +335,7 @@ class TestMistakes:
     def test_half_precision_under_fsdp2(self, tiny_folder: Path) -> None:
         stage = SFT(checkpoint=str(tiny_folder), tuning=Full())
         # A trainer on a CPU would turn it into bf16-mixed.
-        stage._trainer = SimpleNamespace(strategy=FSDP2(), precision="16-mixed")
+        stage._trainer = cast(Trainer, SimpleNamespace(strategy=FSDP2(), precision="16-mixed"))
         with pytest.raises(ConfigError, match="use precision bf16-mixed"):
             stage._check_strategy()
 

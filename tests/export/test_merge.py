@@ -16,6 +16,8 @@ from lit_sft.errors import ConfigError
 from lit_sft.export.merge import merge_adapter
 from lit_sft.tuning.qlora import QLoRA
 
+pytestmark = pytest.mark.slow  # as a whole
+
 Tiny = Callable[[str], Path]
 WriteConfig = Callable[..., str]
 PROMPTS = [list(range(20, 60)), list(range(200, 210))]
@@ -31,7 +33,7 @@ def write_adapter(checkpoint: Checkpoint, folder: Path, **options: Any) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)
         elif "magnitude" in name:
             parameter.data *= 1.1
-    model.save_pretrained(folder, save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     return folder
 
 

@@ -71,7 +71,7 @@ def test_no_mask_is_made_where_the_row_is_only_causal(family: str, monkeypatch: 
 
     def spy(*args: Any, attn_mask: Any = None, is_causal: bool = False, **kwargs: Any) -> torch.Tensor:
         masks.append((attn_mask, is_causal))
-        return attend(*args, attn_mask=attn_mask, is_causal=is_causal, **kwargs)
+        return attend(*args, **{"attn_mask": attn_mask, "is_causal": is_causal, **kwargs})
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     golden_model(family, family)(input_ids=golden_tensors(family)["single.input_ids"], use_cache=False)

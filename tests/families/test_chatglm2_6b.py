@@ -6,6 +6,7 @@ import torch
 from goldens import golden_checkpoint, golden_json, golden_tensors
 
 from lit_sft import Conversation, Message
+from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.families.glm2.tokenizer import Glm2Tokenizer
 
 FAMILY = "chatglm2-6b"
@@ -13,7 +14,9 @@ FAMILY = "chatglm2-6b"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Glm2Tokenizer:
-    return golden_checkpoint(FAMILY).load_tokenizer()
+    loaded = golden_checkpoint(FAMILY).load_tokenizer()
+    assert isinstance(loaded, Glm2Tokenizer)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,7 @@ def test_training_examples_equal_the_original(tokenizer: Glm2Tokenizer, case: st
         prompt = format_.encode_prompt(conversation.prompt(), tokenizer)
         example = format_.encode(conversation, tokenizer)
         assert example.input_ids[: len(prompt)] == prompt
-        assert example.labels == [-100] * len(prompt) + example.input_ids[len(prompt) :]
+        assert example.labels == [-100] * len(prompt) + list(example.input_ids[len(prompt) :])
 
         length = expected["lengths"][row]
         source = prompt[: expected["max_source_length"]]
@@ -124,7 +127,7 @@ def test_oldest_rounds_are_dropped_until_the_prompt_leaves_room(tokenizer: Glm2T
     assert prompt == _whole(checkpoint, tokenizer, history[shorter:])
 
 
-def _whole(checkpoint, tokenizer: Glm2Tokenizer, history: list[list[str]]) -> list[int]:  # type: ignore[no-untyped-def]
+def _whole(checkpoint: Checkpoint, tokenizer: Glm2Tokenizer, history: list[list[str]]) -> list[int]:
     [turn] = checkpoint.prompt_format.encode_turns(said(history, "你好"), tokenizer)
     return turn.prompt_ids
 

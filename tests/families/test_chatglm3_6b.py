@@ -16,7 +16,9 @@ FAMILY = "chatglm3-6b"
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Glm2Tokenizer:
-    return golden_checkpoint(FAMILY).load_tokenizer()
+    loaded = golden_checkpoint(FAMILY).load_tokenizer()
+    assert isinstance(loaded, Glm2Tokenizer)
+    return loaded
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def real_tokenizer() -> Glm2Tokenizer:
 
 def message(item: dict[str, Any]) -> Message:
     """A message of the original's chat; tools are listed after the content of a system message."""
-    role = "tool" if item["role"] == "observation" else item["role"]
+    role: Any = "tool" if item["role"] == "observation" else item["role"]
     content = item["content"]
     if "tools" in item:
         content += "\n" + json.dumps(item["tools"], indent=4, ensure_ascii=False)
@@ -152,7 +154,7 @@ def test_oldest_rounds_are_dropped_but_the_system_message_stays(tokenizer: Glm2T
     ]
     checkpoint = golden_checkpoint(FAMILY)
     prompt = checkpoint.prompt_format.encode_prompt(asked([system, *history], "你好"), tokenizer)
-    text = tokenizer.decode(prompt)
+    text = str(tokenizer.decode(prompt))
     assert len(prompt) < checkpoint.context_length
     assert text.startswith("[gMASK]sop<|system|> \n 你是助手。<|user|> \n 问题")
     assert "问题19" in text

@@ -282,14 +282,15 @@ def test_embedding_and_head_are_one_even_if_the_stored_ones_differ(tmp_path: Pat
     weights = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
     weights["lm_head.weight"] = weights["lm_head.weight"] + 1
     torch.save(weights, tmp_path / "pytorch_model.bin")
-    model = open_checkpoint(tmp_path).load_model(dtype=torch.float32)
+    model: Any = open_checkpoint(tmp_path).load_model(dtype=torch.float32)
     assert model.lm_head.weight is model.transformer.word_embeddings.weight
     assert torch.equal(model.lm_head.weight, weights["transformer.word_embeddings.weight"].float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_rotary_angles_do_not_depend_on_the_type_of_the_weights(dtype: torch.dtype) -> None:
-    model = golden_checkpoint("chatglm-6b").load_model(dtype=torch.float32).to(dtype)
+    model: Any = golden_checkpoint("chatglm-6b").load_model(dtype=torch.float32)
+    model.to(dtype)
     positions = torch.tensor([[[2047], [2000]]])
     expected = golden_model("chatglm-6b").transformer.rotary(positions, torch.float32)
     for angle, exact in zip(model.transformer.rotary(positions, torch.float32), expected, strict=True):

@@ -1,5 +1,6 @@
 """What holds for every family found in the folder, on a tiny checkpoint of each."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,14 +76,8 @@ def gradients_of(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_tiny_checkpoint_is_recognised_or_the_candidates_are_named(subject: Subject) -> None:
-    from lit_sft.errors import CheckpointError
-
-    try:
-        assert open_checkpoint(subject.checkpoint.path).family.name == subject.checkpoint.family.name
-    except CheckpointError as error:
-        assert subject.checkpoint.family.name in str(error)  # noqa: PT017
-        assert "family:" in str(error)  # noqa: PT017
+def test_tiny_checkpoint_is_recognised_without_its_name(subject: Subject) -> None:
+    assert open_checkpoint(subject.checkpoint.path).family.name == subject.checkpoint.family.name
 
 
 def test_no_remote_code_remains_in_the_loaded_config(subject: Subject) -> None:
@@ -95,7 +90,8 @@ def test_no_remote_code_remains_in_the_loaded_config(subject: Subject) -> None:
 def test_text_survives_encoding(subject: Subject, text: str) -> None:
     ids = subject.tokenizer.encode_text(text)
     decoded = subject.tokenizer.decode(ids, skip_special_tokens=True)
-    assert decoded.split() == text.split() or subject.checkpoint.family.name.startswith("chatglm-6b")
+    # The model of ChatGLM-6B writes full-width characters as their ordinary ones, which is its normal form.
+    assert decoded.split() in (text.split(), unicodedata.normalize("NFKC", text).split())
 
 
 @pytest.mark.parametrize(
@@ -170,7 +166,7 @@ def test_left_padded_batch_generates_what_single_prompts_do(subject: Subject, op
     rows = [subject.encode_prompt(ONE_TURN), subject.encode_prompt(TWO_TURNS)]
 
     def generate(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        output = subject.model.generate(
+        output: torch.Tensor = subject.model.generate(
             input_ids=input_ids,
             attention_mask=mask,
             max_new_tokens=12,
@@ -232,7 +228,7 @@ def test_decoder_and_head_give_the_logits(subject: Subject) -> None:
 def test_packed_rows_do_not_see_each_other(subject: Subject) -> None:
     examples = [subject.encode(ONE_TURN), subject.encode(TWO_TURNS), subject.encode(LONG_TURN)]
     model = subject.model.train()
-    separate_loss = sum(loss_of(model, example) for example in examples)
+    separate_loss = torch.stack([loss_of(model, example) for example in examples]).sum()
     separate_loss.backward()
     separate = gradients_of(model)
     with torch.no_grad():
@@ -308,8 +304,10 @@ def test_eager_and_sdpa_attention_agree(subject: Subject) -> None:
 def test_bfloat16_has_no_nan_over_the_whole_context(subject: Subject) -> None:
     model = subject.checkpoint.load_model(dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
+    length = subject.checkpoint.context_length
     ids = list(subject.encode(TWO_TURNS).input_ids)
-    input_ids = torch.tensor([ids, (ids * SIZE.context_length)[: len(ids)]])
+    input_ids = torch.tensor([(ids * length)[:length]])
+    assert input_ids.shape[1] == length == SIZE.context_length
     with torch.no_grad():
         exact = subject.model(input_ids=input_ids).logits
         rounded = model(input_ids=input_ids).logits.float()

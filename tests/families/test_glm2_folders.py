@@ -122,7 +122,8 @@ def test_rope_ratio_scales_the_base(folder: Path) -> None:
 
 @pytest.mark.parametrize("missing", ["pad_token_id", "tie_word_embeddings", "model_type"])
 def test_first_revisions_lack_keys(folder: Path, missing: str) -> None:
-    change(folder, **{missing: None})
+    keys: dict[str, Any] = {missing: None}
+    change(folder, **keys)
     model = open_checkpoint(folder).load_model()
     assert model.config.pad_token_id == 0
     assert model.config.eos_token_id == 2

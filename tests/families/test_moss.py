@@ -34,7 +34,7 @@ def fused(parts: list[torch.Tensor]) -> torch.Tensor:
 
 def code_gen(config: dict[str, Any], model: MossForCausalLM) -> CodeGenForCausalLM:
     """The class of transformers that computes the same, slowly."""
-    other = CodeGenForCausalLM(CodeGenConfig(**config)).eval()
+    other: CodeGenForCausalLM = CodeGenForCausalLM(CodeGenConfig(**config)).eval()
     state = {name: w.float() for name, w in original_state_dict(model).items() if "causal_mask" not in name}
     other.load_state_dict(state)
     return other
@@ -120,7 +120,7 @@ def test_a_prompt_read_in_chunks_gives_the_same_logits() -> None:
     [(4, 16, 16, None), (8, 8, 2, 100), (12, 6, 4, 7), (20, 4, 2, 96)],
 )
 def test_equals_codegen_of_other_sizes(num_heads: int, head_dim: int, rotary_dim: int, n_inner: int | None) -> None:
-    config = {
+    config: dict[str, Any] = {
         "vocab_size": 300, "n_positions": 64, "n_ctx": 64, "n_embd": num_heads * head_dim, "n_layer": 2,
         "n_head": num_heads, "rotary_dim": rotary_dim, "n_inner": n_inner, "initializer_range": 0.2,
     }  # fmt: skip
@@ -166,7 +166,7 @@ def test_four_bit_model_trains_adapters() -> None:
     wrapped(input_ids=input_ids, labels=input_ids).loss.backward()
     gradients = [p.grad for name, p in wrapped.named_parameters() if "lora_B" in name]
     assert len(gradients) == 2 * len(Moss.lora_targets)
-    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    assert all(gradient is not None and gradient.abs().sum() > 0 for gradient in gradients)
 
 
 def test_embedding_can_grow() -> None:

@@ -103,21 +103,26 @@ def sentencepiece(llama: Path, request: pytest.FixtureRequest) -> Path:
     return llama
 
 
+def text_of(tokenizer: Any, ids: Any) -> str:
+    return str(tokenizer.decode(ids))
+
+
 def check_template(folder: Path, messages: list[Message]) -> None:
     """Ids are those of `apply_chat_template`, but for what follows the last end of turn; answers carry loss."""
     checkpoint = open_checkpoint(folder)
     tokenizer = checkpoint.load_tokenizer()
     chat = [{"role": message.role, "content": message.content} for message in messages]
     whole = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    assert isinstance(whole, list)
     example = checkpoint.prompt_format.encode(Conversation(messages), tokenizer)
     assert example.input_ids == whole[: len(example)]
-    assert not tokenizer.decode(whole[len(example) :]).strip()
+    assert not text_of(tokenizer, whole[len(example) :]).strip()
     prompt = tokenizer.apply_chat_template(chat[:-1], tokenize=True, return_dict=False, add_generation_prompt=True)
     assert checkpoint.prompt_format.encode_prompt(Conversation(messages[:-1]), tokenizer) == prompt
 
     answers = [message.content.strip() for message in messages if message.role == "assistant"]
     runs = "".join("|" if label == IGNORE_INDEX else chr(label) for label in example.labels).split("|")
-    supervised = [tokenizer.decode([ord(label) for label in run]).strip() for run in runs if run]
+    supervised = [text_of(tokenizer, [ord(label) for label in run]).strip() for run in runs if run]
     end = tokenizer.eos_token
     assert [text.removesuffix(end).strip() for text in supervised] == answers
     assert all(text.endswith(end) for text in supervised)
@@ -147,7 +152,7 @@ def test_a_template_without_an_end_of_turn_gets_the_end_of_text(llama: Path) -> 
     checkpoint = open_checkpoint(llama)
     tokenizer = checkpoint.load_tokenizer()
     example = checkpoint.prompt_format.encode(Conversation(ASKED), tokenizer)
-    text = tokenizer.decode(example.input_ids)
+    text = text_of(tokenizer, example.input_ids)
     assert text == "user: 你好\nassistant: 你好！<|im_end|>\nuser: 2加2?\nassistant: 4\n是<|im_end|>"
 
 
@@ -162,7 +167,7 @@ def test_ids_never_cross_the_border_of_prompt_and_reply(llama: Path, reply: str)
         prompt = checkpoint.prompt_format.encode_prompt(said.prompt(), tokenizer)
         assert example.input_ids[: len(prompt)] == prompt
         chat = [{"role": message.role, "content": message.content} for message in said.messages]
-        assert tokenizer.decode(example.input_ids) + "\n" == tokenizer.apply_chat_template(chat, tokenize=False)
+        assert text_of(tokenizer, example.input_ids) + "\n" == tokenizer.apply_chat_template(chat, tokenize=False)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +183,7 @@ def test_control_tokens_in_messages_stay_text(qwen: Path, text: str) -> None:
     assert sum(t in control for t in example.input_ids) == sum(t in control for t in plain.input_ids)
     visible = text.replace("\U000f0000", "").replace("\U000f0001", "")
     chat = [{"role": m.role, "content": m.content.replace(text, visible)} for m in injected]
-    assert tokenizer.decode(example.input_ids) + "\n" == tokenizer.apply_chat_template(chat, tokenize=False)
+    assert text_of(tokenizer, example.input_ids) + "\n" == tokenizer.apply_chat_template(chat, tokenize=False)
     assert not control & {*tokenizer.encode_text(text)}
 
 
@@ -200,7 +205,7 @@ def test_oldest_rounds_are_dropped_to_fit_the_context(llama: Path) -> None:
     tokenizer = checkpoint.load_tokenizer()
     prompt = checkpoint.prompt_format.encode_prompt(Conversation([*ASKED * 20, Message("user", "最后")]), tokenizer)
     assert len(prompt) < checkpoint.context_length
-    assert tokenizer.decode(prompt).endswith("<|im_start|>user\n最后<|im_end|>\n<|im_start|>assistant\n")
+    assert text_of(tokenizer, prompt).endswith("<|im_start|>user\n最后<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_stop_ids_are_those_of_template_tokenizer_and_release(llama: Path) -> None:
@@ -215,8 +220,8 @@ def test_a_base_model_gets_a_plain_form(llama: Path) -> None:
     checkpoint = open_checkpoint(llama)
     tokenizer = checkpoint.load_tokenizer()
     example = checkpoint.prompt_format.encode(Conversation(ASKED[:2]), tokenizer)
-    assert tokenizer.decode(example.input_ids) == "Human: 你好\n\nAssistant: 你好！<|im_end|>"
-    assert tokenizer.decode([label for label in example.labels if label != IGNORE_INDEX]) == " 你好！<|im_end|>"
+    assert text_of(tokenizer, example.input_ids) == "Human: 你好\n\nAssistant: 你好！<|im_end|>"
+    assert text_of(tokenizer, [label for label in example.labels if label != IGNORE_INDEX]) == " 你好！<|im_end|>"
     with pytest.raises(ConfigError, match=r"no chat template.*human-assistant"):
         open_checkpoint(llama, prompt_format="chat-template")
 

@@ -12,7 +12,8 @@ from lit_sft.checkpoint.opening import families
 from lit_sft.conversation import Example
 from lit_sft.data.collate import collate
 from lit_sft.data.encode import LossOn, encode_conversation
-from lit_sft.stages.sft import LOSS_SCALE, SFT
+from lit_sft.stages._summed import LOSS_SCALE
+from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 

@@ -14,6 +14,8 @@ from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.generation.generate import generate_ids
 from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
 
+pytestmark = pytest.mark.slow  # as a whole
+
 FAMILIES = [*sorted(path.name for path in GOLDEN.iterdir()), "native"]
 TEXT = "青榆镇在银镜湖的东岸，一共住着八百人。镇长名叫周叶，他养了一只灰猫，每天早上八点坐渡船去图书馆。"
 STRATEGIES = [

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from goldens import golden_model
+from transformers import LogitsProcessorList
 
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.data.collate import pad_left
-from lit_sft.generation._processors import processors
 from lit_sft.generation.generate import Answer, batches_by_length, generate_answers, generate_ids
 from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
 
@@ -84,7 +84,8 @@ def test_tokens_come_as_often_as_they_are_probable(strategy: TopK | TopP) -> Non
     expected = expected / expected.sum() * num_draws
 
     prompts = [[number] for number in range(num_draws)]
-    chosen = processors(strategy, [0] * num_draws, prompts)(torch.tensor(prompts), logits.repeat(num_draws, 1))
+    chain = LogitsProcessorList(strategy.processors([0] * num_draws, prompts))
+    chosen = chain(torch.LongTensor(prompts), logits.repeat(num_draws, 1))
     counts = chosen.argmax(-1).bincount(minlength=24).double()
     assert counts[expected == 0].sum() == 0
     kept = expected > 0

@@ -11,6 +11,7 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.preflight.memory import Plan, base_bytes, estimate, num_trained
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import remedies
+from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
@@ -23,7 +24,12 @@ spec.loader.exec_module(scale)
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("baichuan-7b", 7_000_559_616), ("baichuan-13b", 13_264_901_120), ("moss", 16_717_980_160)]
+    ("name", "count"),
+    [
+        ("Baichuan-7B", 7_000_559_616),
+        ("Baichuan-13B-Base", 13_264_901_120),
+        ("moss-moon-003-base", 16_717_980_160),
+    ],
 )
 def test_released_models_have_the_parameters_that_they_have(name: str, count: int) -> None:
     assert scale.released(name)[1].num_parameters == count
@@ -34,7 +40,7 @@ def test_released_models_have_the_parameters_that_they_have(name: str, count: in
 def test_counts_are_those_of_the_loaded_network(family: str, dora: bool, tiny: Callable[[str], Path]) -> None:
     checkpoint = open_checkpoint(tiny(family))
     size = measure_network(checkpoint.family)
-    plan = Plan("lora", rank=4, targets=checkpoint.family.lora_targets, dora=dora)
+    plan = Plan(LoRA(rank=4, dora=dora).footprint(checkpoint.family.lora_targets))
     network = LoRA(rank=4, dora=dora).load(checkpoint, "32-true")
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert num_trained(size, plan) == trained
@@ -44,7 +50,7 @@ def test_counts_are_those_of_the_loaded_network(family: str, dora: bool, tiny: C
 @pytest.mark.parametrize("double", [False, True])
 def test_a_quantized_base_has_the_bytes_estimated(double: bool, tiny_folder: Path) -> None:
     checkpoint = open_checkpoint(tiny_folder)
-    plan = Plan("qlora", precision="bf16-mixed", double_quant=double)
+    plan = Plan(QLoRA(double_quant=double).footprint(checkpoint.family.lora_targets), precision="bf16-mixed")
     network = QLoRA(double_quant=double).load_base(checkpoint, "bf16-mixed")
     stored = sum(p.numel() * p.element_size() for p in network.parameters())
     for parameter in network.parameters():
@@ -54,9 +60,10 @@ def test_a_quantized_base_has_the_bytes_estimated(double: bool, tiny_folder: Pat
 
 
 def test_what_saves_memory_does() -> None:
-    family, size = scale.released("baichuan-7b")
-    full = Plan("full", targets=family.lora_targets, gradient_checkpointing=False)
-    lora, qlora = replace(full, method="lora"), replace(full, method="qlora")
+    family, size = scale.released("Baichuan-7B")
+    full, lora, qlora = (
+        Plan(tuning().footprint(family.lora_targets), gradient_checkpointing=False) for tuning in (Full, LoRA, QLoRA)
+    )
     totals = [estimate(size, plan).total for plan in (full, lora, qlora)]
     assert totals == sorted(totals, reverse=True)
     for plan in (full, lora, qlora):
@@ -67,19 +74,19 @@ def test_what_saves_memory_does() -> None:
             {"row_length": 512},
             {"sharding": "fsdp2", "num_devices": 8},
         ):
-            assert estimate(size, replace(plan, **change)).total < before  # type: ignore[arg-type]
+            assert estimate(size, replace(plan, **change)).total < before
         assert estimate(size, replace(plan, accumulates=True)).total >= before
 
 
 def test_remedies_fit() -> None:
-    family, size = scale.released("baichuan-7b")
-    plan = Plan("full", targets=family.lora_targets)
-    assert remedies(size, plan, 24e9) == [
+    family, size = scale.released("Baichuan-7B")
+    plan = Plan(Full().footprint(family.lora_targets))
+    assert remedies(size, plan, family.lora_targets, 24e9) == [
         "tuning LoRA",
         "tuning QLoRA",
         "trainer.strategy: fsdp2 on 8 devices",
     ]
-    assert remedies(size, plan, 1e9) == []
+    assert remedies(size, plan, family.lora_targets, 1e9) == []
 
 
 def test_the_page_shows_what_the_formulas_say() -> None:

@@ -10,8 +10,9 @@ from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.checkpoint.opening import families
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.display import visible
 from lit_sft.families._base import TinySize
-from lit_sft.preview.pieces import Piece, PieceReader, visible
+from lit_sft.preview.pieces import Piece, PieceReader
 
 SIZE = TinySize(hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4, vocab_size=1400, context_length=256)
 QUESTIONS = ("镇长叫什么？", "𠮷野家🦙在哪里？")

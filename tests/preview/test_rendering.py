@@ -10,7 +10,7 @@ import pytest
 from lit_sft import open_checkpoint
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
-from lit_sft.data.datamodule import SFTData
+from lit_sft.data.sft import SFTData
 from lit_sft.preview.collect import Preview, collect
 from lit_sft.preview.page import page
 from lit_sft.preview.pieces import Piece

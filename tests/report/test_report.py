@@ -31,8 +31,8 @@ SHARING = [PAIRS[0], ("请说一说。", "请和家里人说一说。")]
 def comparison(text: str) -> Comparison:
     reply = Reply(text, True, 3, 2.0, 4, 3)
     row = Row(text, text, text, text, text, Reply("以前", False, 2, 8.0, 4, 1), reply, is_safety=True)
-    probed = tuple({text: {f"{text}{n}": (nats * n, 9.0) for n in range(1, 7)}} for nats in (2.0, 3.0))
-    return Comparison(text, {"Before": text}, [row, row], probed)
+    first, second = ({text: {f"{text}{n}": (nats * n, 9.0) for n in range(1, 7)}} for nats in (2.0, 3.0))
+    return Comparison(text, {"Before": text}, [row, row], (first, second))
 
 
 class Tags(HTMLParser):

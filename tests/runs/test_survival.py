@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.__main__ import main
-from lit_sft.callbacks import checkpoint_file, checkpoints
+from lit_sft.callbacks import checkpoint_file
 from lit_sft.callbacks.checkpoint_file import CheckpointFile
 from lit_sft.errors import ConfigError, TrainingError
-from lit_sft.runs import lock
-from lit_sft.runs.folder import unfinished_run
+from lit_sft.runs import folder
+from lit_sft.runs.folder import newest_checkpoint, unfinished_run
 from lit_sft.runs.lock import locked
+
+pytestmark = pytest.mark.slow  # as a whole
 
 WriteConfig = Callable[..., str]
 
@@ -103,7 +106,6 @@ def test_what_is_drawn_in_validation_and_in_sampled_answers_does_not_reach_train
         assert torch.equal(weight, last(draws_run)["state_dict"][name]), name
 
 
-@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_config: WriteConfig, tmp_path: Path) -> None:
     config = write_config(data=DATA, trainer=TRAINER, checkpoints={"every_minutes": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
@@ -262,7 +264,7 @@ def test_a_disk_that_knows_no_locks_is_told_and_used(
     def unsupported(*_: Any) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(lock.fcntl, "lockf", unsupported)
+    monkeypatch.setattr("fcntl.lockf", unsupported)
     with locked(tmp_path):
         assert "cannot be locked (No locks available)" in caplog.text
 
@@ -299,6 +301,57 @@ def test_only_runs_of_the_same_name_are_looked_at(tmp_path: Path) -> None:
         unfinished_run(tmp_path, "a")
 
 
+def test_going_on_reads_the_checkpoint_through_once(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(trainer={"max_steps": 1})
+    assert main(["fit", "--config", config]) == 0
+    (run,) = runs_named(tmp_path, Path(config).stem)
+    read = count_checks(monkeypatch)
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "2"]) == 0
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_reads_a_checkpoint_through_and_tells_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, is_whole: bool
+) -> None:
+    path, own = tmp_path / "best.ckpt", tmp_path / ("best.ckpt" if rank == 0 else "last.ckpt")
+    CheckpointFile().save_checkpoint({"step": 1}, path)
+    if not is_whole:
+        path.write_bytes(path.read_bytes()[:-40])
+
+    def broadcast(verdict: list[Path | None], src: int) -> None:
+        verdict[0] = path if is_whole else None
+
+    monkeypatch.setattr(checkpoint_file.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(checkpoint_file.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(checkpoint_file.dist, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(checkpoint_file, "read_checkpoint", lambda path: {"read": path})
+    read = count_checks(monkeypatch)
+    if is_whole:
+        assert CheckpointFile().load_checkpoint(own) == {"read": path}
+    else:
+        with pytest.raises(ConfigError, match="damaged or cut off"):
+            CheckpointFile().load_checkpoint(own)
+    assert len(read) == (rank == 0)
+
+
+def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read through from now on."""
+    read: list[Path] = []
+    original = folder.is_whole_archive
+
+    def watched(path: Path) -> bool:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(folder, "is_whole_archive", watched)
+    monkeypatch.setattr(checkpoint_file, "is_whole_archive", watched)
+    return read
+
+
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +361,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_file.os, "fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(TrainingError, match=f"last.ckpt could not be written: No space left .* is kept: {path}"):
         CheckpointFile().save_checkpoint({"step": 2}, path)
     assert CheckpointFile().load_checkpoint(path) == {"step": 1}
@@ -318,7 +371,99 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
 def test_a_disk_that_is_too_small_is_an_error_before_training(
     write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert main(["fit", "--config", write_config()]) == 2
     assert "on a disk with 1e-06 GB free" in capsys.readouterr().err
     assert not list(tmp_path.glob("runs/*/checkpoints/*"))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_that_is_resumed_is_kept_whatever_fails(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    (run / "config.yaml").unlink()
+    (run / "notes.txt").write_text("mine")
+    before = snapshot(run)
+    typo = ["--data.init_args.validation_fraction", "7"]
+    assert main(["fit", "--config", write_config(), "--resume", str(run), *typo]) == 2
+    missing = write_config(data={"corpora": [{"class_path": "Belle", "init_args": {"path": "nowhere.json"}}]})
+    assert main(["fit", "--config", missing, "--resume", str(run)]) == 2
+    assert snapshot(run) == before
+
+
+def test_a_refused_resume_changes_nothing(write_config: WriteConfig, tmp_path: Path) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    before = snapshot(run)
+    rank = ["--model.init_args.tuning.init_args.rank", "2"]
+    optimizer = ["--model.init_args.optimizer", "torch.optim.SGD", "--model.init_args.optimizer.lr", "0.1"]
+    for options in (rank, optimizer):
+        assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4", *options]) == 2
+        assert snapshot(run) == before
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4"]) == 0
+    assert "max_steps: 4" in (run / "config.yaml").read_text()
+
+
+def test_a_configuration_is_never_half_written(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 2}), "--name", "a"]) == 0
+    (run,) = runs_named(tmp_path, "a")
+    before = (run / "config.yaml").read_bytes()
+
+    def torn(self: Any, config: Any, path: str, **options: Any) -> None:
+        Path(path).write_text("model:")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_sft.cli.fit.Parser.save", torn)
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4"]) != 0
+    assert (run / "config.yaml").read_bytes() == before
+
+
+def test_a_run_does_not_go_on_within_an_optimizer_step(write_config: WriteConfig, tmp_path: Path) -> None:
+    trainer = {"max_steps": 4, "accumulate_grad_batches": 2, "val_check_interval": 3}
+    config = write_config(trainer={**trainer, "max_epochs": 1}, data=DATA)
+    assert main(["fit", "--config", config, "--name", "a", *callbacks("Interrupt", step=2)]) == 130
+    (run,) = runs_named(tmp_path, "a")
+    best = run / "checkpoints" / "best.ckpt"
+    assert torch.load(best, weights_only=True)["is_within_step"]
+    assert newest_checkpoint(run) in {None, run / "checkpoints" / "last.ckpt"}
+    (run / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    assert newest_checkpoint(run) is None
+    assert main(["fit", "--config", config, "--name", "b", "--ckpt_path", str(best)]) == 2
+
+
+def test_a_copied_best_checkpoint_is_not_taken_for_the_last(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    for name in ("last.ckpt", "best.ckpt"):  # the copy of the best is newer
+        torch.save({"is_within_step": False}, folder / name)
+    os.utime(folder / "last.ckpt", (1, 1))
+    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("content", [{}, [1], torch.zeros(2), {"state_dict": {}}, {"global_step": "a"}, 7])
+def test_a_sound_archive_of_something_else_is_refused_in_one_line(tmp_path: Path, content: Any) -> None:
+    torch.save(content, tmp_path / "x.ckpt")
+    with pytest.raises(ConfigError, match="is not a training checkpoint"):
+        CheckpointFile().load_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_zip_of_texts_is_refused_in_one_line(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
+        archive.writestr("a.txt", "a")
+    with pytest.raises(ConfigError, match="is not a training checkpoint"):
+        CheckpointFile().load_checkpoint(tmp_path / "x.ckpt")
+
+
+def test_a_disk_without_second_names_has_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    (tmp_path / "best").write_text("weights")
+    checkpoint_file.link(tmp_path / "best", tmp_path / "last")
+    assert (tmp_path / "last").read_text() == "weights"

@@ -13,7 +13,10 @@ from tuning.test_tunings import TUNINGS, batch_of, make_stage
 from lit_sft.__main__ import main
 from lit_sft.stages.sft import SFT
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch._dynamo
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),  # of torch._dynamo
+]
 
 # The others are networks of transformers, as baichuan-7b.
 FAMILIES = ("baichuan-7b", "baichuan-13b", "moss", "chatglm-6b")

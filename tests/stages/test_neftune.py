@@ -17,6 +17,8 @@ from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 
+pytestmark = pytest.mark.slow  # as a whole
+
 LENGTHS = [[5, 20], [12]]
 BATCH = collate([[Example(ids := list(range(30, 30 + n)), ids) for n in row] for row in LENGTHS], 0)
 
@@ -66,8 +68,8 @@ def test_noise_follows_the_seed_and_survives_gradient_checkpointing_beside_adapt
     gradients = []
     for is_checkpointed in (False, True):
         torch.manual_seed(0)
-        options = {"tuning": LoRA(rank=4), "neftune_alpha": 5.0, "gradient_checkpointing": is_checkpointed}
-        stage = stage_of(tiny("baichuan-7b"), **options)
+        changed: dict[str, Any] = {"neftune_alpha": 5.0, "gradient_checkpointing": is_checkpointed}
+        stage = stage_of(tiny("baichuan-7b"), tuning=LoRA(rank=4), **changed)
         torch.manual_seed(1)
         stage.training_step(BATCH, 0).backward()
         gradients.append({name: p.grad for name, p in stage.named_parameters() if p.grad is not None})

@@ -10,6 +10,8 @@ import torch
 
 from lit_sft.__main__ import main
 
+pytestmark = pytest.mark.slow  # as a whole
+
 OPTIMIZERS = [
     ("torch.optim.AdamW", {"fused": True}),
     ("bitsandbytes.optim.AdamW8bit", {}),

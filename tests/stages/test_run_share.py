@@ -15,6 +15,8 @@ from lit_sft.stages.schedules import Cosine, Schedule
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.lora import LoRA
 
+pytestmark = pytest.mark.slow  # as a whole
+
 
 class Share(Schedule):
     """Shows the progress that it is given."""
@@ -82,14 +84,14 @@ def test_the_share_is_that_of_what_ends_the_run_first_and_its_last_step_has_one(
 
 
 def test_a_fraction_of_the_batches_counts_as_the_epoch(tiny_folder: Path) -> None:
-    loader = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
+    loader: DataLoader[Any] = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]  # a list is a dataset
     assert shares(tiny_folder, loader, max_epochs=1, limit_train_batches=0.5) == [1 / 2, 1]
 
 
 @pytest.mark.parametrize("step", [3, 4, 6])
 @pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 10}], ids=str)
 def test_a_resumed_run_has_the_rates_of_a_whole_one_and_the_base_rate_of_the_configuration(
-    tiny_folder: Path, tmp_path: Path, step: int, limits: dict[str, int]
+    tiny_folder: Path, tmp_path: Path, step: int, limits: dict[str, Any]
 ) -> None:
     """Saved in the middle of the first epoch of four steps, at its end, in the middle of the second."""
     batches, checkpoint = batches_of(4), tmp_path / "x.ckpt"

@@ -23,7 +23,10 @@ from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
-pytestmark = pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero")  # nothing held out
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # nothing held out
+]
 
 TUNINGS: dict[str, Callable[[], Tuning]] = {
     "full": Full,

@@ -320,6 +320,13 @@ class Baichuan13B(BaichuanFamily):
     """
 
     name = "baichuan-13b"
+    released: ClassVar = {
+        "Baichuan-13B-Base": {
+            "model_type": "baichuan", "hidden_act": "silu", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_size": 5120, "num_hidden_layers": 40, "num_attention_heads": 40, "intermediate_size": 13696,
+            "vocab_size": 64000, "model_max_length": 4096,
+        }
+    }  # fmt: skip
     network = BaichuanAlibiForCausalLM
     network_config = BaichuanAlibiConfig
     is_second_generation = False

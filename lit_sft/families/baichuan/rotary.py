@@ -7,7 +7,7 @@ The originals ignore the padding mask while they train, so padding on the left t
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -73,6 +73,13 @@ class Baichuan7B(BaichuanFamily):
     """
 
     name = "baichuan-7b"
+    released: ClassVar = {
+        "Baichuan-7B": {
+            "model_type": "baichuan", "hidden_act": "silu", "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+            "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 11008,
+            "vocab_size": 64000, "max_position_embeddings": 4096,
+        }
+    }  # fmt: skip
     network = BaiChuanForCausalLM
     network_config = BaiChuanConfig
     is_second_generation = False

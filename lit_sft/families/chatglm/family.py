@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sentencepiece
 import torch
@@ -64,6 +64,13 @@ class ChatGLM6B(Family):
     """
 
     name = "chatglm-6b"
+    released: ClassVar = {
+        "chatglm-6b": {
+            "model_type": "chatglm", "hidden_size": 4096, "inner_hidden_size": 16384, "num_layers": 28,
+            "num_attention_heads": 32, "max_sequence_length": 2048, "vocab_size": 130528, "bos_token_id": 130004,
+            "eos_token_id": 130005, "mask_token_id": 130000, "gmask_token_id": 130001, "pad_token_id": 3,
+        }
+    }  # fmt: skip
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
     tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json")
     polish_reach = len(TRAINING_TIME)

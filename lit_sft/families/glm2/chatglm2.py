@@ -6,7 +6,7 @@ It has no chat tokens: rounds are numbered text, and only </s> ends an answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from lit_sft.conversation import Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families.glm2.family import ChatGLM2ForCausalLM, Glm2Family
@@ -84,6 +84,15 @@ class ChatGLM2(Glm2Family):
     """ChatGLM2-6B, chat model of six billion parameters that reads 32768 tokens."""
 
     name = "chatglm2-6b"
+    released: ClassVar = {
+        "chatglm2-6b": {
+            "model_type": "chatglm", "hidden_size": 4096, "ffn_hidden_size": 13696, "num_layers": 28,
+            "num_attention_heads": 32, "kv_channels": 128, "multi_query_attention": True, "multi_query_group_num": 2,
+            "padded_vocab_size": 65024, "seq_length": 32768, "add_qkv_bias": True, "add_bias_linear": False,
+            "rmsnorm": True, "original_rope": True, "post_layer_norm": True, "layernorm_epsilon": 1e-5,
+            "tie_word_embeddings": False, "eos_token_id": 2, "pad_token_id": 0,
+        }
+    }  # fmt: skip
     version = "2"
     network = ChatGLM2ForCausalLM
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tokenizers import Tokenizer
@@ -36,6 +36,12 @@ class Moss(Family):
     """
 
     name = "moss"
+    released: ClassVar = {
+        "moss-moon-003-base": {
+            "model_type": "moss", "n_embd": 6144, "n_layer": 34, "n_head": 24, "n_inner": None, "rotary_dim": 64,
+            "n_positions": 2048, "n_ctx": 2048, "vocab_size": 107008, "tie_word_embeddings": False,
+        }
+    }  # fmt: skip
     lora_targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
     tokenizer_file_names = FILES
 

@@ -1,28 +1,28 @@
-"""SFTData: corpora in, batches out."""
+"""What every data module of corpora shares: scan, split, order, loaders, and the position in the data."""
 
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from lit_sft.conversation import Batch, Conversation, Prompt, TextInterface
+from lit_sft.conversation import Batch, Example, TextInterface
 from lit_sft.corpora._base import Corpus
-from lit_sft.data.cache import default_cache
-from lit_sft.data.encode import LossOn
+from lit_sft.data.cache_place import cache_folder
+from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
 from lit_sft.data.intervals import settle_intervals
 from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
-from lit_sft.data.prepared import Prepared, conversations_of, scan_corpora
-from lit_sft.data.prompts import encode_prompts, read_prompts
+from lit_sft.data.prepared import Prepared, scan_corpora
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import Split, all_good, split_corpora
@@ -34,8 +34,11 @@ log = logging.getLogger(__name__)
 NOTHING_HELD_OUT = "has no records: give data.test_corpora or a data.validation_fraction above 0"
 
 
-class SFTData(LightningDataModule):
-    """Conversations of one or more corpora, tokenized, with the loss on the answers.
+class CorpusData(LightningDataModule, ABC):
+    """Records of one or more corpora as batches, in an order that only seed, epoch and position decide.
+
+    A data module says how a record becomes an example (`encoding`) and, where the default does not do, how examples
+    become a batch (`collate`). By what records are told apart, in the split and as duplicates, they say themselves.
 
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
@@ -45,37 +48,33 @@ class SFTData(LightningDataModule):
         packing: Fill each row with several examples, which do not see each other. Otherwise an example has a row of its
             own, beside others of similar length, as many as fit into the same number of tokens. If not given, rows are
             packed on a GPU, and not on a CPU, where that is as fast or faster.
-        loss_on: `assistant`: every answer; `last`: the last answer only; `all`: prompts too.
         validation_fraction: Share of the distinct conversations that is held out for validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
-        prompts: What `predict` answers instead: a text file with a prompt on each line, or JSON Lines.
         on_bad_record: `skip`: count it and go on; `error`: tokenize everything before training and stop at the first.
         max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
         deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
-        cache: Folder for what is prepared once, on the machine's own disk; `~/.cache/lit_sft` if not given.
+        cache: Folder for what is prepared once; `~/.cache/lit_sft` if not given, or, where that lies on a network file
+            system, a folder on the machine's own disk.
         seed: Seed of order and split; linked to `seed_everything`.
-        forgetting: What `compare` measures besides, to see what was forgotten; never trained on.
     """
 
     def __init__(
         self,
         text: TextInterface,
         corpora: list[Corpus],
+        *,
         max_length: int = 2048,
         micro_batch_size: int = 4,
         packing: bool | None = None,
-        loss_on: LossOn = "assistant",
         validation_fraction: float = 0.01,
         test_corpora: list[Corpus] | None = None,
-        prompts: str | None = None,
         on_bad_record: Literal["skip", "error"] = "skip",
         max_bad_fraction: float = 0.05,
         deduplicate: bool = False,
         num_workers: int = 0,
         cache: str | None = None,
         seed: int = 42,
-        forgetting: list[Corpus] | None = None,
     ) -> None:
         super().__init__()
         self.text = text
@@ -84,23 +83,28 @@ class SFTData(LightningDataModule):
         self.max_length = max_length
         self.micro_batch_size = micro_batch_size
         self.packing = packing
-        self.loss_on: LossOn = loss_on
         self.validation_fraction = validation_fraction
-        self.prompts = prompts
         self.on_bad_record = on_bad_record
         self.max_bad_fraction = max_bad_fraction
         self.deduplicate = deduplicate
         self.num_workers = num_workers
-        self.cache = Path(cache).expanduser() if cache else default_cache()
+        self.cache = cache_folder(cache)
         self.seed = seed
-        self.forgetting = forgetting or []
         self._order: EpochOrder | None = None
-        self.asked: list[Prompt] = []
-        """What `predict` answers, in order; known when it is set up."""
-        self.asked_together: list[list[int]] = []
-        """Numbers of the prompts of each batch that this process answers: in order, if nobody plans them otherwise."""
         self._start = Position()
         self._check_options()
+
+    @property
+    @abstractmethod
+    def encoding(self) -> Encoding:
+        """How a record becomes an example."""
+
+    @staticmethod
+    def collate(
+        rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_share: float
+    ) -> Batch:
+        """How rows of examples become a batch; called in worker processes, which do not have the data module."""
+        return collate(rows, pad_token_id, corpora=corpora, epoch_share=epoch_share)
 
     @cached_property
     def scanned(self) -> list[ScannedCorpus]:
@@ -131,11 +135,6 @@ class SFTData(LightningDataModule):
         """How examples become micro-batches."""
         packing = self._is_on_gpu() if self.packing is None else self.packing
         return Batching(self.max_length, self.micro_batch_size, packing)
-
-    @property
-    def encoding(self) -> Encoding:
-        """How conversations become tokens."""
-        return Encoding(self.text.prompt_format, self.tokenizer, self.max_length, self.loss_on)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -180,11 +179,6 @@ class SFTData(LightningDataModule):
             found = self.tested.quarantine
             if self.on_bad_record == "error":
                 found.refuse_any()
-        elif stage == "predict" and not self.asked:
-            conversations = read_prompts(self.prompts) if self.prompts else self._held_out(None)
-            self.asked = list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
-            numbers, size = list(range(len(self.asked))), self.micro_batch_size
-            self.asked_together = [numbers[start : start + size] for start in numbers[::size]]
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
@@ -204,15 +198,6 @@ class SFTData(LightningDataModule):
                 raise ConfigError(f"test {NOTHING_HELD_OUT}")
             return self._held_out_loader(self.prepared, self.split.validation)
         return self._held_out_loader(self.tested, all_good(self.scanned_tests))
-
-    def predict_dataloader(self) -> DataLoader[list[Prompt]] | list[Any]:
-        """Prompts that are answered together; the network's side pads them."""
-        batches = [[self.asked[number] for number in batch] for batch in self.asked_together]
-        return DataLoader(cast(Dataset[list[Prompt]], batches), batch_size=None, collate_fn=list) if batches else []
-
-    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
-        """Prompts are lists of ids: generation pads them and moves the result."""
-        return batch if isinstance(batch, list) else super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def teardown(self, stage: str) -> None:
         """List what encoding found after training began."""
@@ -252,10 +237,6 @@ class SFTData(LightningDataModule):
             )
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
-
-    def held_out_prompts(self, count: int) -> list[Prompt]:
-        """The first `count` of what `predict` answers: test corpora, or the validation split where there are none."""
-        return list(encode_prompts(self._held_out(count), self.text.prompt_format, self.tokenizer))
 
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every data file, by path."""
@@ -307,17 +288,11 @@ class SFTData(LightningDataModule):
         if self.trainer is not None and self.trainer.is_global_zero:
             self.quarantine.write(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
 
-    def _held_out(self, count: int | None) -> list[Conversation]:
-        """The first conversations that answers are compared with, or all."""
+    def _held_out(self) -> tuple[Sequence[ScannedCorpus], Selection]:
+        """What is not trained on: the test corpora, or the validation split where there are none."""
         if self.test_corpora:
-            corpora = self.scanned_tests
-            corpus_of, records = all_good(corpora)
-        else:
-            corpora = self.scanned
-            corpus_of, records = self.split.validation
-        if not len(records) and count is None:
-            raise ConfigError(f"predict {NOTHING_HELD_OUT}, or data.prompts")
-        return conversations_of(corpora, (corpus_of[:count], records[:count]))
+            return self.scanned_tests, all_good(self.scanned_tests)
+        return self.scanned, self.split.validation
 
     def _scan(self, corpora: Sequence[Corpus]) -> list[ScannedCorpus]:
         scanned = scan_corpora(corpora, self.cache, self.num_workers)
@@ -330,6 +305,7 @@ class SFTData(LightningDataModule):
             scanned,
             self.text,
             self.encoding,
+            self.collate,
             self.cache,
             num_workers=self.num_workers,
             is_first=self.trainer is None or self.trainer.local_rank == 0,

@@ -1,0 +1,58 @@
+"""Text that people and models wrote, made harmless: shown, and never obeyed by a terminal or read as Markdown."""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+import unicodedata
+from functools import cache
+
+CONTROL_PICTURES = 0x2400
+
+STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What can move the cursor, color, answer or reverse what a terminal shows; tabs and new lines stay."""
+
+# As a character reference, a character is text and never syntax.
+_MARKDOWN = str.maketrans({char: f"&#{ord(char)};" for char in string.punctuation if char not in ",;%"})
+
+
+def visible(text: str) -> str:
+    """Text on one line without control characters, directions and half characters: each as a picture or its number."""
+    return "".join(map(_visible, text))
+
+
+def shortened(text: str, limit: int) -> str:
+    """`visible` text, cut after `limit` characters of the original."""
+    return visible(text) if len(text) <= limit else visible(text[:limit]) + "…"
+
+
+def harmless(text: str) -> str:
+    """Text with its lines and tabs, without the characters that steer a terminal."""
+    return STEERING.sub("", text)
+
+
+def as_markdown(text: str) -> str:
+    """Text on one line that Markdown and HTML show as it is."""
+    return visible(text).translate(_MARKDOWN)
+
+
+class HarmlessFormatter(logging.Formatter):
+    """Formats a message of the log, which may name files and quote data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As `logging` does, without what steers a terminal."""
+        return harmless(super().format(record))
+
+
+@cache
+def _visible(char: str) -> str:
+    if char in "\n\t":
+        return "⏎" if char == "\n" else "⇥"
+    code = ord(char)
+    if code < 0x20:
+        return chr(CONTROL_PICTURES + code)
+    # Cc, Cf, Cs, Co, Cn; Zl and Zp would break a line.
+    if unicodedata.category(char)[0] == "C" or unicodedata.category(char) in {"Zl", "Zp"}:
+        return f"\\u{{{code:x}}}"
+    return char

@@ -1,0 +1,101 @@
+"""A stage whose network answers prompts: for `predict`, `compare`, and the samples of a fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+from lit_sft.conversation import Batch, Prompt
+from lit_sft.distributed.fsdp2 import num_shares
+from lit_sft.distributed.processes import gather
+from lit_sft.generation.generate import Answer, batches_by_length, generate_answers
+from lit_sft.generation.strategies import Greedy, Strategy, by_name
+from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
+from lit_sft.stages._base import Stage
+from lit_sft.stages._compile import uncompiled
+from lit_sft.tuning._base import Tuning
+
+
+class Answering(Stage):
+    """A stage that can be asked.
+
+    Args:
+        checkpoint: Model folder in its original layout.
+        tuning: Which weights train.
+        generation: How `predict` and the samples during validation choose tokens; with a list, in each of its ways;
+            greedy if not given.
+        kwargs: What every stage takes.
+    """
+
+    network_methods: ClassVar[tuple[str, ...]] = ("answer",)
+
+    def __init__(
+        self, checkpoint: str, tuning: Tuning, *, generation: Strategy | list[Strategy] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(checkpoint, tuning, **kwargs)
+        generation = Greedy() if generation is None else generation
+        self.strategies = by_name(generation if isinstance(generation, list) else [generation])
+
+    def token_totals(self, batch: Batch) -> TokenTotals:
+        """Next-token loss, tokens and correct tokens of a micro-batch, summed by corpus."""
+        network = self.causal_lm
+        if batch.position_ids is not None:  # where they restart, another example of a packed row begins
+            self.refuse_mixing()
+        decoded = network.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+        return supervised_cross_entropy(
+            decoded.last_hidden_state,
+            batch.labels,
+            self.behavior.head(network),
+            groups=batch.corpus_ids,
+            num_groups=len(batch.corpora),
+            num_supervised=batch.num_supervised,
+            z_loss_weight=self.checkpoint.family.z_loss_weight,
+        )
+
+    def group_prompts(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """Numbers of the prompts to answer together, the longest first.
+
+        Args:
+            lengths: Tokens of each prompt.
+            token_budget: Tokens of prompts and answers, of all beams, that a device holds in memory at once.
+        """
+        strategies = list(self.strategies.values())
+        context_length = self.checkpoint.context_length
+        return batches_by_length(lengths, strategies, context_length=context_length, token_budget=token_budget)
+
+    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
+        """A row for each prompt and strategy, in this order; of the prompts of all processes, one after the other."""
+        rows = [
+            {
+                "source": prompt.source,
+                "category": prompt.category,
+                "strategy": strategy,
+                "prompt": prompt.text,
+                "is_truncated": prompt.is_truncated,
+                "answer": answer.text,
+                "reference": prompt.reference,
+                "finish_reason": answer.finish_reason,
+                "prompt_tokens": len(prompt.input_ids),
+                "answer_tokens": answer.num_tokens,
+            }
+            for prompt, by_strategy in zip(batch, self.answer(batch), strict=True)
+            for strategy, answer in by_strategy.items()
+        ]
+        return rows if num_shares(self.trainer) == 1 else list(chain.from_iterable(gather(rows)))
+
+    def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Answer]]:
+        """Of each prompt the answers by the name of the strategy."""
+        with uncompiled():
+            answers = [
+                generate_answers(
+                    self.causal_lm,
+                    self.tokenizer,
+                    [prompt.input_ids for prompt in prompts],
+                    strategy,
+                    stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
+                    context_length=self.checkpoint.context_length,
+                )
+                for strategy in self.strategies.values()
+            ]
+        return [dict(zip(self.strategies, of_prompt, strict=True)) for of_prompt in zip(*answers, strict=True)]

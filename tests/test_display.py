@@ -1,0 +1,66 @@
+"""Text of people and models is shown, and steers nothing."""
+
+import logging
+from unicodedata import category
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_sft import __main__ as entry
+from lit_sft.display import HarmlessFormatter, as_markdown, harmless, shortened, visible
+from lit_sft.errors import ConfigError
+
+ATTACKS = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202egpj.exe", "a\rb", "\x08\x08", "\u2066x"]
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_no_escape_reaches_the_terminal_in_an_error(
+    text: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise ConfigError(f"data.path: {text} is not a file")
+
+    monkeypatch.setattr(entry, "_run", fail)
+    assert entry.main(["fit"]) == 2
+    said = capsys.readouterr().err
+    assert said.removesuffix("\n").isprintable()
+    assert said.count("\n") == 1
+
+
+def test_no_escape_reaches_the_terminal_in_a_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(words: list[str]) -> int:
+        raise ValueError("".join(ATTACKS))
+
+    monkeypatch.setattr(entry, "_run", fail)
+    monkeypatch.setattr(entry, "leave", lambda code: code)
+    entry.run_and_leave(["fit"])
+    said = capsys.readouterr().err
+    assert "ValueError" in said
+    assert said == harmless(said)
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_no_escape_reaches_the_terminal_in_the_log(text: str) -> None:
+    record = logging.LogRecord("x", logging.INFO, "", 0, "reading %s", (text,), None)
+    assert HarmlessFormatter("%(message)s").format(record).isprintable()
+
+
+@given(st.text())
+def test_visible_text_is_one_line_of_characters(text: str) -> None:
+    for shown in (visible(text), shortened(text, 5)):
+        assert not [char for char in shown if category(char)[0] == "C" or category(char) in {"Zl", "Zp"}]
+
+
+@given(st.text())
+def test_harmless_text_keeps_lines_and_loses_what_steers(text: str) -> None:
+    shown = harmless(text)
+    assert shown.count("\n") == text.count("\n")
+    assert not any(ord(char) < 32 and char not in "\n\t" for char in shown)
+    assert "\x1b" not in shown
+
+
+def test_markdown_is_text() -> None:
+    assert not set(as_markdown("# <b>[x](y) `z` | *w*\n---")) & set("<>[]()`|*\n-")
