@@ -29,6 +29,7 @@ class Message(NamedTuple):
 
     `thoughts` and `commands` are what an assistant with tools writes beside its answer (MOSS's inner thoughts and
     plugin calls); a message of role `tool` holds what the tool returned, `name` which tool is meant (ChatGLM3).
+    An answer that is not `is_supervised` is read by the model and carries no loss (`loss: false` in a record).
     """
 
     role: Role
@@ -36,6 +37,7 @@ class Message(NamedTuple):
     thoughts: str = ""
     commands: str = ""
     name: str = ""
+    is_supervised: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,8 @@ class Conversation:
 
     def said(self) -> list[str]:
         """By what it is told from others: what says the same is held out together, and is a duplicate."""
-        # A name is seldom given; without one the texts, and so the split, are what they always were.
-        speakers = [f"{m.role}\1{m.name}" if m.name else m.role for m in self.messages]
+        # Names and answers without loss are rare; without them the texts, and so the split, are what they always were.
+        speakers = [(f"{m.role}\1{m.name}" if m.name else m.role) + "\2" * (not m.is_supervised) for m in self.messages]
         return [
             text
             for speaker, m in zip(speakers, self.messages, strict=True)
@@ -88,16 +90,28 @@ class EncodedTurn:
     """Ids of one round. `reply_ids` ends with the end-of-turn token, and is empty where the model must answer.
 
     `prompt_labels`, if given, is as long as `prompt_ids`: what the original trains on before the reply begins, -100
-    elsewhere (ChatGLM-6B predicts its <sop>, Baichuan2 the end of the previous answer).
+    elsewhere (ChatGLM-6B predicts its <sop>, Baichuan2 the end of the previous answer). `ends_previous` says that the
+    first of them ends the answer before. A round that is not `is_supervised` carries no loss.
     """
 
     prompt_ids: list[int]
     reply_ids: list[int]
     prompt_labels: list[int] | None = None
+    ends_previous: bool = False
+    is_supervised: bool = True
 
-    def labels(self) -> list[int]:
-        """One label for each id of the round, -100 where no loss."""
-        return (self.prompt_labels or [IGNORE_INDEX] * len(self.prompt_ids)) + self.reply_ids
+    def labels(self, *, previous: EncodedTurn | None = None) -> list[int]:
+        """One label for each id of the round, -100 where no loss.
+
+        Args:
+            previous: The round before, whose answer may end in this one.
+        """
+        labels = (self.prompt_labels or [IGNORE_INDEX] * len(self.prompt_ids)) + self.reply_ids
+        if not self.is_supervised:
+            labels = [*labels[: self.ends_previous], *[IGNORE_INDEX] * (len(labels) - self.ends_previous)]
+        if self.ends_previous and previous is not None and not previous.is_supervised:
+            labels = [IGNORE_INDEX, *labels[1:]]
+        return labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +197,7 @@ class PromptFormat(ABC):
 
     Every piece of text is encoded on its own and the ids are appended; text is never tokenised across the
     border of a prompt and its reply, so that labels cannot shift and training equals generation.
+    Each `EncodedTurn` takes `is_supervised` from the answer that it holds.
     """
 
     @abstractmethod
@@ -201,12 +216,14 @@ class PromptFormat(ABC):
         """Whole conversation with loss on every answer and its end-of-turn token."""
         input_ids: list[int] = []
         labels: list[int] = []
+        previous = None
         for turn in self.encode_turns(conversation, tokenizer):
             input_ids += turn.prompt_ids + turn.reply_ids
-            labels += turn.labels()
+            labels += turn.labels(previous=previous)
+            previous = turn
         closing = self.closing_ids(tokenizer)
         input_ids += closing
-        labels += closing
+        labels += closing if previous is None or previous.is_supervised else [IGNORE_INDEX] * len(closing)
         return Example(input_ids, labels, conversation.source)
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:

@@ -36,7 +36,8 @@ class LetterFormat(PromptFormat):
         turns = []
         for read, answer in conversation.turns():
             prompt = [USER, *tokenizer.encode_text("".join(message.content for message in read))]
-            turns.append(EncodedTurn(prompt, [] if answer is None else [*tokenizer.encode_text(answer.content), END]))
+            reply = [] if answer is None else [*tokenizer.encode_text(answer.content), END]
+            turns.append(EncodedTurn(prompt, reply, is_supervised=answer is None or answer.is_supervised))
         return turns
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:

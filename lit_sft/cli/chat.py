@@ -79,7 +79,10 @@ def _converse(source: Source, greeting: str) -> None:
     if is_terminal:
         notice(greeting)
     try:
-        _talk(session, _typed() if is_terminal else iter(sys.stdin))
+        if is_terminal:
+            _talk(session, _typed())
+        else:
+            _answer_lines(session, iter(sys.stdin))
     except KeyboardInterrupt:
         notice("")
     except BrokenPipeError:
@@ -94,14 +97,36 @@ def _talk(session: Session, lines: Iterator[str]) -> None:
             if text.startswith("/"):
                 if not session.command(text):
                     return
-            elif text and not session.answer(text) and not sys.stdin.isatty():
-                return  # nobody is there to ask on
+            elif text:
+                session.answer(text)
         except UserError as error:
             sys.stderr.write(f"error: {visible(str(error))}\n")
         except KeyboardInterrupt:
-            if not sys.stdin.isatty():
-                raise
             sys.stderr.write("stopped\n")
+
+
+def _answer_lines(session: Session, lines: Iterator[str]) -> None:
+    r"""One line of output for each line of input, every one a conversation of its own; line breaks become `\n`.
+
+    Raises:
+        ConfigError: At the end, if lines have an empty one because they could not be answered.
+    """
+    pieces: list[str] = []
+    session.write = pieces.append
+    failed = 0
+    for number, line in enumerate(lines, start=1):
+        pieces.clear()
+        session.messages = []
+        try:
+            if line.strip() and not session.answer(line.strip()):
+                return  # Ctrl-C: nobody is there to ask on
+        except UserError as error:
+            failed += 1
+            sys.stderr.write(f"error: line {number}: {error}\n")
+        answer = "".join(pieces).strip().replace("\r", "")
+        _write(answer.replace("\n", "\\n") + "\n")
+    if failed:
+        raise ConfigError(f"{failed} of the lines could not be answered; theirs are empty")
 
 
 def _typed() -> Iterator[str]:

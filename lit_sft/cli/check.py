@@ -186,6 +186,8 @@ def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
         "run": run,
         "predictions.path": run / PREDICTIONS,
         "trainer.limit_predict_batches": 1,
+        # The run's configuration counts validations over epochs, which Lightning takes with whole batches only.
+        "trainer.val_check_interval": 1,
         "trainer.enable_progress_bar": "false",
     }
     if not clock.has_prompts:

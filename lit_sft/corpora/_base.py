@@ -7,16 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._cleaning import decode_record
+from lit_sft.corpora._fields import Fields, is_supervised
 from lit_sft.corpora._reading import find_files, read_records
 from lit_sft.errors import BadRecord, ConfigError, DataError
 
 MAX_NAMES = 30
 """Names listed in an error message; the real corpora have 24 kinds at most."""
 
+
+UNUSED_KEY = "unused-key"
+"""With a key behind it the reason of a record that says more than was read."""
 
 MAX_WEIGHT = 1000
 """An epoch that sees a record more often is a slip of the keyboard, and may not fit into memory."""
@@ -57,6 +61,8 @@ class Corpus(ABC):
             where it has more, the next epoch goes on with those not seen yet.
         min_characters: Leave out conversations with fewer characters, all messages together.
         max_characters: Leave out conversations with more.
+        unused_keys: What becomes of a record with a key that is filled, not read, and not known to say nothing of the
+            conversation (`id`, `source` and the like): `report` counts it, `refuse` makes it a bad record.
     """
 
     layout: ClassVar[str]
@@ -84,6 +90,7 @@ class Corpus(ABC):
         count: int | None = None,
         min_characters: int = 0,
         max_characters: int | None = None,
+        unused_keys: Literal["report", "refuse"] = "report",
     ) -> None:
         if max_characters is not None and max_characters < min_characters:
             raise ConfigError(f"max_characters is {max_characters}, below min_characters = {min_characters}")
@@ -99,6 +106,7 @@ class Corpus(ABC):
         self.count = count
         self.min_characters = min_characters
         self.max_characters = max_characters
+        self.unused_keys = unused_keys
         self._repairs: list[str] = []
 
     @property
@@ -116,9 +124,14 @@ class Corpus(ABC):
             if not name.startswith("_") and name not in deciding_elsewhere
         }
 
+    @property
+    def record_keys(self) -> frozenset[str]:
+        """Keys by which its records are known."""
+        return frozenset[str]().union(*self.layouts)
+
     @abstractmethod
     def parse(self, record: dict[str, Any]) -> Conversation:
-        """The conversation in one raw record.
+        """The conversation in one raw record; which keys are looked up, here or in objects within, is remembered.
 
         Raises:
             BadRecord: If there is none in it, with the reason.
@@ -146,19 +159,27 @@ class Corpus(ABC):
         Raises:
             BadRecord: If nothing of use, with the reason.
         """
-        record, repairs = decode_record(data)
-        if layout is None or self.layout_of(record) != layout:
+        decoded, repairs = decode_record(data)
+        if layout is None or self.layout_of(decoded) != layout:
             raise BadRecord("unknown-layout")
-        if group:
+        record = Fields(decoded)
+        if group and self.has_groups:
             record[self.group_key] = group
         self._repairs = repairs
         try:
             kind = str(record.get(self.group_key) or "") if self.group_key else ""
             if self.groups and kind not in self.groups:
                 return Reading(None, repairs, kind)
+            if not is_supervised(record):
+                raise BadRecord("no-supervised-answer")
             conversation = self.parse(record)
+            unused = sorted({unused_key(key) for key in record.unused()})
         except RecursionError:
             raise BadRecord("nested-too-deeply") from None
+        if unused and self.unused_keys == "refuse":
+            raise BadRecord(unused[0])
+        for reason in unused:
+            self.repaired(reason)
         return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
 
     def conversations(self, report: Report) -> Iterator[Conversation]:
@@ -172,7 +193,7 @@ class Corpus(ABC):
             layout: frozenset[str] | None = None
             num_usable = 0
             reasons: set[str] = set()
-            for raw in read_records(file, has_groups=self.has_groups):
+            for raw in read_records(file, has_groups=self.has_groups, record_keys=self.record_keys):
                 try:
                     layout = layout or self.layout_in(raw.data)
                     conversation, repairs, group = self.read(raw.data, layout, raw.group)
@@ -200,10 +221,15 @@ class Corpus(ABC):
     def unreadable(self, file: Path, reasons: Iterable[str]) -> DataError:
         """The error for a file without a single usable record."""
         why = ", ".join(sorted(reasons)) or "it holds none"
+        if why == "not-an-object":
+            return DataError(f"the records of {file} are lists or texts, not objects. Expected {self.layout}")
         with file.open("rb") as opened:
             if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 return DataError(f"{file} is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {file} > utf8.json")
-        return DataError(f"no record of {file} could be read as {type(self).__name__} ({why}). Expected {self.layout}")
+        remedy = f". Convert it: {to_utf8(file)}" if "not-utf-8" in why else ""
+        return DataError(
+            f"no record of {file} could be read as {type(self).__name__} ({why}). Expected {self.layout}{remedy}"
+        )
 
     def check_groups(self, found: set[str]) -> None:
         """Refuse a filter that matches nothing.
@@ -221,6 +247,16 @@ class Corpus(ABC):
             return True
         length = sum(len(message.content) for message in conversation.messages)
         return self.min_characters <= length and (self.max_characters is None or length <= self.max_characters)
+
+
+def unused_key(key: str) -> str:
+    """The reason under which records are counted that have this key."""
+    return f"{UNUSED_KEY} {''.join(char if char.isprintable() else '?' for char in key[:40])}"
+
+
+def to_utf8(file: Path) -> str:
+    """The command for a file in the encoding of Chinese Windows, the one met most often."""
+    return f"iconv -f GB18030 -t UTF-8 {file} > utf8{file.suffix}"
 
 
 def excerpt(data: bytes) -> str:

@@ -7,6 +7,7 @@ record costs that record and not those after it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import zlib
@@ -24,6 +25,7 @@ from lit_sft.corpora._splitting import BYTE_ORDER_MARK, MAX_RECORD_BYTES, Elemen
 from lit_sft.errors import DataError
 
 GZIP, ZSTD, ZIP = COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
+PARQUET = b"PAR1"
 
 CHUNK_BYTES = 1 << 16
 PART_BYTES = 1 << 10
@@ -35,8 +37,11 @@ MAX_RATIO = 200
 MIN_BOMB_BYTES = 1 << 28
 """No harm is done by less."""
 
-_ARRAY = re.compile(rb"\[\s*(?:[{\]]|$)")
+_ARRAY = re.compile(rb'\[\s*(?:[{\[\]"]|$)')  # of what is no object, too: each is then refused as such
 _OBJECT_OF_ARRAYS = re.compile(rb'\{\s*(?:"[^"\n]*"\s*:\s*\[|\}|$)')
+_OBJECT_OF_RECORDS = re.compile(rb'\{\s*"([^"\n]*)"\s*:\s*\[\s*\{')
+"""In files that need not be one; a record may begin like this, with its tools, say."""
+_LISTS_OF_RECORDS = frozenset({b"tools", b"functions", b"history", b"messages", b"conversations", b"conversation"})
 _OBJECT_OVER_LINES = re.compile(rb"\{[ \t]*\r?\n")
 
 
@@ -90,13 +95,16 @@ def find_files(path: str | list[str]) -> list[Path]:
     return list({file.resolve(): file for file in reversed(files)}.values())[::-1]
 
 
-def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]:
+def read_records(
+    file: Path, *, has_groups: bool = False, record_keys: frozenset[str] = frozenset()
+) -> Iterator[RawRecord]:
     """Every record of a file, in order.
 
     Args:
         file: JSON Lines, an array or an object over several lines; each also as gzip or zstd.
-        has_groups: Whether the file may be an object of arrays. It cannot be seen from the content alone:
-            the only line of `{"conversations": [...]}` is a record.
+        has_groups: Whether an object that begins with an array is one of arrays of records.
+        record_keys: Keys by which records are known: the only line of `{"conversations": [...]}` is a record, and
+            `{"data": [...]}` an object of arrays.
 
     Raises:
         DataError: If the file is empty, an archive of files, or compressed and damaged.
@@ -109,7 +117,7 @@ def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]
             break
     if not head:
         raise DataError(f"data file is empty: {file}")
-    level = _level_of_records(head, has_groups)
+    level = _level_of_records(head, has_groups, record_keys)
     everything = chain([head], chunks)
     last_line = count = 0
     for line, data, group, num_bytes in _lines(everything) if level is None else Splitter(level).split(everything):
@@ -118,21 +126,36 @@ def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]
         yield RawRecord(file, line, count, data, group, num_bytes)
 
 
-def has_record_a_line(file: Path, *, has_groups: bool = False) -> bool:
+def has_record_a_line(file: Path, *, has_groups: bool = False, record_keys: frozenset[str] = frozenset()) -> bool:
     """Whether the records of a file are its lines, as they lie on the disk: JSON Lines, not compressed."""
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    return not head.startswith(COMPRESSED) and _level_of_records(head, has_groups) is None
+    return not head.startswith(COMPRESSED) and _level_of_records(head, has_groups, record_keys) is None
 
 
-def _level_of_records(head: bytes, has_groups: bool) -> int | None:
+def content_of(file: Path) -> bytes:
+    """All of a file, decompressed."""
+    return b"".join(_chunks(file))
+
+
+def _level_of_records(head: bytes, has_groups: bool, record_keys: frozenset[str]) -> int | None:
     """In how many brackets a record stands; None if every line is one."""
     head = head.removeprefix(BYTE_ORDER_MARK).lstrip()
     if _ARRAY.match(head):
         return 1
-    if has_groups and _OBJECT_OF_ARRAYS.match(head):
+    if _OBJECT_OF_ARRAYS.match(head) if has_groups else _is_object_of_records(head, record_keys):
         return 2
     return 0 if _OBJECT_OVER_LINES.match(head) else None
+
+
+def _is_object_of_records(head: bytes, record_keys: frozenset[str]) -> bool:
+    begun = _OBJECT_OF_RECORDS.match(head)
+    if not begun or begun[1] in _LISTS_OF_RECORDS or begun[1].decode(errors="replace") in record_keys:
+        return False
+    try:
+        return record_keys.isdisjoint(json.loads(head.partition(b"\n")[0]))
+    except (ValueError, RecursionError):
+        return True  # the first line is not all of the object
 
 
 def _chunks(file: Path) -> Iterator[bytes]:
@@ -145,6 +168,9 @@ def _chunks(file: Path) -> Iterator[bytes]:
             yield from _decompressed(file, chunks, lambda: zstandard.ZstdDecompressor().decompressobj())
         elif first.startswith(ZIP):
             raise DataError(f"{file} is a zip archive. Unpack it and name the file in it")
+        elif first.startswith(PARQUET):
+            to_lines = f"pandas.read_parquet('{file}').to_json('data.jsonl', orient='records', lines=True)"
+            raise DataError(f"{file} is a Parquet file. Convert it: {to_lines}")
         else:
             yield from chunks
 

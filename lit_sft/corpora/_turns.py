@@ -6,7 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Role
+from lit_sft.corpora._fields import LOSS_KEYS, is_filled, is_supervised
 from lit_sft.errors import BadRecord
+
+SYSTEM_KEYS = ("system", "system_prompt")
+
+CHAT_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+"""Of OpenAI and of ShareGPT."""
 
 SPEAKER_NAMES: dict[Role, str] = {"user": "prompt", "assistant": "answer", "system": "system"}
 """How the reasons call what a role says: `no-prompt`, `answer-not-text`."""
@@ -35,9 +48,45 @@ def optional_text(record: Mapping[str, Any], key: str, *, role: str) -> str:
     return text_of(record, key, role=role) if value and (not isinstance(value, str) or value.strip()) else ""
 
 
-def single_turn(prompt: str, answer: str) -> Conversation:
-    """A question and its answer."""
-    return Conversation([Message("user", prompt), Message("assistant", answer)])
+def first_text(record: dict[str, Any], keys: Sequence[str], *, role: str) -> str:
+    """Like `text_of`, under the first of these keys that is filled."""
+    return text_of(record, next((key for key in keys if is_filled(record, key)), keys[0]), role=role)
+
+
+def single_turn(record: dict[str, Any], prompt: str, answer: str) -> Conversation:
+    """A question and its answer, behind the system message and the earlier rounds of the record."""
+    return in_order([*said_before(record), Message("user", prompt), Message("assistant", answer)])
+
+
+def said_before(record: dict[str, Any]) -> list[Message]:
+    """The system message and the `history` of a record, as LLaMA-Factory's alpaca files have them.
+
+    A round of a history is a pair of texts, or two objects with role and content.
+
+    Raises:
+        BadRecord: `history-not-rounds`, and the reasons of `text_of` and `messages_of`.
+    """
+    system = system_of(record)
+    if not is_filled(record, "history"):
+        return system
+    history = record["history"]
+    if not isinstance(history, list):
+        raise BadRecord("history-not-rounds")
+    if all(isinstance(entry, dict) for entry in history):
+        return [*system, *messages_of(history, "role", "content", CHAT_ROLES).messages]
+    for pair in history:
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise BadRecord("history-not-rounds")
+        asked, answer = ({"text": text} for text in pair)
+        system.append(Message("user", text_of(asked, "text", role="prompt")))
+        system.append(Message("assistant", text_of(answer, "text", role="answer")))
+    return system
+
+
+def system_of(record: dict[str, Any], keys: Sequence[str] = SYSTEM_KEYS) -> list[Message]:
+    """The system message that stands beside the conversation, if there is one."""
+    filled = [key for key in keys if is_filled(record, key)]
+    return [Message("system", text_of(record, filled[0], role="system"))] if filled else []
 
 
 def entries_of(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -57,9 +106,23 @@ def entries_of(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def messages_of(
-    entries: Sequence[Mapping[str, Any]], role_key: str, text_key: str, roles: Mapping[str, Role]
+    entries: Sequence[dict[str, Any]],
+    role_key: str,
+    text_key: str,
+    roles: Mapping[str, Role],
+    *,
+    before: Sequence[Message] = (),
+    is_prompt: bool = False,
 ) -> Conversation:
     """A conversation from entries that each name their speaker; an empty system message is left out.
+
+    Args:
+        entries: What was said. An answer with `loss: false`, `weight: 0` or `train: false` carries no loss.
+        role_key: Where the speaker stands.
+        text_key: Where the text stands.
+        roles: What the speakers are called.
+        before: Messages that come first.
+        is_prompt: Whether the user may speak last.
 
     Raises:
         BadRecord: `unknown-role`, the reasons of `text_of`, and those of `in_order`.
@@ -72,15 +135,26 @@ def messages_of(
             raise BadRecord("unknown-role")
         if role == "system" and not optional_text(entry, text_key, role="system"):
             continue
-        messages.append(Message(role, text_of(entry, text_key, role=SPEAKER_NAMES[role])))
-    return in_order(messages)
+        text = text_of(entry, text_key, role=SPEAKER_NAMES[role])
+        messages.append(Message(role, text, is_supervised=_is_supervised(role, entry)))
+    return in_order([*before, *messages], is_prompt=is_prompt)
 
 
-def in_order(messages: Sequence[Message]) -> Conversation:
+def _is_supervised(role: Role, entry: dict[str, Any]) -> bool:
+    """What is said of an answer; that others carry no loss goes without saying, the contrary stays unread."""
+    if role == "assistant":
+        return is_supervised(entry)
+    if not any(dict.get(entry, key) for key in LOSS_KEYS):
+        is_supervised(entry)
+    return True
+
+
+def in_order(messages: Sequence[Message], *, is_prompt: bool = False) -> Conversation:
     """A conversation in which, after at most one system message, user and assistant take turns.
 
     Raises:
-        BadRecord: `no-turns`, `roles-out-of-order`, or `no-last-answer` if the user speaks last.
+        BadRecord: `no-turns`, `roles-out-of-order`, or `no-last-answer` if the user speaks last
+            and it is no prompt; `no-supervised-answer` if every answer is marked as without loss.
     """
     spoken = messages[1:] if messages and messages[0].role == "system" else messages
     if not spoken:
@@ -88,6 +162,8 @@ def in_order(messages: Sequence[Message]) -> Conversation:
     for position, message in enumerate(spoken):
         if message.role != ("assistant" if position % 2 else "user"):
             raise BadRecord("roles-out-of-order")
-    if spoken[-1].role == "user":
+    if spoken[-1].role == "user" and not is_prompt:
         raise BadRecord("no-last-answer")
+    if not is_prompt and not any(message.is_supervised for message in spoken[1::2]):
+        raise BadRecord("no-supervised-answer")
     return Conversation(messages)

@@ -12,6 +12,11 @@ where it is not, it follows the instruction on a new line. The other BELLE files
 
 multi-turn chat (multiturn_chat_0.8M), the first upload of 0.5M, and train_3.5M_CN with `user` in place of `human` in
 some derived files. generated_chat_0.4M stays what it is: a task, and a whole dialogue as its answer.
+
+It reads the alpaca files of others as well (Stanford Alpaca, LLaMA-Factory): `response` is an answer where there is
+no `output`, and `system` and `history` stand before the instruction:
+
+    {"instruction": "末班呢？", "output": "六点。", "system": "你是小向导。", "history": [["渡船几点开？", "八点。"]]}
 """
 
 from __future__ import annotations
@@ -21,7 +26,17 @@ from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Role
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._turns import entries_of, in_order, messages_of, optional_text, single_turn, text_of
+from lit_sft.corpora._turns import (
+    entries_of,
+    first_text,
+    in_order,
+    messages_of,
+    optional_text,
+    said_before,
+    single_turn,
+    system_of,
+    text_of,
+)
 from lit_sft.errors import BadRecord
 
 ROLES: dict[str, Role] = {"human": "user", "user": "user", "assistant": "assistant"}
@@ -31,7 +46,7 @@ _SPEAKER = re.compile(r"(?:\A|\n)[ \t]*(Human|Assistant)[:：]")
 
 
 class Belle(Corpus):
-    """Instructions and answers in the layouts of BELLE."""
+    """Instructions and answers in the layouts of BELLE and alpaca."""
 
     layout = "one JSON object a line with the keys instruction, input, output (or input, target; or conversations)"
     layouts = (frozenset({"instruction", "output"}), frozenset({"target"}), frozenset({"conversations"}))
@@ -39,21 +54,24 @@ class Belle(Corpus):
     def parse(self, record: dict[str, Any]) -> Conversation:
         """One question and one answer, or a talk."""
         if "conversations" in record:
-            return messages_of(entries_of(record, "conversations"), "from", "value", ROLES)
-        if "target" in record:
-            return single_turn(text_of(record, "input", role="prompt"), text_of(record, "target", role="answer"))
+            entries = entries_of(record, "conversations")
+            return messages_of(entries, "from", "value", ROLES, before=system_of(record))
+        prompt_key = "instruction" if "instruction" in record or "output" in record else "input"
+        if prompt_key == "input":
+            prompt, answer = text_of(record, "input", role="prompt"), text_of(record, "target", role="answer")
+            return single_turn(record, prompt, answer)
         prompt = text_of(record, "instruction", role="prompt")
-        answer = text_of(record, "output", role="answer")
+        answer = first_text(record, ("output", "response"), role="answer")
         extra = optional_text(record, "input", role="input")
         if prompt.startswith("Human:") and prompt.endswith("Assistant:"):
-            return _talk(prompt, answer)
-        return single_turn(f"{prompt}\n{extra}" if extra else prompt, answer)
+            return _talk(said_before(record), prompt, answer)
+        return single_turn(record, f"{prompt}\n{extra}" if extra else prompt, answer)
 
 
-def _talk(history: str, answer: str) -> Conversation:
+def _talk(before: list[Message], history: str, answer: str) -> Conversation:
     """The turns of `Human:...Assistant:...Human:...Assistant:` and the answer to the last."""
     _, *parts = _SPEAKER.split(history)
-    messages: list[Message] = []
+    messages = list(before)
     for speaker, said in zip(parts[::2], [*parts[1:-1:2], answer], strict=True):
         if not said.strip():
             raise BadRecord("no-prompt" if speaker == "Human" else "no-answer")

@@ -16,7 +16,7 @@ from typing import Any
 
 from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._turns import in_order, text_of
+from lit_sft.corpora._turns import in_order, said_before, text_of
 from lit_sft.errors import BadRecord
 
 END_OF_UTTERANCE = "</s>"
@@ -48,7 +48,7 @@ class Firefly(Corpus):
         if len(utterances) % 2:
             utterances.pop()
             self.repaired("unanswered-utterance-dropped")
-        messages = []
+        messages = said_before(record)
         for position, text in enumerate(utterances):
             if not text:
                 raise BadRecord("no-answer" if position % 2 else "no-prompt")

@@ -7,16 +7,18 @@
 
 become system: 你是小向导。, user: 渡船几点开？, assistant: 八点。 After at most one system message user and assistant
 take turns, and the assistant speaks last; a record in which they do not is refused, not put right: as
-`roles-out-of-order` or `no-last-answer`. Tool calls are refused too, as `unknown-role` or `no-answer`.
+`roles-out-of-order` or `no-last-answer`. `system` may stand beside `messages`, too. An answer with `"loss": false`,
+`"weight": 0` or `"train": false` beside its text is read by the model and carries no loss. Tool
+calls are refused too, as `unknown-role` or `no-answer`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from lit_sft.conversation import Conversation, Message, Role
+from lit_sft.conversation import Conversation, Role
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._turns import entries_of, in_order, messages_of, optional_text
+from lit_sft.corpora._turns import entries_of, messages_of, system_of
 
 OPENAI_ROLES: dict[str, Role] = {
     "system": "system",
@@ -42,7 +44,7 @@ class JsonlChat(Corpus):
     def parse(self, record: dict[str, Any]) -> Conversation:
         """The messages as they stand."""
         if "messages" in record:
-            return messages_of(entries_of(record, "messages"), "role", "content", OPENAI_ROLES)
-        talk = messages_of(entries_of(record, "conversations"), "from", "value", SHAREGPT_ROLES)
-        system = optional_text(record, "system", role="system")
-        return in_order([Message("system", system), *talk.messages]) if system else talk
+            entries = entries_of(record, "messages")
+            return messages_of(entries, "role", "content", OPENAI_ROLES, before=system_of(record))
+        entries = entries_of(record, "conversations")
+        return messages_of(entries, "from", "value", SHAREGPT_ROLES, before=system_of(record))

@@ -25,7 +25,8 @@ from typing import Any, Literal
 
 from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._turns import entries_of, optional_text, text_of
+from lit_sft.corpora._fields import is_supervised
+from lit_sft.corpora._turns import SYSTEM_KEYS, entries_of, optional_text, system_of, text_of
 from lit_sft.errors import BadRecord
 
 MARKS = {
@@ -68,26 +69,32 @@ class MossSft(Corpus):
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """All turns, with the meta instruction as system message where there is one."""
-        messages: list[Message] = []
+        messages = system_of(record, ("meta_instruction", *SYSTEM_KEYS))
         if "chat" in record:
-            meta = optional_text(record, "meta_instruction", role="system")
-            messages += [Message("system", meta)] if meta else []
             for turn in _turns(record["chat"]):
                 messages += self._messages(turn)
         else:
             for entry in entries_of(record, "conversation"):
                 messages.append(Message("user", text_of(entry, "human", role="prompt")))
-                messages.append(Message("assistant", text_of(entry, "assistant", role="answer")))
+                text = text_of(entry, "assistant", role="answer")
+                messages.append(Message("assistant", text, is_supervised=is_supervised(entry)))
+        if not any(message.is_supervised for message in messages if message.role == "assistant"):
+            raise BadRecord("no-supervised-answer")
         return Conversation(messages)
 
     def _messages(self, turn: dict[str, Any]) -> list[Message]:
         user = Message("user", _field(turn, "Human", role="prompt"))
-        answer = Message("assistant", _field(turn, "MOSS", role="answer"))
+        answer = Message("assistant", _field(turn, "MOSS", role="answer"), is_supervised=is_supervised(turn))
+        for name, role in zip(reversed(CALL), ("result", "call", "call"), strict=True):
+            # Thoughts without a result are not written: they count as a key that is not used.
+            if self.tools == "drop" or optional_text(dict(turn), name, role=role) in _without(name):
+                turn.get(name)
         if self.tools == "drop" or optional_text(turn, "Tool Responses", role="result") in {"", NO_RESULTS}:
             return [user, answer]
         thoughts, commands, results = (_field(turn, name, role="call") for name in CALL)
         # An asked tool may have found "None", on a line of its own: that is a result. Thoughts and commands are not.
-        call = Message("assistant", "", *("" if text == "None" else text for text in (thoughts, commands)))
+        thoughts, commands = ("" if text == "None" else text for text in (thoughts, commands))
+        call = Message("assistant", "", thoughts, commands)
         return [user, call, Message("tool", results), answer]
 
 
@@ -98,7 +105,8 @@ def _turns(chat: Any) -> list[dict[str, Any]]:
     if not chat:
         raise BadRecord("no-turns")
     turns: dict[int, dict[str, Any]] = {}
-    for name, turn in chat.items():
+    for name in chat:
+        turn = chat[name]
         if not isinstance(turn, dict):
             raise BadRecord("turn-not-an-object")
         match = _TURN.fullmatch(name)
@@ -108,6 +116,12 @@ def _turns(chat: Any) -> list[dict[str, Any]]:
     if sorted(turns) != list(range(1, len(chat) + 1)):
         raise BadRecord("turns-misnumbered")
     return [turns[number] for number in sorted(turns)]
+
+
+def _without(name: str) -> set[str]:
+    """How a turn without this field writes it."""
+    start, end = MARKS[name]
+    return {"", "None", f"{start} None{end}"}
 
 
 def _field(turn: dict[str, Any], name: str, *, role: str) -> str:

@@ -39,4 +39,4 @@ class SafetyPrompts(Corpus):
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """One prompt, one response."""
-        return single_turn(text_of(record, "prompt", role="prompt"), text_of(record, "response", role="answer"))
+        return single_turn(record, text_of(record, "prompt", role="prompt"), text_of(record, "response", role="answer"))

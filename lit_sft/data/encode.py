@@ -51,23 +51,27 @@ def encode_conversation(
             `all`: prompts too.
 
     Raises:
-        BadRecord: `prompt-too-long` if no token of an answer fits.
+        BadRecord: `prompt-too-long` if no token of an answer fits; `no-supervised-answer` if none that fits carries
+            loss.
     """
     turns, truncation = _fit(prompt_format.encode_turns(conversation, tokenizer), max_length)
+    if loss_on == "last":
+        turns = [*(replace(turn, is_supervised=False) for turn in turns[:-1]), turns[-1]]
+    if not any(turn.is_supervised for turn in turns):
+        raise BadRecord("no-supervised-answer")
     input_ids: list[int] = []
     labels: list[int] = []
-    for index, turn in enumerate(turns):
+    for previous, turn in zip([None, *turns], turns, strict=False):
         input_ids += turn.prompt_ids + turn.reply_ids
         if loss_on == "all":
-            labels += turn.prompt_ids + turn.reply_ids
-        elif loss_on == "last" and index < len(turns) - 1:
-            labels += [IGNORE_INDEX] * (len(turn.prompt_ids) + len(turn.reply_ids))
+            labels += turn.prompt_ids
+            labels += turn.reply_ids if turn.is_supervised else [IGNORE_INDEX] * len(turn.reply_ids)
         else:
-            labels += turn.labels()
+            labels += turn.labels(previous=previous)
     closing = prompt_format.closing_ids(tokenizer)
     if truncation != "reply-cut" and len(input_ids) + len(closing) <= max_length:
         input_ids += closing
-        labels += closing
+        labels += closing if turns[-1].is_supervised else [IGNORE_INDEX] * len(closing)
     return Example(input_ids, labels, conversation.source, truncation)
 
 

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
-from lit_sft.corpora._base import Corpus, Finding
-from lit_sft.corpora._turns import optional_text, text_of
+from lit_sft.corpora._base import UNUSED_KEY, Corpus, Finding, to_utf8
+from lit_sft.corpora._fields import is_filled
+from lit_sft.corpora._reading import content_of, find_files
+from lit_sft.corpora._turns import CHAT_ROLES, entries_of, first_text, messages_of, said_before, system_of, text_of
 from lit_sft.errors import BadRecord, DataError
+
+_RECORDS = re.compile(rb'\[\s*(?:[{\[\]"]|$)|\{\s*(?:["}]|$)')
+
+PROMPT_KEYS = ("prompt", "instruction", "question", "query")
+REFERENCE_KEYS = ("reference", "output", "response", "target", "std_answer", "answer")
+CATEGORY_KEYS = ("category", "class", "kind", "type")
 
 
 class PromptRecords(Corpus):
@@ -17,41 +27,54 @@ class PromptRecords(Corpus):
 
     Args:
         path: Records with the keys prompt and (optional) reference, or instruction, input, output as in BELLE; both
-            with an optional category.
+            with optional system, history and category. Or messages (role, content) or conversations (from, value), in
+            which a last answer is the reference.
     """
 
-    layout = "one JSON object a line with the keys prompt, reference (or instruction, input, output), category"
-    layouts = (frozenset({"prompt", "reference", "instruction", "output"}),)
+    layout = (
+        "one JSON object a line with the keys prompt, reference (or instruction, input, output; or messages; or "
+        "conversations), system, history, category"
+    )
+    layouts = (frozenset({*PROMPT_KEYS, "reference", "output", "messages", "conversations"}),)
 
     def parse(self, record: dict[str, Any]) -> Conversation:
         """A question, and the reference answer if there is one."""
-        key, reference_key = ("prompt", "reference") if "prompt" in record else ("instruction", "output")
-        prompt = text_of(record, key, role="prompt")
-        if key == "instruction" and record.get("input"):
+        category = str(next((record[key] for key in CATEGORY_KEYS if is_filled(record, key)), ""))
+        for key, role_key, text_key in (("messages", "role", "content"), ("conversations", "from", "value")):
+            if key in record:
+                entries, before = entries_of(record, key), system_of(record)
+                talk = messages_of(entries, role_key, text_key, CHAT_ROLES, before=before, is_prompt=True)
+                return replace(talk, category=category)
+        prompt = first_text(record, PROMPT_KEYS, role="prompt")
+        if "prompt" not in record and is_filled(record, "input"):
             prompt = f"{prompt}\n{text_of(record, 'input', role='input')}"
-        messages = [Message("user", prompt)]
-        if record.get(reference_key):
-            messages.append(Message("assistant", text_of(record, reference_key, role="reference")))
-        return Conversation(messages, category=optional_text(record, "category", role="category"))
+        messages = [*said_before(record), Message("user", prompt)]
+        if any(is_filled(record, key) for key in REFERENCE_KEYS):
+            messages.append(Message("assistant", first_text(record, REFERENCE_KEYS, role="reference")))
+        return Conversation(messages, category=category)
 
 
 def read_prompts(path: str | Path) -> list[Conversation]:
-    """The prompts of a file, in order: JSON Lines if its name ends in .json or .jsonl, else a prompt on each line.
+    """The prompts of a file, in order: records if it begins as JSON Lines or an array does, else a prompt on each line.
+
+    The content decides and not the name; either may be compressed with gzip or zstd.
 
     Raises:
         DataError: If the file is missing or empty, or a record cannot be read; none is skipped, so that answers
             match the prompts line by line. Only blank lines are passed over.
     """
     path = Path(path)
-    if path.suffix in {".json", ".jsonl"}:
-        return list(PromptRecords(str(path)).conversations(_refuse))
-    if not path.is_file():
+    if not path.expanduser().is_file():
         raise DataError(f"prompt file not found: {path}")
+    (path,) = find_files(str(path))
+    content = content_of(path)
+    if _RECORDS.match(content.removeprefix(b"\xef\xbb\xbf").lstrip()[:4096]):
+        return list(PromptRecords(str(path)).conversations(_refuse))
     try:
-        text = path.read_text(encoding="utf-8-sig").split("\n")
+        text = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8; convert the file, for example with iconv") from None
+        line = content[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{line}: not UTF-8. Convert it: {to_utf8(path)}") from None
     lines = [(number, line.strip()) for number, line in enumerate(text, start=1)]
     found = [Conversation([Message("user", line)], f"{path}:{number}") for number, line in lines if line]
     if not found:
@@ -84,5 +107,6 @@ def encode_prompts(
 
 
 def _refuse(finding: Finding) -> None:
-    if not finding.is_kept and finding.reason != "empty-line":
-        raise DataError(f"{finding.source}: {finding.reason}: {finding.excerpt[:80]!r}")
+    if finding.reason.startswith(UNUSED_KEY) or (not finding.is_kept and finding.reason != "empty-line"):
+        expected = f". Expected {PromptRecords.layout}"
+        raise DataError(f"{finding.source}: {finding.reason}: {finding.excerpt[:80]!r}{expected}")

@@ -188,10 +188,10 @@ def index_records(corpus: Corpus, cache: Path) -> Records:
     Raises:
         DataError: If a file is missing, empty, or compressed and damaged.
     """
-    return Records([_index_file(file, corpus.has_groups, cache) for file in corpus.files])
+    return Records([_index_file(file, corpus, cache) for file in corpus.files])
 
 
-def _index_file(file: Path, has_groups: bool, cache: Path) -> FileRecords:
+def _index_file(file: Path, corpus: Corpus, cache: Path) -> FileRecords:
     # As git does: a file of the same path, size and times of change has not changed.
     state = file.stat()
     name = digest(
@@ -200,14 +200,16 @@ def _index_file(file: Path, has_groups: bool, cache: Path) -> FileRecords:
         state.st_size,
         state.st_mtime_ns,
         state.st_ctime_ns,
-        has_groups,
+        corpus.has_groups,
+        sorted(corpus.record_keys),
         code_digest(__name__),
     )
     build: Callable[[Path], None]
-    if has_record_a_line(file, has_groups=has_groups):
+    container: dict[str, Any] = {"has_groups": corpus.has_groups, "record_keys": corpus.record_keys}
+    if has_record_a_line(file, **container):
         build = partial(_index_lines, file)
     else:
-        build = partial(_copy_records, file, has_groups)
+        build = partial(_copy_records, file, container)
     folder = build_once(cache / "records" / name, build)
     with usable(folder, ValueError, KeyError, EOFError):
         return FileRecords(file, folder)
@@ -230,11 +232,11 @@ def _index_lines(file: Path, folder: Path) -> None:
     _write_meta(folder, sha256.hexdigest(), is_copy=False, groups=[])
 
 
-def _copy_records(file: Path, has_groups: bool, folder: Path) -> None:
+def _copy_records(file: Path, container: dict[str, Any], folder: Path) -> None:
     offsets, places, groups, sizes, sums = [0], [], [], [], []
     names: dict[str, int] = {}
     with (folder / "records").open("wb") as copy:
-        for raw in read_records(file, has_groups=has_groups):
+        for raw in read_records(file, **container):
             data = raw.data[: MAX_RECORD_BYTES + 2]  # enough to see that it is too long
             copy.write(data)
             offsets.append(offsets[-1] + len(data))

@@ -146,17 +146,19 @@ def test_half_a_character_and_control_tokens_are_never_shown() -> None:
     assert len(pieces) > 5
 
 
-def test_a_pipe_gets_only_answers(tiny: Tiny) -> None:
+def test_a_pipe_gets_one_line_for_each_line_and_each_is_a_conversation_of_its_own(tiny: Tiny) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lit_sft", "chat", "--checkpoint", str(tiny("baichuan-7b"))],
-        input="/strategy Greedy max_new_tokens=4\n你好\n\n/nothing\n再见\n".encode(),
+        input="你好\n\n/etc/hosts 是什么文件？\n你好\n".encode(),
         capture_output=True,
         check=True,
     )
-    assert len(done.stdout.decode().splitlines()) >= 2
+    first, blank, path, again = done.stdout.decode().removesuffix("\n").split("\n")
+    assert first == again != ""
+    assert blank == ""
+    assert path
     assert b"\x1b" not in done.stdout
     assert b"> " not in done.stdout
-    assert b"error: unknown command /nothing" in done.stderr
 
 
 def test_a_terminal_survives_ctrl_c_and_ends_with_ctrl_d(tiny: Tiny) -> None:

@@ -57,8 +57,10 @@ def test_a_run_answers_as_predict_does_with_its_adapter_and_without(
     tuned, untuned = (answer.rstrip("\ufffd") for answer in expected)
     assert tuned != untuned
 
-    lines = (QUESTION, "/reset", "/base", QUESTION, "/reset", "/tuned", QUESTION)
-    assert piped(["--run", str(run)], *lines) == [tuned, untuned, tuned]
+    # Each line is a conversation of its own: the same question has the same answer.
+    written = tuned.strip().replace("\n", "\\n")
+    assert piped(["--run", str(run)], QUESTION, QUESTION) == [written, written]
     if tuning["class_path"] == "LoRA":
         folders = ["--checkpoint", str(tiny("baichuan-7b")), "--adapter", str(run / "adapter")]
-        assert piped(folders, "/strategy Greedy max_new_tokens=8", *lines) == [tuned, untuned, tuned]
+        (answer,) = piped(folders, QUESTION)
+        assert answer.startswith(written)

@@ -122,7 +122,7 @@ def test_the_other_layout_in_the_same_file_is_a_bad_record(tmp_path: Path) -> No
     file = write_lines(
         tmp_path / "moss.jsonl", yeungnlp({"human": "q", "assistant": "a"}), fnlp(turn("q", "a")), {"category": "Code"}
     )
-    assert read(MossSft(file))[1] == [("2", "unknown-layout"), ("3", "unknown-layout")]
+    assert read(MossSft(file))[1] == [("1", "unused-key x"), ("2", "unknown-layout"), ("3", "unknown-layout")]
 
 
 def test_categories_are_chosen_by_name(tmp_path: Path) -> None:

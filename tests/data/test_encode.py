@@ -83,3 +83,24 @@ def test_an_unanswered_last_question_is_left_out() -> None:
 
 def test_the_source_of_the_record_stays_with_the_example() -> None:
     assert encode(talk("A", "B")).source == "file:1"
+
+
+def unsupervised(conversation: Conversation, *places: int) -> Conversation:
+    """The same, with no loss on the messages at these places."""
+    messages = [m._replace(is_supervised=i not in places) for i, m in enumerate(conversation.messages)]
+    return Conversation(messages, conversation.source)
+
+
+def test_an_answer_marked_so_is_read_and_carries_no_loss() -> None:
+    conversation = unsupervised(talk("A", "B", "C", "D"), 1)
+    assert encode(conversation).input_ids == encode(talk("A", "B", "C", "D")).input_ids
+    assert encode(conversation).labels == [X, X, X, X, X, X, D, END]
+    assert encode(conversation, loss_on="all").labels == [USER, A, X, X, USER, C, D, END]
+
+
+def test_a_record_without_a_supervised_answer_that_fits_is_left_out() -> None:
+    for conversation, max_length in ((unsupervised(talk("A", "B", "C", "D"), 1, 3), 100), (talk("A", "B"), 100)):
+        with pytest.raises(BadRecord, match="no-supervised-answer"):
+            encode(unsupervised(conversation, 1, 3), max_length)
+    with pytest.raises(BadRecord, match="no-supervised-answer"):
+        encode(unsupervised(talk("A", "B", "C", "DDDD"), 1), max_length=8)

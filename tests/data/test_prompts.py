@@ -1,5 +1,7 @@
 """What `predict` answers."""
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,19 @@ def test_no_prompts_is_an_error(tmp_path: Path, name: str, content: str | None) 
 def test_prompts_pass_the_conversion_of_a_half_precision() -> None:
     prompts = [Prompt([1, 2], "你好", None, "a.txt:1")]
     assert HalfPrecision("bf16-true").convert_input(prompts) == prompts
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.JSONL", "a.txt", "a.jsonl.gz"])
+def test_the_content_tells_records_from_text(tmp_path: Path, name: str) -> None:
+    talk = {"messages": [{"role": "user", "content": "q"}]}
+    data = f'{{"prompt": "q", "system": "s", "history": [["q0", "a0"]]}}\n{json.dumps(talk)}\n'
+    (tmp_path / name).write_bytes(gzip.compress(data.encode()) if name.endswith("gz") else data.encode())
+    first, second = read_prompts(tmp_path / name)
+    assert [message.content for message in first.messages] == ["s", "q0", "a0", "q"]
+    assert [message.content for message in second.messages] == ["q"]
+
+
+def test_a_key_that_is_not_asked_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", "tools": ["t"]}\n')
+    with pytest.raises(DataError, match="unused-key tools"):
+        read_prompts(tmp_path / "a.jsonl")

@@ -374,3 +374,26 @@ def test_a_batch_has_the_ids_of_its_texts_and_an_empty_batch_has_none(subject: S
     assert [len(mask) for mask in together["attention_mask"]] == [len(ids) for ids in together["input_ids"]]
     if subject.checkpoint.family.name != "native":  # transformers' own tokenizers take no empty batch
         assert subject.tokenizer([])["input_ids"] == []
+
+
+def test_an_answer_marked_so_carries_no_loss_in_any_prompt_format(subject: Subject) -> None:
+    first, answer, *rest = TWO_TURNS.messages
+    for name, prompt_format in subject.checkpoint.family.prompt_formats().items():
+        example = prompt_format.encode(TWO_TURNS, subject.tokenizer)
+        alone = prompt_format.encode(
+            Conversation([first, answer._replace(is_supervised=False), *rest]), subject.tokenizer
+        )
+        assert list(alone.input_ids) == list(example.input_ids), name
+        last = len(prompt_format.encode_turns(TWO_TURNS, subject.tokenizer)[-1].reply_ids)
+        last += len(prompt_format.closing_ids(subject.tokenizer))
+        assert list(alone.labels[-last:]) == list(example.labels[-last:]), name
+        turns = prompt_format.encode_turns(TWO_TURNS, subject.tokenizer)
+        ends_first = len(turns[0].prompt_ids) + len(turns[0].reply_ids) + turns[-1].ends_previous
+        if len(turns) > 1:
+            assert set(alone.labels[:ends_first]) == {IGNORE_INDEX}, name
+            assert set(example.labels[:ends_first]) != {IGNORE_INDEX}, name
+        closed = prompt_format.encode(
+            Conversation([*TWO_TURNS.messages[:3], TWO_TURNS.messages[3]._replace(is_supervised=False)]),
+            subject.tokenizer,
+        )
+        assert set(closed.labels[-last:]) == {IGNORE_INDEX}, name

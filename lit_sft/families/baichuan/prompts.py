@@ -76,7 +76,9 @@ class BaichuanChatFormat(PromptFormat):
             prompt_ids.append(self.limits.assistant_token_id)
             labels.append(IGNORE_INDEX)
             reply_ids = [] if answer is None else tokenizer.encode_text(answer.content)
-            turns.append(EncodedTurn(prompt_ids, reply_ids, labels))
+            is_supervised = answer is None or answer.is_supervised
+            ends = bool(turns)
+            turns.append(EncodedTurn(prompt_ids, reply_ids, labels, ends_previous=ends, is_supervised=is_supervised))
         return turns
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
@@ -130,7 +132,8 @@ class FirstReleaseChatFormat(PromptFormat):
             prompt_ids = [token for message in read for token in self._message_ids(message, tokenizer)]
             prompt_ids.append(self.limits.assistant_token_id)
             reply_ids = [] if answer is None else self._message_ids(answer, tokenizer)[1:]
-            turns.append(EncodedTurn(prompt_ids, reply_ids))
+            is_supervised = answer is None or answer.is_supervised
+            turns.append(EncodedTurn(prompt_ids, reply_ids, is_supervised=is_supervised))
         return turns
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
@@ -188,7 +191,8 @@ class HumanAssistantFormat(PromptFormat):
             reply_ids: list[int] = []
             if answer is not None:
                 reply_ids = [*tokenizer.encode_text(self.reply_prefix + answer.content), tokenizer.eos_token_id]
-            turns.append(EncodedTurn(prompt_ids, reply_ids))
+            is_supervised = answer is None or answer.is_supervised
+            turns.append(EncodedTurn(prompt_ids, reply_ids, is_supervised=is_supervised))
         return turns
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:

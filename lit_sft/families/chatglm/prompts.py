@@ -56,7 +56,8 @@ class ChatGLMFormat(PromptFormat):
                 bisect_left(range(len(asked) - 1), True, key=lambda dropped: len(encode(dropped)) <= room)
             )
         labels = [IGNORE_INDEX] * (len(prompt_ids) - 1) + prompt_ids[-1:]
-        return [EncodedTurn(prompt_ids, reply_ids, labels)]
+        is_supervised = answer is None or answer.is_supervised
+        return [EncodedTurn(prompt_ids, reply_ids, labels, is_supervised=is_supervised)]
 
     def whole_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids with all rounds."""

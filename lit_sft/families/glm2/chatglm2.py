@@ -34,7 +34,9 @@ class RoundsFormat(PromptFormat):
                 text += f"{answer.content}\n\n"
         answer = rounds[-1][1] if rounds else None
         reply_ids = [] if answer is None else [*tokenizer.encode_text(answer.content), tokenizer.eos_token_id]
-        return [EncodedTurn([*tokenizer.prefix_ids, *tokenizer.encode_text(text)], reply_ids)]
+        is_supervised = answer is None or answer.is_supervised
+        prompt_ids = [*tokenizer.prefix_ids, *tokenizer.encode_text(text)]
+        return [EncodedTurn(prompt_ids, reply_ids, is_supervised=is_supervised)]
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with `答：`, of as many of the last rounds as leave room for an answer."""
@@ -62,7 +64,9 @@ class EveryRoundFormat(RoundsFormat):
             else:
                 # The first id is the dummy prefix.
                 prompt_ids = tokenizer.encode_text(f"\n\n{question}")[1:]
-            turns.append(EncodedTurn(prompt_ids, [] if answer is None else tokenizer.encode_text(answer.content)))
+            reply_ids = [] if answer is None else tokenizer.encode_text(answer.content)
+            is_supervised = answer is None or answer.is_supervised
+            turns.append(EncodedTurn(prompt_ids, reply_ids, is_supervised=is_supervised))
         return turns
 
     def closing_ids(self, tokenizer: Any) -> list[int]:

@@ -51,7 +51,9 @@ class RolesFormat(PromptFormat):
                 # This role token ended the answer before.
                 labels = [prompt_ids[0], *[IGNORE_INDEX] * (len(prompt_ids) - 1)]
             reply_ids = [] if answer is None else _said(answer.name, answer, tokenizer)
-            turns.append(EncodedTurn(prompt_ids, reply_ids, labels))
+            is_supervised = answer is None or answer.is_supervised
+            ends = bool(turns)
+            turns.append(EncodedTurn(prompt_ids, reply_ids, labels, ends_previous=ends, is_supervised=is_supervised))
         return turns
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:

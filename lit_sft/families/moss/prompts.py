@@ -100,12 +100,13 @@ class MossFormat(PromptFormat):
                 if not has_results and (self.has_fields_in_every_turn or message.thoughts or message.commands):
                     fields += [self._call(message, tokenizer), self._results(" None", tokenizer)]
                 fields.append(self._answer_mark(tokenizer))
-                turns.append(_turn(fields, tokenizer.encode_field(f" {message.content}", "<eom>")))
+                reply_ids = tokenizer.encode_field(f" {message.content}", "<eom>")
+                turns.append(_turn(fields, reply_ids, message.is_supervised))
                 fields, has_results = [], False
         if fields:
             if has_results or not self.has_fields_in_every_turn:
                 fields.append(self._answer_mark(tokenizer))
-            turns.append(_turn(fields, []))
+            turns.append(_turn(fields, [], is_supervised=True))
         return turns
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
@@ -147,7 +148,7 @@ def _is_call(messages: Sequence[Message], position: int) -> bool:
     return has_result and not messages[position].content
 
 
-def _turn(fields: list[Field], reply_ids: list[int]) -> EncodedTurn:
+def _turn(fields: list[Field], reply_ids: list[int], is_supervised: bool) -> EncodedTurn:
     prompt_ids = [index for field in fields for index in field.ids]
     labels = [label for field in fields for label in field.labels]
-    return EncodedTurn(prompt_ids, reply_ids, labels)
+    return EncodedTurn(prompt_ids, reply_ids, labels, is_supervised=is_supervised)

@@ -62,7 +62,8 @@ class PlainFormat(PromptFormat):
             if not turns and tokenizer.bos_token_id in tokenizer("")["input_ids"]:
                 prompt_ids = [tokenizer.bos_token_id, *prompt_ids]
             reply_ids = [] if answer is None else [*tokenizer.encode_text(f" {answer.content}"), tokenizer.eos_token_id]
-            turns.append(EncodedTurn(prompt_ids, reply_ids))
+            is_supervised = answer is None or answer.is_supervised
+            turns.append(EncodedTurn(prompt_ids, reply_ids, is_supervised=is_supervised))
         return turns
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:

@@ -61,7 +61,7 @@ class ChatTemplateFormat(PromptFormat):
             reply_ids = transcript.extend(said[:end])
             if not marks.end_of_turn:
                 reply_ids = [*reply_ids, tokenizer.eos_token_id]
-            turns.append(EncodedTurn(prompt_ids, reply_ids))
+            turns.append(EncodedTurn(prompt_ids, reply_ids, is_supervised=message.is_supervised))
         if chat and conversation.messages[-1].role != "assistant":
             turns.append(EncodedTurn(transcript.extend(_render(tokenizer, chat, is_prompt=True)), []))
         return turns
