@@ -5,13 +5,17 @@ Loads no torch.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import chdir
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
+from lit_sft.config_file import read_configuration
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import members_of
 
@@ -30,6 +34,12 @@ KINDS = {
     "generation": "lit_sft.generation.strategies.Strategy",
     "schedule": "lit_sft.stages.schedules.Schedule",
 }
+
+PATH_OPTIONS = {
+    *("adapter", "after", "before", "cache", "checkpoint", "ckpt_path", "html", "output", "path", "prompts"),
+    *("resume", "run", "runs", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
+}
+"""Options that name files and folders, wherever they stand."""
 
 # What jsonargparse says, in the order in which the parts of one message are looked for.
 CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
@@ -52,6 +62,21 @@ class ShortErrorParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def parse_path(self, path: str | os.PathLike[str], **options: Any) -> Namespace:  # type: ignore[override]
+        """A configuration file; jsonargparse would read it in the encoding of the locale.
+
+        Raises:
+            ConfigError: If it is not UTF-8 or not YAML, or says something twice.
+        """
+        file = Path(path)
+        text = read_configuration(file)
+        with chdir(file.absolute().parent):  # files that it names for its parts lie beside it
+            return self.parse_string(text, path=file.name, **options)
+
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse does, with `~` and environment variables in paths replaced."""
+        return _with_expanded_paths(super().parse_args(*args, **options))
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the short form.
@@ -106,6 +131,24 @@ class ShortErrorParser(ArgumentParser):
         }
         level = sorted(dest for dest in options if dest.rpartition(".")[0] == prefix)
         return level or sorted({dest.partition(".")[0] for dest in options})
+
+
+def expanded(path: str) -> str:
+    """A path with `~`, `$NAME` and `${NAME}` replaced; a name that is not set stays, and shows in the error."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def _with_expanded_paths(values: Any, key: str = "") -> Any:
+    """Namespaces and dictionaries are changed in place."""
+    if isinstance(values, str):
+        return expanded(values) if key in PATH_OPTIONS else values
+    if isinstance(values, list):
+        return [_with_expanded_paths(value, key) for value in values]
+    if isinstance(values, Namespace | dict):
+        inner = vars(values) if isinstance(values, Namespace) else values
+        for name, value in inner.items():
+            inner[name] = _with_expanded_paths(value, name)
+    return values
 
 
 def user_error_in(error: BaseException | None) -> UserError | None:

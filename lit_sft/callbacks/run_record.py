@@ -18,7 +18,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_sft.data._base import CorpusData
-from lit_sft.files import whole_file, write_json
+from lit_sft.files import write_json, write_text
 from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY, is_run
 from lit_sft.stages._base import Stage
 
@@ -47,8 +47,7 @@ class RunRecord(SaveConfigCallback):
             return
         assert isinstance(pl_module, Stage)
         folder = Path(trainer.default_root_dir)
-        with whole_file(folder / CONFIG) as partial:
-            self.parser.save(self.config, str(partial), skip_none=False, overwrite=True, multifile=False)
+        write_text(folder / CONFIG, self.parser.dump(self.config, skip_none=False))
         manifest = self._manifest(trainer, pl_module)
         if (folder / MANIFEST).is_file():  # the run goes on
             first = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

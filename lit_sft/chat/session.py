@@ -175,7 +175,7 @@ class Session:
         first = [Message("system", self.system)] if self.system else []
         record = {"messages": [{"role": m.role, "content": m.content} for m in [*first, *self.messages]]}
         try:
-            with Path(rest).open("a", encoding="utf-8") as file:
+            with Path(rest).expanduser().open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise ConfigError(f"/save {rest}: {error.strerror}") from None

@@ -35,6 +35,7 @@ from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.configuration import KINDS, KindParser
+from lit_sft.configuration import KINDS, KindParser, expanded, user_error_in
 from lit_sft.data._base import CorpusData
 from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
@@ -136,6 +137,8 @@ class CLI(LightningCLI):
         Raises:
             ConfigError: For a checkpoint that is no file, or options of another verb.
         """
+        # The link was followed when `true` did not yet stand for a number.
+        self._get(self.config, "data").init_args.seed = int(self._get(self.config, "seed_everything"))
         checkpoint = self._get(self.config, "ckpt_path")
         if checkpoint and not Path(checkpoint).is_file():
             raise ConfigError(f"--ckpt_path {checkpoint} is no file; give one such as runs/NAME/{LAST_CHECKPOINT}")
@@ -369,9 +372,9 @@ def _step_of(checkpoint: Path) -> int:
 def _value_of(option: str, options: list[str]) -> str | None:
     for index, word in enumerate(options):
         if word.startswith(f"{option}="):
-            return word.partition("=")[2]
+            return expanded(word.partition("=")[2])
         if word == option and index + 1 < len(options):
-            return options[index + 1]
+            return expanded(options[index + 1])
     return None
 
 

@@ -1,0 +1,74 @@
+"""What a configuration says is read as it was meant, in every locale, or refused with file and line."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lit_sft.config_file import read_configuration
+from lit_sft.configuration import ShortErrorParser
+from lit_sft.errors import ConfigError
+
+
+def written(folder: Path, text: str) -> Path:
+    file = folder / "config.yaml"
+    file.write_bytes(text.encode())
+    return file
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "key a stands twice, in lines 1 and 3"),
+        ("trainer:\n  x:\n    - b: 1\n      b: 1\n", r"key trainer\.x\[0\]\.b stands twice, in lines 3 and 4"),
+        ("a: {b: 1, b: 2}\n", r"key a\.b stands twice, in lines 1 and 1"),
+        ("a:\n\tb: 1\n", r"config\.yaml, line 2: .* spaces, not with tabs"),
+        ("a: [1\nb: 2\n", r"config\.yaml, line 2: "),
+        ("- " * 5000 + "a\n", r"config\.yaml is not YAML: nested too deeply"),
+    ],
+)
+def test_what_yaml_would_drop_or_cannot_read_is_named_with_its_line(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        read_configuration(written(tmp_path, text))
+
+
+def test_the_same_key_in_two_places_and_an_alias_are_fine(tmp_path: Path) -> None:
+    text = "a: &one {x: 1}\nb: {x: 2}\nc: *one\nd: [*one, *one]\n"
+    assert read_configuration(written(tmp_path, text)) == text
+
+
+def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes("a: 1\nb: 中文\n".encode("gbk"))
+    with pytest.raises(ConfigError, match=r"config\.yaml, line 2: not UTF-8"):
+        read_configuration(tmp_path / "config.yaml")
+
+
+def test_a_configuration_is_utf_8_in_every_locale(tmp_path: Path) -> None:
+    file = written(tmp_path, "\ufeffname: 中文\n")
+    code = (
+        "import sys, lit_sft.configuration as c; p = c.ShortErrorParser(); p.add_argument('--config', action='config')\n"
+        "p.add_argument('--name', type=str); assert p.parse_args(['--config', sys.argv[1]]).name == '\\u4e2d\\u6587'"
+    )
+    # Without the UTF-8 mode that the C locale would switch on, files are ASCII by default.
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code, str(file)], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_home_and_environment_stand_in_every_option_that_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("MODELS", "/models")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    parser = ShortErrorParser()
+    for option in ("checkpoint", "output", "runs", "name"):
+        parser.add_argument(f"--{option}", type=str | list[str] | None)
+    parser.add_argument("--corpora", type=list[dict])
+    words = ["--checkpoint=$MODELS/a", "--output=${NOT_SET}/b", '--runs=["~/c"]', "--name=~/$MODELS"]
+    read = parser.parse_args([*words, '--corpora=[{"path": ["~/d", "$MODELS/e"]}]'])
+    assert read.checkpoint == "/models/a"
+    assert read.output == "${NOT_SET}/b"
+    assert read.runs == ["/home/me/c"]
+    assert read.name == "~/$MODELS"
+    assert read.corpora == [{"path": ["/home/me/d", "/models/e"]}]
