@@ -34,8 +34,7 @@ from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli.mistakes import mistake_behind
-from lit_sft.configuration import KINDS, KindParser
-from lit_sft.configuration import KINDS, KindParser, expanded, user_error_in
+from lit_sft.configuration import KINDS, KindParser, expanded
 from lit_sft.data._base import CorpusData
 from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
