@@ -17,14 +17,14 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lit_sft.config_file import read_configuration
 from lit_sft.errors import ConfigError, UserError, accepted
-from lit_sft.plugins import members_of
+from lit_sft.plugins import discover
 
 if TYPE_CHECKING:
     from lit_sft.data._base import CorpusData
     from lit_sft.stages._base import Stage
 
 # Key of a configuration -> what its classes derive from. By name: to build a strategy takes no Lightning.
-KINDS = {
+BASE_CLASSES = {
     "model": "lit_sft.stages._base.Stage",
     "data": "lit_sft.data._base.CorpusData",
     "tuning": "lit_sft.tuning._base.Tuning",
@@ -56,7 +56,7 @@ GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 class ShortErrorParser(ArgumentParser):
     """Raises `ConfigError` with one line instead of printing usage and nested alternatives."""
 
-    kinds: Mapping[str, str] = {}
+    base_classes: Mapping[str, str] = {}
     """Key of a configuration -> base class of what it names by class, `lit_sft.tuning._base.Tuning`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -106,16 +106,16 @@ class ShortErrorParser(ArgumentParser):
             wrong = name if any("." in option for option in names) else name.partition(".")[0]
             return f"option {name!r} is not accepted. {accepted(wrong, names)}"
         if found := UNKNOWN_CLASS.search(message):
-            kinds = [self.kinds.get(key) for key in reversed(place.split("."))]
+            kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
-            names = list(members_of(chosen)) if chosen else []
+            names = list(discover(chosen)) if chosen else []
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
         if found := REQUIRED.search(message):
             keys = [key.strip().removeprefix("fit.") for key in found[1].split(",")]
             missing = ", ".join(f"{place}.{key}" if place else key for key in keys)
-            hint = ". A configuration gives them: --config configs/...yaml" if self.kinds else ""
+            hint = ". A configuration gives them: --config configs/...yaml" if self.base_classes else ""
             return f"required and not given: {missing}{hint}"
         if place and (wanted := EXPECTED.findall(message)):
             given = GIVEN.search(message)
@@ -181,7 +181,7 @@ def _with_verbs(parser: ArgumentParser) -> Iterator[ArgumentParser]:
 class KindParser(ShortErrorParser):
     """A parser that knows the classes of each kind by their short names."""
 
-    kinds = KINDS
+    base_classes = BASE_CLASSES
 
 
 def build(key: str, kind: Any, value: Any) -> Any:
@@ -195,7 +195,7 @@ def build(key: str, kind: Any, value: Any) -> Any:
     Raises:
         ConfigError: With one line.
     """
-    members_of(KINDS[key])  # makes short names known
+    discover(BASE_CLASSES[key])  # makes short names known
     parser = KindParser()
     parser.add_argument(f"--{key}", type=kind)
     return _made(parser, {key: value})[key]
@@ -210,8 +210,8 @@ def stage_and_data(config: dict[str, Any]) -> tuple[Stage, CorpusData]:
     from lit_sft.data._base import CorpusData
     from lit_sft.stages._base import Stage
 
-    for base in KINDS.values():
-        members_of(base)
+    for base in BASE_CLASSES.values():
+        discover(base)
     parser = KindParser()
     parser.add_argument("--seed_everything", type=int)
     # As LightningCLI does: the optimizers of other libraries declare no types.

@@ -139,8 +139,8 @@ class Batch:
     0 in each example, None where each row holds one, so that networks count themselves; `segment_ids` [B, T] int32,
     the examples of a row from 1, 0 where padding; `corpus_ids` [B, T] int64, index into `corpora`, which names all
     corpora in each batch. `num_tokens` and `num_supervised` are counted before the transfer to the device, so that
-    reading them costs no synchronisation. `sources` names the records. `epoch_share` is the share of the epoch that is
-    done with this batch, the same on every rank.
+    reading them costs no synchronization. `sources` names the records. `epoch_progress` is the share of the epoch that
+    is done with this batch, the same on every rank.
     """
 
     input_ids: torch.Tensor
@@ -152,7 +152,7 @@ class Batch:
     num_tokens: int
     num_supervised: int
     sources: list[str]
-    epoch_share: float
+    epoch_progress: float
 
     def __getstate__(self) -> dict[str, Any]:
         # From a worker through the pipe, as bytes: shared memory costs a round trip to the busy worker for each tensor.
@@ -195,7 +195,7 @@ class Prompt:
 class PromptFormat(ABC):
     """How a family writes a conversation as token ids.
 
-    Every piece of text is encoded on its own and the ids are appended; text is never tokenised across the
+    Every piece of text is encoded on its own and the ids are appended; text is never tokenized across the
     border of a prompt and its reply, so that labels cannot shift and training equals generation.
     Each `EncodedTurn` takes `is_supervised` from the answer that it holds.
     """

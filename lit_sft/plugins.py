@@ -15,8 +15,8 @@ from lit_sft.errors import ConfigError
 T = TypeVar("T")
 
 
-def members_of(base: str) -> dict[str, type]:
-    """The members of the folder in which a base class lies: `members_of("lit_sft.tuning._base.Tuning")`."""
+def discover(base: str) -> dict[str, type]:
+    """The members of the folder in which a base class lies: `discover("lit_sft.tuning._base.Tuning")`."""
     module, _, name = base.rpartition(".")
     return members(module.rpartition(".")[0], getattr(importlib.import_module(module), name))
 

@@ -31,7 +31,7 @@ def stream_of(batches: Sequence[Batch], start: int = 0) -> DataLoader[Batch]:
 
 def batches_of(count: int) -> list[Batch]:
     """Batches of one example, each with the share of the epoch that is done with it."""
-    return [collate([[example(index)]], 0, epoch_share=(index + 1) / count) for index in range(count)]
+    return [collate([[example(index)]], 0, epoch_progress=(index + 1) / count) for index in range(count)]
 
 
 def example(index: int, corpus: int = 0) -> Example:

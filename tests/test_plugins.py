@@ -16,7 +16,7 @@ from lit_sft.corpora._base import Corpus
 from lit_sft.errors import ConfigError
 from lit_sft.generation._processors import Draw
 from lit_sft.generation.strategies import Sampling
-from lit_sft.plugins import members, members_of
+from lit_sft.plugins import discover, members
 from lit_sft.preflight.memory import Plan, num_trained
 from lit_sft.preflight.network import measure_network
 from lit_sft.tuning._base import Footprint
@@ -121,7 +121,7 @@ def test_members_of_an_installed_package_train_under_their_short_names(
 def test_an_entry_point_that_is_not_a_member_is_named(package: Callable[[str], None]) -> None:
     package("[lit_sft.corpora]\nriddles = riddles_for_tests:OnlyQueries\n")
     with pytest.raises(ConfigError, match="riddles = riddles_for_tests:OnlyQueries of lit_sft.corpora is not a Corpus"):
-        members_of("lit_sft.corpora._base.Corpus")
+        discover("lit_sft.corpora._base.Corpus")
 
 
 def test_a_new_file_or_folder_is_a_member_and_what_begins_with_an_underscore_or_is_shared_is_not(
@@ -178,14 +178,14 @@ def test_a_corpus_says_of_itself_whether_it_is_about_safety() -> None:
             return Conversation([Message("user", "")])
 
     assert Risky("file.jsonl").is_about_safety
-    assert not members_of("lit_sft.corpora._base.Corpus")["Belle"].is_about_safety  # type: ignore[attr-defined]
+    assert not discover("lit_sft.corpora._base.Corpus")["Belle"].is_about_safety  # type: ignore[attr-defined]
 
 
 def test_merge_and_chat_ask_a_tuning_what_it_exports() -> None:
     """Neither names a class, so that a tuning of another package is merged and chatted with, too."""
     exported = {
         name: (tuning.exports_adapter, tuning.quantizes_base)  # type: ignore[attr-defined]
-        for name, tuning in members_of("lit_sft.tuning._base.Tuning").items()
+        for name, tuning in discover("lit_sft.tuning._base.Tuning").items()
     }
     assert exported == {"Full": (False, False), "LoRA": (True, False), "QLoRA": (True, True)}
     for module in ("export.merge", "chat.network"):

@@ -72,7 +72,7 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
         num_tokens=ids.numel(),
         num_supervised=int((labels != -100).sum()),
         sources=[],
-        epoch_share=1.0,
+        epoch_progress=1.0,
     )
 
     def step() -> None:

@@ -54,10 +54,10 @@ class Checkpoints(Checkpoint):
         Raises:
             ConfigError: For either.
         """
-        share = pl_module.run_share
+        share = pl_module.progress
         if trainer.strategy.broadcast(share) != share:
             raise ConfigError(
-                f"process {trainer.global_rank} found another checkpoint to go on with than the first one: "
+                f"process {trainer.global_rank} found another checkpoint to resume than the first one: "
                 "--runs must lie on a file system that all share"
             )
         if trainer.is_global_zero:
@@ -166,7 +166,9 @@ class Checkpoints(Checkpoint):
         is_over = trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         # There are gradients that no checkpoint holds.
         checkpoint[WITHIN_STEP] = not is_over and trainer.fit_loop.epoch_loop._should_accumulate()
-        settle(checkpoint["loops"]["fit_loop"], is_epoch_over=is_over, is_validation_due=self._is_validation_due)
+        count_whole_batches(
+            checkpoint["loops"]["fit_loop"], is_epoch_over=is_over, is_validation_due=self._is_validation_due
+        )
 
     def _is_best(self, trainer: Trainer, stage: Stage) -> bool:
         """Whether this validation is better than all before, by what the stage is measured by; its value is kept."""
@@ -205,7 +207,7 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
 
 
-def settle(loop: dict[str, Any], *, is_epoch_over: bool, is_validation_due: bool) -> None:
+def count_whole_batches(loop: dict[str, Any], *, is_epoch_over: bool, is_validation_due: bool) -> None:
     """Let Lightning's counts say: so many batches of this epoch are done, nothing is half done.
 
     Lightning saves what it has counted when it is called, which is other in every hook, and takes some of it up wrongly

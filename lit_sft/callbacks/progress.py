@@ -62,7 +62,7 @@ class RunProgress(ProgressBar):
         if self._is_counted:
             self._steps = self._open("training", trainer.estimated_stepping_batches, done=trainer.global_step)
         else:
-            self._steps = self._open("training", 1, done=pl_module.run_share, form=UNCOUNTED)
+            self._steps = self._open("training", 1, done=pl_module.progress, form=UNCOUNTED)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: Stage, outputs: Any, batch: Any, batch_idx: int
@@ -74,7 +74,7 @@ class RunProgress(ProgressBar):
         # Reading a metric waits for the device: only where it is about to be drawn.
         if time.monotonic() - self._described >= self._steps.mininterval:
             self._describe(trainer)
-        self._steps.update((trainer.global_step if self._is_counted else pl_module.run_share) - self._steps.n)
+        self._steps.update((trainer.global_step if self._is_counted else pl_module.progress) - self._steps.n)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the full bar on the screen, with the numbers of the last step."""

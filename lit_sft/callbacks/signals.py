@@ -14,8 +14,8 @@ from lit_sft.errors import Stopped
 
 log = logging.getLogger(__name__)
 
-ASKING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-PATIENCE = 1.0
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+DEBOUNCE_SECONDS = 1.0
 """Seconds in which a second SIGINT is the same key press: a launcher passes on what the terminal sent already."""
 
 
@@ -30,9 +30,9 @@ class Signals:
         self._received_at = 0.0
 
     @contextmanager
-    def caught(self) -> Iterator[None]:
+    def installed(self) -> Iterator[None]:
         """Receive signals within this block."""
-        before = {number: signal.getsignal(number) for number in ASKING}
+        before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
         self.listen()
         try:
             yield
@@ -42,12 +42,12 @@ class Signals:
 
     def listen(self) -> None:
         """Receive signals from here on, also if somebody else began to."""
-        for number in ASKING:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> Any:
         now = time.monotonic()
-        is_again = bool(self.received) and number == signal.SIGINT and now - self._received_at > PATIENCE
+        is_again = bool(self.received) and number == signal.SIGINT and now - self._received_at > DEBOUNCE_SECONDS
         if not self.is_training or is_again:
             raise Stopped(number)
         if not self.received:

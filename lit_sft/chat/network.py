@@ -82,7 +82,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | N
         ConfigError: If it is no run, or did not finish.
     """
     if not is_run(run):
-        raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
+        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     options = config["model"]["init_args"]
     # Without the adapter that it started from, which may be gone.
@@ -91,7 +91,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | N
     strategy = _first_strategy(options.get("generation"))
     exported = run / tuning.export_name
     if not exported.is_dir():
-        raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --resume {run}")
+        raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Resume it: fit --resume {run}")
     family = {"family": options.get("family", "auto"), "prompt_format": options.get("prompt_format")}
     dtype = dtype or half_or_full(str(config["trainer"]["precision"] or "32-true"))
     if tuning.exports_adapter:

@@ -62,7 +62,7 @@ class Session:
         strategy.max_new_tokens = min(room, strategy.max_new_tokens)
         family, tokenizer = self.network.checkpoint.family, self.network.tokenizer
         stop = self.network.checkpoint.prompt_format.stop_token_ids(tokenizer)
-        stream = AnswerStream(tokenizer, stop, family.polish_answer, family.polish_reach, self.write)
+        stream = AnswerStream(tokenizer, stop, family.postprocess_answer, family.postprocess_lookback, self.write)
         is_beam = isinstance(strategy, BeamSearch)  # it knows its answer at the end only
         is_whole = True
         try:

@@ -64,10 +64,12 @@ def read_index(index: Path) -> dict[str, str]:
         named = {str(tensor): str(file) for tensor, file in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f"lacks {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{index} is no index of weights ({said}); download it again") from None
+        raise CheckpointError(f"{index} is not an index of weights ({said}); download it again") from None
     for tensor, file in named.items():
         if Path(file).name != file:
-            raise CheckpointError(f"{index} says {tensor} stands in {file!r}, which is no file of the folder; refused")
+            raise CheckpointError(
+                f"{index} says {tensor} stands in {file!r}, which is not a file of the folder; refused"
+            )
     if not named:
         raise CheckpointError(f"{index} lists no tensors; download it again")
     return named

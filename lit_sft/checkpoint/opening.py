@@ -1,4 +1,4 @@
-"""A model folder on disk: opening it, recognising its family, loading and saving what it holds."""
+"""A model folder on disk: opening it, recognizing its family, loading and saving what it holds."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
 
     Args:
         path: Folder with config.json, tokenizer files and weights.
-        family: Name of the family, or `auto` to recognise it from config.json.
+        family: Name of the family, or `auto` to recognize it from config.json.
         prompt_format: Name of one of the family's prompt formats; its default if not given.
 
     Raises:
@@ -180,12 +180,12 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     except ValueError as error:
         raise CheckpointError(f"{config_file} is not valid JSON: {error}") from None
     if not isinstance(config, dict):
-        raise CheckpointError(f"{config_file} holds no JSON object")
-    chosen = find_family(family) if family != "auto" else _recognise(folder, config)
+        raise CheckpointError(f"{config_file} does not hold a JSON object")
+    chosen = find_family(family) if family != "auto" else _recognize(folder, config)
     return Checkpoint(folder, config, chosen(folder, config, prompt_format))
 
 
-def _recognise(folder: Path, config: dict[str, Any]) -> type[Family]:
+def _recognize(folder: Path, config: dict[str, Any]) -> type[Family]:
     known = families()
     matching = [cls for cls in known.values() if cls.matches_folder(folder, config)]
     if len(matching) == 1:

@@ -25,7 +25,7 @@ def save_model(
     folder: Path,
     weights: dict[str, torch.Tensor] | None = None,
 ) -> None:
-    """A folder in the original layout with the base's tokenizer, which `open_checkpoint` recognises.
+    """A folder in the original layout with the base's tokenizer, which `open_checkpoint` recognizes.
 
     A quantized network is written as it is, under the network's own tensor names; it reads back to the bit.
 

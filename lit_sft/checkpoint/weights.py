@@ -151,11 +151,13 @@ def _open_bin(file: Path) -> dict[str, StoredTensor]:
     except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
         raise _broken(file, error) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name; it is no weights file")
+        raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name; it is not a weights file")
     tensors = {}
     for name, layout in content.items():
         if not isinstance(layout, torch.Tensor):
-            raise CheckpointError(f"{file} holds {name!r}, which is no tensor; expected the weights and nothing else")
+            raise CheckpointError(
+                f"{file} holds {name!r}, which is not a tensor; expected the weights and nothing else"
+            )
         # Files of torch before 1.6, and archives packed anew with compression, have no such position.
         start = getattr(layout.untyped_storage(), "_checkpoint_offset", None) if is_plain else None
         if start is not None:
@@ -176,7 +178,7 @@ def _refused(file: Path, error: Exception) -> CheckpointError:
             f"{file} would call {wanted[1]} when it is read, which a weights file has no need to; refused. "
             "Get it from a source you trust, best as safetensors"
         )
-    return CheckpointError(f"{file} is no weights file: it holds no pickle of plain tensors; download it again")
+    return CheckpointError(f"{file} is not a weights file: it holds no pickle of plain tensors; download it again")
 
 
 def load_network(folder: Path, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
@@ -201,7 +203,7 @@ def load_network(folder: Path, build: Callable[[], PreTrainedModel]) -> PreTrain
             _read_whole.cache_clear()
     loading.raise_problem()
     loading.check_quantized_shapes(model)
-    _settle(model)
+    _make_saveable(model)
     return model
 
 
@@ -308,7 +310,7 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "eps
 BEAMS = ("early_stopping", "length_penalty")
 
 
-def _settle(model: PreTrainedModel) -> None:
+def _make_saveable(model: PreTrainedModel) -> None:
     """Leave nothing on a loaded network that would make a saved copy of it wrong."""
     # It names the remote code of the original, which we never run and no copy contains.
     vars(model.config).pop("auto_map", None)

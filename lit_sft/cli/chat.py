@@ -34,8 +34,8 @@ def chat(
         adapter: PEFT folder on it, which /base and /tuned switch off and on.
         run: Run folder whose model to talk to.
         dtype: Type of the weights; that of the run, else bfloat16 on a GPU and float32 on a CPU.
-        quantization: Quantise while loading; as the run did if not given.
-        family: Name of the model family, or `auto` to recognise it.
+        quantization: Quantize while loading; as the run did if not given.
+        family: Name of the model family, or `auto` to recognize it.
         prompt_format: Name of one of the family's prompt formats; its default if not given.
 
     Raises:

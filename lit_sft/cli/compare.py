@@ -22,7 +22,7 @@ from lit_sft.data._asking import AskingData
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
 from lit_sft.report.comparison import Comparison, Row, refuse_foreign, write_data, write_text
-from lit_sft.report.examine import Examined, examine
+from lit_sft.report.evaluation import Evaluation, evaluate
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run, newest_run
@@ -148,7 +148,9 @@ class CompareCLI(FitReader):
         data.setup("predict")
         return _first_of_each(data.predict_prompts, self.config.count)
 
-    def _examine(self, state: State, stage: Answering, data: AskingData, prompts: list[Prompt], name: str) -> Examined:
+    def _examine(
+        self, state: State, stage: Answering, data: AskingData, prompts: list[Prompt], name: str
+    ) -> Evaluation:
         """The model with what was trained of it, or without."""
         stage.trainer = self.trainer
         stage.configure_model()
@@ -161,7 +163,7 @@ class CompareCLI(FitReader):
             self.trainer.precision_plugin.forward_context(),
             nullcontext() if state.weights else stage.tuning.base_of(stage.model),
         ):
-            return examine(
+            return evaluate(
                 stage,
                 prompts,
                 self.model.strategies,
@@ -193,7 +195,7 @@ def main(arguments: Sequence[str]) -> None:
     run_cli(CompareCLI, arguments, run=False, parser_kwargs=naming)
 
 
-def rows(prompts: Sequence[Prompt], before: Examined, after: Examined, safety_files: Sequence[str]) -> list[Row]:
+def rows(prompts: Sequence[Prompt], before: Evaluation, after: Evaluation, safety_files: Sequence[str]) -> list[Row]:
     """Answers side by side; a prompt is one of safety if the corpus of its file is."""
     return [
         Row(

@@ -34,12 +34,12 @@ from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli.mistakes import mistake_behind
-from lit_sft.configuration import KINDS, KindParser, expanded
+from lit_sft.configuration import BASE_CLASSES, KindParser, expanded
 from lit_sft.data._base import CorpusData
 from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
 from lit_sft.errors import ConfigError, Stopped
-from lit_sft.plugins import members_of
+from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
@@ -116,7 +116,7 @@ class CLI(LightningCLI):
             "--resume",
             type=str | None,
             default=None,
-            help="Go on with a run in its own folder (fit): the run folder, or `auto` for the newest unfinished run of "
+            help="Resume a run in its own folder (fit): the run folder, or `auto` for the newest unfinished run of "
             "this name, a new one if there is none yet.",
         )
         parser.add_lightning_class_args(Samples, "samples")
@@ -134,17 +134,15 @@ class CLI(LightningCLI):
         """Refuse what cannot work before anything heavy is built.
 
         Raises:
-            ConfigError: For a checkpoint that is no file, or options of another verb.
+            ConfigError: For a checkpoint that is not a file, or options of another verb.
         """
         # The link was followed when `true` did not yet stand for a number.
         self._get(self.config, "data").init_args.seed = int(self._get(self.config, "seed_everything"))
         checkpoint = self._get(self.config, "ckpt_path")
         if checkpoint and not Path(checkpoint).is_file():
-            raise ConfigError(f"--ckpt_path {checkpoint} is no file; give one such as runs/NAME/{LAST_CHECKPOINT}")
+            raise ConfigError(f"--ckpt_path {checkpoint} is not a file; give one such as runs/NAME/{LAST_CHECKPOINT}")
         if self.subcommand == "fit" and (self._get(self.config, "run") or self._get(self.config, "base")):
-            raise ConfigError(
-                "--run and --base are for validate, test and predict. To go on with a run: fit --resume RUN"
-            )
+            raise ConfigError("--run and --base are for validate, test and predict. To resume a run: fit --resume RUN")
         if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
             raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
         refuse_mps(self._get(self.config, "trainer.accelerator"))
@@ -200,7 +198,7 @@ class CLI(LightningCLI):
             with (
                 locked(folder) if is_writer else nullcontext(),
                 self._without_curves_if_refused(folder) if is_writer and self._resumed else nullcontext(),
-                savers[0].signals.caught() if savers else nullcontext(),
+                savers[0].signals.installed() if savers else nullcontext(),
             ):
                 super()._run_subcommand(subcommand)
         except SystemExit:
@@ -244,7 +242,7 @@ class CLI(LightningCLI):
             # The first process looks whether it is whole, and tells the others once they are connected.
             self._resumed = newest_checkpoint(folder, is_checked=process_rank() == 0) if folder else None
             if resume != "auto" and not self._resumed:
-                raise ConfigError(f"{folder} holds no whole checkpoint such as {LAST_CHECKPOINT} to go on with")
+                raise ConfigError(f"{folder} holds no whole training checkpoint such as {LAST_CHECKPOINT} to resume")
         if launched:
             return Path(launched)
         if process_rank() and not self._resumed:  # launched by torchrun or SLURM; only the first process writes
@@ -253,7 +251,7 @@ class CLI(LightningCLI):
             folder = self._made = new_run(runs, config["name"])
         check_writable(folder)
         if self._resumed and process_rank() == 0:
-            log.info("going on with %s from step %d", folder, _step_of(self._resumed))
+            log.info("resuming %s from step %d", folder, _step_of(self._resumed))
         os.environ[RUN_FOLDER] = str(folder)
         return folder
 
@@ -302,8 +300,8 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
         UserError: For everything that the user can put right.
     """
     _quieten()
-    for base in KINDS.values():
-        members_of(base)  # makes their short class names known
+    for base in BASE_CLASSES.values():
+        discover(base)  # makes their short class names known
     is_launcher = RUN_FOLDER not in os.environ
     if not is_launcher:
         end_with_parent()
@@ -359,7 +357,7 @@ def expand_run(arguments: list[str]) -> list[str]:
         logging.getLogger(__name__).warning("taking the newest run, %s", run)
         options = ["--run", run, *options]
     if not is_run(Path(run)):
-        raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
+        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
     return [verb, "--config", str(Path(run) / CONFIG), *options]
 
 

@@ -52,8 +52,8 @@ class PreviewCLI(FitReader):
             num_devices=num_devices(trainer.devices, trainer.accelerator) * trainer.num_nodes,
             accumulation=trainer.accumulate_grad_batches,
         )
-        is_coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-        print(render(preview, is_coloured=is_coloured, with_ids=self.config.ids))  # noqa: T201
+        is_colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        print(render(preview, is_colored=is_colored, with_ids=self.config.ids))  # noqa: T201
         if self.config.html:
             write_page(preview, Path(self.config.html))
             print(f"  page   {visible(str(self.config.html))}")  # noqa: T201

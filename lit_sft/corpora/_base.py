@@ -153,7 +153,7 @@ class Corpus(ABC):
 
         Args:
             data: One record.
-            layout: That of the file: its first recognisable record decides.
+            layout: That of the file: its first recognizable record decides.
             group: The key of the array in which the record stands, if the file is an object of arrays.
 
         Raises:

@@ -193,7 +193,7 @@ def _decompressed(file: Path, chunks: Iterable[bytes], new_decoder: Callable[[],
                     num_written += len(content)
                     if num_written > max(MIN_BOMB_BYTES, MAX_RATIO * num_read):
                         raise DataError(
-                            f"{file} unpacks to more than {MAX_RATIO} times its size: this is no text, but a broken "
+                            f"{file} unpacks to more than {MAX_RATIO} times its size: this is not text, but a broken "
                             "file or a trap. If it is neither, unpack it and name the file in it"
                         )
                     yield content

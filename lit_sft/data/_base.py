@@ -20,7 +20,7 @@ from lit_sft.corpora._base import Corpus
 from lit_sft.data.cache_place import cache_folder
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
-from lit_sft.data.intervals import settle_intervals
+from lit_sft.data.intervals import intervals_in_batches
 from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
 from lit_sft.data.prepared import Prepared, scan_corpora
 from lit_sft.data.quarantine import Quarantine
@@ -101,10 +101,10 @@ class CorpusData(LightningDataModule, ABC):
 
     @staticmethod
     def collate(
-        rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_share: float
+        rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_progress: float
     ) -> Batch:
         """How rows of examples become a batch; called in worker processes, which do not have the data module."""
-        return collate(rows, pad_token_id, corpora=corpora, epoch_share=epoch_share)
+        return collate(rows, pad_token_id, corpora=corpora, epoch_progress=epoch_progress)
 
     @cached_property
     def scanned(self) -> list[ScannedCorpus]:
@@ -233,7 +233,7 @@ class CorpusData(LightningDataModule, ABC):
             values = "; ".join(f"{name}: {stored.get(name)}, now {own[name]}" for name in sorted(differing))
             raise ConfigError(
                 f"the checkpoint stands {where} of an epoch of other data or other batches: {values}. "
-                "Go on with the data and options of its run"
+                "Resume with the data and options of its run"
             )
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
@@ -251,7 +251,7 @@ class CorpusData(LightningDataModule, ABC):
         self._check_examples()
         self._warn_of_tested()
         if self.trainer is not None:
-            settle_intervals(self.trainer, self.order.num_batches_estimated())
+            intervals_in_batches(self.trainer, self.order.num_batches_estimated())
         self._write_quarantine()
         if self.packing is None:
             log.info("data.packing is %s, the default on this device", str(self.batching.packing).lower())

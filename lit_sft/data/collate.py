@@ -15,7 +15,7 @@ def collate(
     pad_token_id: int,
     *,
     corpora: Sequence[str] = ("",),
-    epoch_share: float = 0.0,
+    epoch_progress: float = 0.0,
 ) -> Batch:
     """Rows [T] of examples laid one after the other, T being the longest.
 
@@ -26,7 +26,7 @@ def collate(
         rows: Examples of each row; none at all for the batch of a rank that has no data left: one row of padding.
         pad_token_id: What fills the rows up.
         corpora: Names of all corpora.
-        epoch_share: Share of the epoch that is done with this batch.
+        epoch_progress: Share of the epoch that is done with this batch.
     """
     rows = rows or [[]]
     lengths = [[len(example) for example in row] for row in rows]
@@ -56,7 +56,7 @@ def collate(
         num_tokens=sum(map(sum, lengths)),
         num_supervised=int((labels != IGNORE_INDEX).sum()),
         sources=[example.source for row in rows for example in row],
-        epoch_share=epoch_share,
+        epoch_progress=epoch_progress,
     )
 
 

@@ -21,7 +21,7 @@ from lit_sft.conversation import Conversation, Example, PromptFormat, TextInterf
 from lit_sft.data.cache import digest
 from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.scan import ScannedCorpus
-from lit_sft.data.tokens import EncodedRecords, TokenStore
+from lit_sft.data.tokens import EncodedChunk, TokenStore
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord, DataError
 
@@ -58,7 +58,7 @@ class Encoding(ABC):
         names = [field.name for field in fields(self) if field.name not in {"prompt_format", "tokenizer"}]
         return {name: getattr(self, name) for name in names}
 
-    def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedRecords:
+    def encode(self, corpus: ScannedCorpus, records: NDArray[Any]) -> EncodedChunk:
         """Tokens of usable records; one that does not fit is left out, with the reason."""
         examples: list[Example] = []
         remarks: list[str] = []
@@ -81,10 +81,10 @@ class Encoding(ABC):
                 raise
             examples.append(example)
             remarks.append(example.truncation)
-        return EncodedRecords.of(records, examples, remarks, details)
+        return EncodedChunk.of(records, examples, remarks, details)
 
 
-class EncodedCorpus:
+class TokenizedCorpus:
     """A corpus with the tokens of its records.
 
     Args:
@@ -121,7 +121,7 @@ def fingerprint_of(text: TextInterface, encoding: Encoding) -> str:
 
 def encoded_corpora(
     scanned: Sequence[ScannedCorpus], text: TextInterface, encoding: Encoding, cache: Path
-) -> list[EncodedCorpus]:
+) -> list[TokenizedCorpus]:
     """The corpora with the tokens that are there already."""
     writing = fingerprint_of(text, encoding)
     deciding = (__name__, *text.deciding_classes, type(encoding.prompt_format), type(encoding.tokenizer))
@@ -129,7 +129,7 @@ def encoded_corpora(
     for number, corpus in enumerate(scanned):
         code = code_digest(*deciding, type(corpus.corpus), type(encoding))
         folder = cache / "tokens" / digest(corpus.fingerprint, type(encoding).__qualname__, writing, code)
-        corpora.append(EncodedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
+        corpora.append(TokenizedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
     return corpora
 
 
@@ -148,7 +148,7 @@ class Encoder:
     """
 
     def __init__(
-        self, corpora: Sequence[EncodedCorpus], encoding: Encoding, *, num_workers: int, is_first: bool
+        self, corpora: Sequence[TokenizedCorpus], encoding: Encoding, *, num_workers: int, is_first: bool
     ) -> None:
         self._corpora = corpora
         self._encoding = encoding
@@ -215,7 +215,7 @@ class Encoder:
                 found.append((int(chunk[0]), corpus.number, records[chunk]))
         return [(number, chunk) for _, number, chunk in sorted(found, key=lambda entry: entry[:2])]
 
-    def _encode_chunk(self, chunk: tuple[int, NDArray[Any]]) -> EncodedRecords:
+    def _encode_chunk(self, chunk: tuple[int, NDArray[Any]]) -> EncodedChunk:
         number, records = chunk
         return self._encoding.encode(self._corpora[number].scanned, records)
 

@@ -7,7 +7,7 @@ from typing import Any
 from lit_sft.errors import ConfigError
 
 
-def settle_intervals(trainer: Any, num_batches: int) -> None:
+def intervals_in_batches(trainer: Any, num_batches: int) -> None:
     """Turn intervals that are given as a share of an epoch into batches.
 
     Args:

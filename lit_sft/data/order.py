@@ -48,10 +48,10 @@ class Position:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of examples, each a (corpus, record); `epoch_share` is the part of the epoch that is done with it."""
+    """Rows of examples, each a (corpus, record); `epoch_progress` is the part of the epoch that is done with it."""
 
     rows: list[list[tuple[int, int]]]
-    epoch_share: float
+    epoch_progress: float
 
 
 @dataclass(frozen=True)
@@ -230,4 +230,4 @@ class HeldOutOrder(Sampler[MicroBatch]):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         for rows in self._batches:
-            yield MicroBatch(rows, epoch_share=1.0)
+            yield MicroBatch(rows, epoch_progress=1.0)

@@ -16,7 +16,7 @@ from lit_sft.data.encoder import Encoder, Encoding, Selection, encoded_corpora
 from lit_sft.data.order import MicroBatch
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus, scan_corpus
-from lit_sft.data.workers import settle_in
+from lit_sft.data.workers import prepare_worker
 
 
 def scan_corpora(corpora: Sequence[Corpus], cache: Path, num_workers: int) -> list[ScannedCorpus]:
@@ -45,7 +45,7 @@ class Collate(Protocol):
     """How rows of examples become a batch; see `lit_sft.data.collate.collate`."""
 
     def __call__(
-        self, rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_share: float
+        self, rows: Sequence[Sequence[Example]], pad_token_id: int, *, corpora: Sequence[str], epoch_progress: float
     ) -> Batch:
         """A batch of them."""
 
@@ -84,7 +84,7 @@ class Prepared(Dataset[Batch]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         rows = [[self.corpora[number].example(record) for number, record in row] for row in micro_batch.rows]
-        return self._collate(rows, self._pad_token_id, corpora=self._names, epoch_share=micro_batch.epoch_share)
+        return self._collate(rows, self._pad_token_id, corpora=self._names, epoch_progress=micro_batch.epoch_progress)
 
     def __getstate__(self) -> dict[str, object]:
         """A worker process assembles batches and does not encode."""
@@ -98,6 +98,6 @@ class Prepared(Dataset[Batch]):
             sampler=order,
             num_workers=num_workers,
             pin_memory=pin_memory,
-            worker_init_fn=settle_in,
+            worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # nothing here is random; training draws from the common one
         )

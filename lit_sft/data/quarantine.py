@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from lit_sft.corpora._base import Finding
-from lit_sft.data.encoder import EncodedCorpus
-from lit_sft.data.scan import EMPTY_LINE, GOOD, LEFT_OUT, MAX_LISTED
+from lit_sft.data.encoder import TokenizedCorpus
+from lit_sft.data.scan import EMPTY_LINE, FILTERED, GOOD, MAX_LISTED
 from lit_sft.errors import DataError
 from lit_sft.files import write_text
 
@@ -25,7 +25,7 @@ class Quarantine:
         corpora: Where it was found.
     """
 
-    def __init__(self, corpora: Sequence[EncodedCorpus]) -> None:
+    def __init__(self, corpora: Sequence[TokenizedCorpus]) -> None:
         self._corpora = corpora
 
     @property
@@ -86,11 +86,11 @@ def _listed(finding: Finding) -> dict[str, Any]:
     return {name: value for name, value in asdict(finding).items() if name != "detail" or value}
 
 
-def _found_in(corpus: EncodedCorpus) -> Iterator[tuple[bool, str, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
+def _found_in(corpus: TokenizedCorpus) -> Iterator[tuple[bool, str, np.ndarray[tuple[int], np.dtype[np.int64]]]]:
     """Whether they are used, why they are listed, and numbers of the records of a corpus."""
     scan, table = corpus.scanned.scan, corpus.store.table
     for name in scan.verdict_names:
-        if name not in {GOOD, LEFT_OUT}:
+        if name not in {GOOD, FILTERED}:
             yield False, name, scan.records_with(name)
     for name in scan.repair_names:
         yield True, name, scan.repaired_records(name)

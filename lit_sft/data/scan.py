@@ -31,7 +31,7 @@ from lit_sft.errors import BadRecord, DataError
 CHUNK = 4096
 """Records that a process reads at once."""
 
-GOOD, LEFT_OUT = "", "left-out"
+GOOD, FILTERED = "", "left-out"
 """Verdicts that are no reason for complaint."""
 
 EMPTY_LINE = "empty-line"
@@ -65,19 +65,19 @@ class Scan:
     def is_usable(self) -> NDArray[np.bool_]:
         """Whether each record [N] can be used, were it not for a filter."""
         return np.isin(
-            self.verdicts, [self.verdict_names.index(v) for v in (GOOD, LEFT_OUT) if v in self.verdict_names]
+            self.verdicts, [self.verdict_names.index(v) for v in (GOOD, FILTERED) if v in self.verdict_names]
         )
 
     @property
     def num_left_out(self) -> int:
         """Records that a filter left out."""
-        return self._count(LEFT_OUT)
+        return self._count(FILTERED)
 
     @property
     def bad(self) -> Counter[str]:
         """Records that cannot be used, by reason."""
         return Counter(
-            {name: self._count(name) for name in self.verdict_names if name not in {GOOD, LEFT_OUT, EMPTY_LINE}}
+            {name: self._count(name) for name in self.verdict_names if name not in {GOOD, FILTERED, EMPTY_LINE}}
         )
 
     @property
@@ -192,7 +192,7 @@ def fingerprint(conversation: Conversation) -> int:
 
 
 def _layout_of(corpus: Corpus, records: Records, file: int) -> int:
-    """The first recognisable record of a file decides."""
+    """The first recognizable record of a file decides."""
     reasons: set[str] = set()
     for within in range(len(records.files[file])):
         data = records.files[file].read(within)
@@ -225,7 +225,7 @@ def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tup
             verdicts.append(bad.reason)
         else:
             groups.add(group)
-            verdicts.append(LEFT_OUT if conversation is None else GOOD)
+            verdicts.append(FILTERED if conversation is None else GOOD)
             if conversation is not None:
                 fingerprints[number - chunk[0]] = fingerprint(conversation)
                 if repaired:
@@ -234,7 +234,7 @@ def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tup
 
 
 def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_workers: int, folder: Path) -> None:
-    verdict_codes = Codes(256, [GOOD], always=(LEFT_OUT, EMPTY_LINE))
+    verdict_codes = Codes(256, [GOOD], always=(FILTERED, EMPTY_LINE))
     repair_codes = Codes(32)
     groups: set[str] = set()
     verdicts = np.zeros(len(records), dtype=np.uint8)

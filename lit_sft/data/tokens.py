@@ -62,7 +62,7 @@ MAX_DETAILS_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class EncodedRecords:
+class EncodedChunk:
     """What encoding made of some records, ready to be stored.
 
     `records`, `num_words`, `num_tokens`, `num_supervised` [N]; `remarks` N names: "" or what was cut, or, where
@@ -85,7 +85,7 @@ class EncodedRecords:
         examples: Sequence[Example],
         remarks: list[str],
         details: dict[int, str] | None = None,
-    ) -> EncodedRecords:
+    ) -> EncodedChunk:
         """The words of all examples at once: an array of each would take longer than its tokens.
 
         Args:
@@ -220,7 +220,7 @@ class TokenStore:
                 found[int(record)] = str(detail)
         return found
 
-    def append(self, encoded: EncodedRecords) -> None:
+    def append(self, encoded: EncodedChunk) -> None:
         """Keep encoded records, but those that are there already."""
         with usable(self.folder), self._lock():
             fresh = ~_are_sealed(self._read_entries(encoded.records), encoded.records)

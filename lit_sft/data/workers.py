@@ -29,7 +29,7 @@ def in_workers(function: Callable[[Item], Result], items: Sequence[Item], num_wo
         batch_size=None,
         num_workers=min(num_workers, len(items)),
         collate_fn=_as_it_is,
-        worker_init_fn=settle_in,
+        worker_init_fn=prepare_worker,
         prefetch_factor=4 if num_workers and items else None,
         # Its own, so that training draws the same numbers whether there was something to prepare or not.
         generator=torch.Generator(),
@@ -37,7 +37,7 @@ def in_workers(function: Callable[[Item], Result], items: Sequence[Item], num_wo
     return iter(loader)
 
 
-def settle_in(worker: int) -> None:
+def prepare_worker(worker: int) -> None:
     """For a new process: tokenizers must not start threads in it, and a signal to all is for the first process."""
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -55,7 +55,7 @@ def merge(
     folder = Path(run)
     _refuse_existing(Path(output))
     if not is_run(folder):
-        raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
+        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
     import torch
 
     from lit_sft.data._asking import AskingData

@@ -64,8 +64,8 @@ class Family(ABC):
     released: ClassVar[dict[str, dict[str, Any]]] = {}
     """Released models by the name of their folder, each with what of its config.json decides about its size."""
 
-    polish_reach: ClassVar[int] = 0
-    """Characters at the end of an unfinished answer that `polish_answer` may still change."""
+    postprocess_lookback: ClassVar[int] = 0
+    """Characters at the end of an unfinished answer that `postprocess_answer` may still change."""
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         self.folder = folder
@@ -130,7 +130,7 @@ class Family(ABC):
         """How many times the square of its largest logit the original adds to the loss of a position in training."""
         return 0.0
 
-    def polish_answer(self, answer: str) -> str:
+    def postprocess_answer(self, answer: str) -> str:
         """What a chat shows of an answer, where the original cleans it up."""
         return answer.strip()
 

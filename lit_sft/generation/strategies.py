@@ -114,7 +114,7 @@ class BeamSearch(Strategy):
 
     Args:
         num_beams: Answers followed at once.
-        length_penalty: Exponent of the length by which a score is divided; above 0 favours long answers.
+        length_penalty: Exponent of the length by which a score is divided; above 0 favors long answers.
         kwargs: What every strategy takes.
     """
 

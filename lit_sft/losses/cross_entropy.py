@@ -57,8 +57,8 @@ def supervised_cross_entropy(
     supervised = torch.nonzero_static(is_supervised, size=size).squeeze(1)
     targets = flat_labels[supervised]
     chosen = hidden.flatten(0, 1).index_select(0, supervised - 1)  # [N, H]
-    loss, losses, hits = head_cross_entropy(chosen, targets, head, chunk_size, z_loss_weight)
-    measures = torch.stack([losses, torch.ones_like(losses), hits], dim=1).double()  # [N, 3]
+    loss, losses, num_correct = head_cross_entropy(chosen, targets, head, chunk_size, z_loss_weight)
+    measures = torch.stack([losses, torch.ones_like(losses), num_correct], dim=1).double()  # [N, 3]
     group_ids = torch.arange(num_groups, device=groups.device)[:, None]
     is_member = groups.flatten()[supervised] == group_ids  # [G, N]
     # Not a product with ones and zeros: a loss that is NaN would be that of all groups.

@@ -49,8 +49,8 @@ def head_cross_entropy(
         _losses(head(hidden_part).float(), target_part, z_loss_weight)[:2]
         for hidden_part, target_part in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True)
     ]
-    losses, hits = (torch.cat(part) for part in zip(*parts, strict=True))
-    return losses.sum(), losses, hits
+    losses, num_correct = (torch.cat(part) for part in zip(*parts, strict=True))
+    return losses.sum(), losses, num_correct
 
 
 def _losses(logits: Tensor, targets: Tensor, z_loss_weight: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,12 +89,12 @@ class _HeadCrossEntropy(torch.autograd.Function):
             differentiated = _LinearHead(head, hidden, min(chunk_size, len(hidden)))
         else:
             differentiated = _AnyHead(head, trained)
-        losses, hits, of_hidden = [], [], []
+        losses, num_correct, of_hidden = [], [], []
         for hidden_part, target_part in zip(hidden.split(chunk_size), targets.split(chunk_size), strict=True):
             scores = differentiated.logits(hidden_part)
             loss, is_first, total, highest = _losses(scores, target_part, z_loss_weight)
             losses.append(loss)
-            hits.append(is_first)
+            num_correct.append(is_first)
             if hidden.requires_grad or trained:
                 at_highest = scores.argmax(1, keepdim=True) if z_loss_weight else None
                 scores.div_(total[:, None]).scatter_add_(1, target_part[:, None], -torch.ones_like(total)[:, None])
@@ -102,7 +102,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                     scores.scatter_add_(1, at_highest, 2 * z_loss_weight * highest[:, None])
                 of_hidden.append(differentiated.backward(scores))
         ctx.gradients = [torch.cat(of_hidden) if hidden.requires_grad else None, *differentiated.of_trained]
-        by_target = torch.cat(losses), torch.cat(hits)
+        by_target = torch.cat(losses), torch.cat(num_correct)
         ctx.mark_non_differentiable(*by_target)
         return by_target[0].sum(), *by_target
 

@@ -146,7 +146,7 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
         inputs = sum(i for i, _ in size.adapted(plan.tuning.targets))
         saved += inputs * (copied + mask)
     attention = 2 * plan.rows * size.num_heads * plan.row_length**2 * plan.activation_bytes
-    return plan.tokens * saved + size.materialises_attention * attention
+    return plan.tokens * saved + size.materializes_attention * attention
 
 
 def estimate(size: NetworkSize, plan: Plan) -> Memory:
@@ -176,7 +176,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         # autocast computes, the gradient of the head from a chunk is in half precision first.
         logit_bytes, head_copies = 8 if is_half else 4, plan.is_mixed / 2
     else:
-        # Autograd keeps a copy for each step, as of Baichuan 2's normalised head, and makes a whole gradient a chunk.
+        # Autograd keeps a copy for each step, as of Baichuan 2's normalized head, and makes a whole gradient a chunk.
         logit_bytes, head_copies = 20 if is_half else 16, 3
     gradients = trained * plan.trained_bytes / shards
     # Its gradient is made with the loss, before any other.

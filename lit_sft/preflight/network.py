@@ -24,7 +24,7 @@ class NetworkSize:
         hidden_size: Width of the residual stream.
         vocabulary: Outputs of the head.
         is_gated: Whether the feed-forward layer multiplies two branches.
-        materialises_attention: Whether the scores [heads, T, T] are held in memory.
+        materializes_attention: Whether the scores [heads, T, T] are held in memory.
         has_plain_head: Whether the head is a linear layer and no more.
     """
 
@@ -36,7 +36,7 @@ class NetworkSize:
     hidden_size: int
     vocabulary: int
     is_gated: bool
-    materialises_attention: bool
+    materializes_attention: bool
     has_plain_head: bool
 
     @property
@@ -86,7 +86,7 @@ def measure_network(family: Family) -> NetworkSize:
         hidden_size=int(hidden_size),
         vocabulary=int(vocabulary),
         is_gated=num_written > widest,
-        materialises_attention=network.config._attn_implementation == "eager",
+        materializes_attention=network.config._attn_implementation == "eager",
         has_plain_head=type(head) is nn.Linear,
     )
 

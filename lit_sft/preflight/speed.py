@@ -19,7 +19,7 @@ class Device:
         link: Bytes a second to the other devices of the machine, one way.
         network: Bytes a second to other machines, one way.
         devices_per_machine: How many share a machine.
-        utilisation: Share of `flops` that training reaches; an assumption until it is measured.
+        utilization: Share of `flops` that training reaches; an assumption until it is measured.
     """
 
     memory: float = 80e9
@@ -28,7 +28,7 @@ class Device:
     link: float = 450e9
     network: float = 50e9
     devices_per_machine: int = 8
-    utilisation: float = 0.4
+    utilization: float = 0.4
 
 
 H100 = Device()
@@ -63,7 +63,7 @@ def step_time(size: NetworkSize, plan: Plan, device: Device = H100) -> StepTime:
     passes = 2 + plan.gradient_checkpointing
     attention = size.num_layers * size.hidden_size * plan.row_length
     per_token = 2 * (passes * used + min(trained, used)) + 2 * attention * (passes + 1)
-    compute = per_token * plan.tokens / (device.flops * device.utilisation)
+    compute = per_token * plan.tokens / (device.flops * device.utilization)
     stored = base_bytes(size, plan)
     moved = passes * stored + trained * (3 * plan.trained_bytes + 2 * plan.optimizer_bytes) / plan.num_shards
     return StepTime(compute, moved / device.bandwidth, _sent(size, plan, stored, trained) / _rate(plan, device))

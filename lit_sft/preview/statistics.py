@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data._base import CorpusData
-from lit_sft.data.encoder import EncodedCorpus, Selection
+from lit_sft.data.encoder import Selection, TokenizedCorpus
 from lit_sft.data.order import WINDOW, EpochOrder, Mixture, Position
-from lit_sft.data.scan import GOOD, LEFT_OUT, ScannedCorpus
+from lit_sft.data.scan import FILTERED, GOOD, ScannedCorpus
 from lit_sft.data.split import Split, is_first
 
 SAMPLE = 20_000
@@ -175,7 +175,7 @@ def _corpus(data: CorpusData, epoch: Selection, number: int) -> CorpusStatistics
         num_records=len(scanned.records),
         num_usable=len(scan.good),
         num_left_out=scan.num_left_out,
-        skipped=Counter({v: len(scan.records_with(v)) for v in scan.verdict_names if v not in {GOOD, LEFT_OUT}}),
+        skipped=Counter({v: len(scan.records_with(v)) for v in scan.verdict_names if v not in {GOOD, FILTERED}}),
         repaired=Counter({repair: len(scan.repaired_records(repair)) for repair in scan.repair_names}),
         num_repeats_inside=inside,
         num_repeats_across=across,
@@ -186,7 +186,7 @@ def _corpus(data: CorpusData, epoch: Selection, number: int) -> CorpusStatistics
     )
 
 
-def _encoded(corpus: EncodedCorpus, records: NDArray[np.uint32], num_used: int) -> Encoded:
+def _encoded(corpus: TokenizedCorpus, records: NDArray[np.uint32], num_used: int) -> Encoded:
     remarks = np.array(corpus.store.remark_names, dtype=np.str_)[corpus.store.table["remark"][records]]
     lengths = corpus.store.num_tokens(records)
     supervised, characters = np.zeros((2, len(records)), dtype=np.int64)

@@ -26,12 +26,12 @@ MAX_NAMED = 8
 SUPERVISED, CONTROL, SUPERVISED_CONTROL, RESET = "\x1b[32m", "\x1b[36m", "\x1b[1;32m", "\x1b[0m"
 
 
-def render(preview: Preview, *, is_coloured: bool, with_ids: bool) -> str:
+def render(preview: Preview, *, is_colored: bool, with_ids: bool) -> str:
     """Tables, the first micro-batch, and examples.
 
     Args:
         preview: What to show.
-        is_coloured: Mark supervised tokens by colour, not by ⟦ ⟧.
+        is_colored: Mark supervised tokens by color, not by ⟦ ⟧.
         with_ids: List id, label and piece of every token below an example.
     """
     lines = ["", f"What {visible(str(preview.checkpoint))} will see of the data", ""]
@@ -39,28 +39,28 @@ def render(preview: Preview, *, is_coloured: bool, with_ids: bool) -> str:
         lines += [*_table(_with_bars(table, preview)), ""]
     if preview.micro_batch:
         lines += [*_strip(preview.micro_batch), ""]
-    legend = "green: carries loss" if is_coloured else "⟦carries loss⟧"
+    legend = "green: carries loss" if is_colored else "⟦carries loss⟧"
     if preview.examples:
         lines += [f"Examples ({legend}, ⟨control token⟩)", ""]
     for example in preview.examples:
-        lines += [*_example(example, is_coloured=is_coloured), *(_ids(example) if with_ids else []), ""]
+        lines += [*_example(example, is_colored=is_colored), *(_ids(example) if with_ids else []), ""]
     return "\n".join(lines)
 
 
-def marked(pieces: Sequence[Piece], *, is_coloured: bool) -> str:
+def marked(pieces: Sequence[Piece], *, is_colored: bool) -> str:
     """The text of an example; line ends are shown, and followed by one."""
     text = ""
     style = ""
     for piece in pieces:
-        wanted = _style(piece) if is_coloured else SUPERVISED * piece.is_supervised
+        wanted = _style(piece) if is_colored else SUPERVISED * piece.is_supervised
         if wanted != style:
-            text += (RESET * bool(style) + wanted) if is_coloured else ("⟦" if wanted else "⟧")
+            text += (RESET * bool(style) + wanted) if is_colored else ("⟦" if wanted else "⟧")
             style = wanted
         said = visible(piece.text)
-        # A terminal may show a colour to the end of the line; it begins anew on the next.
-        line_end = f"⏎{RESET}\n{style}" if is_coloured and style else "⏎\n"
+        # A terminal may show a color to the end of the line; it begins anew on the next.
+        line_end = f"⏎{RESET}\n{style}" if is_colored and style else "⏎\n"
         text += f"⟨{said}⟩" if piece.is_control else said.replace("⏎", line_end)
-    return text + ((RESET if is_coloured else "⟧") if style else "")
+    return text + ((RESET if is_colored else "⟧") if style else "")
 
 
 def bars(counts: NDArray[Any]) -> str:
@@ -113,13 +113,13 @@ def _strip(batch: ShownMicroBatch) -> list[str]:
     return lines
 
 
-def _example(example: ShownExample, *, is_coloured: bool) -> list[str]:
+def _example(example: ShownExample, *, is_colored: bool) -> list[str]:
     remark = f", {visible(example.remark)}" if example.remark else ""
     heading = (
         f"  {visible(example.corpus)}  {visible(example.source)}  "
         f"{example.num_tokens:,} tokens, {example.num_supervised:,} carry loss{remark}"
     )
-    return [heading, *(f"    {line}" for line in marked(example.pieces, is_coloured=is_coloured).split("\n"))]
+    return [heading, *(f"    {line}" for line in marked(example.pieces, is_colored=is_colored).split("\n"))]
 
 
 def _ids(example: ShownExample) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from lit_sft import files
 from lit_sft.errors import ConfigError
 from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
-from lit_sft.report.metrics import METRICS, PERPLEXITY, Metric, Probed, Reply
+from lit_sft.report.metrics import METRICS, PERPLEXITY, HeldOutLosses, Metric, Reply
 
 ALL = "All prompts"
 
@@ -57,7 +57,7 @@ class Comparison:
     title: str
     about: dict[str, str]
     rows: list[Row]
-    probed: tuple[Probed, Probed] = field(default_factory=lambda: ({}, {}))
+    probed: tuple[HeldOutLosses, HeldOutLosses] = field(default_factory=lambda: ({}, {}))
     seed: int = 42
 
     @property

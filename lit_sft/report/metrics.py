@@ -31,17 +31,17 @@ REPEATED = 4
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer, and how well the model predicts the reference: `loss` in nats and hits, summed over `tokens`."""
+    """An answer, and how well the model predicts the reference: `loss` in nats and `num_correct`, over `tokens`."""
 
     text: str
     has_stopped: bool
     num_tokens: int
     loss: float = 0.0
     tokens: int = 0
-    hits: int = 0
+    num_correct: int = 0
 
 
-Probed = dict[str, dict[str, tuple[float, float]]]
+HeldOutLosses = dict[str, dict[str, tuple[float, float]]]
 """Held-out data as a model predicts it: by corpus, and there by source, nats and tokens."""
 
 
@@ -140,7 +140,7 @@ PERPLEXITY = Metric("perplexity", "Perplexity of the reference", "perplexity", "
 METRICS = (
     PERPLEXITY,
     Metric("token_accuracy", "Token accuracy", "share", "higher",
-           lambda reply, _: [reply.hits, reply.tokens], ratio, "reference", by_strategy=False),
+           lambda reply, _: [reply.num_correct, reply.tokens], ratio, "reference", by_strategy=False),
     Metric("bleu", "BLEU-4", "share", "higher", _bleu_counts, bleu, "reference"),
     Metric("chrf", "chrF", "share", "higher", _chrf_counts, chrf, "reference"),
     Metric("rouge_l", "ROUGE-L", "share", "higher", _rouge_counts, ratio, "reference"),

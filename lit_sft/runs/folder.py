@@ -45,7 +45,7 @@ def new_run(runs: Path, name: str) -> Path:
         ConfigError: If the name is a path, or the folder cannot be made.
     """
     if Path(name).name != name:
-        raise ConfigError(f"--name {name!r} is no name of a folder; it must not hold a path")
+        raise ConfigError(f"--name {name!r} is not the name of a folder; it must not hold a path")
     base = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     number = 1
     while True:

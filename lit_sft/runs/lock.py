@@ -41,5 +41,5 @@ def lock(file: IO[Any], refusal: str) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in {errno.EAGAIN, errno.EACCES}:
-            raise ConfigError(f"another process writes into {refusal}") from None
-        log.warning("%s cannot be locked (%s): see to it that no other job goes on with it", file.name, error.strerror)
+            raise ConfigError(f"another process is using {refusal}") from None
+        log.warning("%s cannot be locked (%s): see to it that no other job uses it", file.name, error.strerror)

@@ -37,7 +37,7 @@ class Stage(Resuming):
     Args:
         checkpoint: Model folder in its original layout.
         tuning: Which weights train.
-        family: Name of the model family, or `auto` to recognise it from config.json.
+        family: Name of the model family, or `auto` to recognize it from config.json.
         prompt_format: Name of one of the family's ways to write a conversation; its default if not given.
         optimizer: The optimizer; its weight decay spares norms and biases.
         schedule: The learning rate over the run; a cosine after a short warm-up if not given.
@@ -74,7 +74,7 @@ class Stage(Resuming):
         self.is_compiled = compile
         self.model: nn.Module | None = None
         self.behavior = Behavior()
-        self._epoch_share = 0.0
+        self._epoch_progress = 0.0
         self._base_rates: list[float] = []
         self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
 
@@ -121,7 +121,7 @@ class Stage(Resuming):
         begins: there is one whole model in the memory of a machine at any time, and its files are read from disk once.
         """
         if self.model is None:
-            with self._in_turn():
+            with self.one_rank_at_a_time():
                 self._load()
 
     def _load(self) -> None:
@@ -176,7 +176,7 @@ class Stage(Resuming):
         )  # fmt: skip
 
     @contextmanager
-    def _in_turn(self) -> Iterator[None]:
+    def one_rank_at_a_time(self) -> Iterator[None]:
         """Let the processes of a machine through one by one."""
         if self._trainer is None:
             yield
@@ -228,7 +228,7 @@ class Stage(Resuming):
         groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                groups[self.tuning.rate_factor(name), parameter.ndim >= 2].append(parameter)
+                groups[self.tuning.lr_multiplier(name), parameter.ndim >= 2].append(parameter)
         optimizer = self.make_optimizer(
             [
                 {"params": parameters, **({} if is_decayed else {"weight_decay": 0.0})}
@@ -251,12 +251,12 @@ class Stage(Resuming):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Keep the share of the epoch that is done with this batch; what ends the epoch first counts."""
-        self._epoch_share = max(batch.epoch_share, (batch_idx + 1) / self.trainer.num_training_batches)
+        self._epoch_progress = max(batch.epoch_progress, (batch_idx + 1) / self.trainer.num_training_batches)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Set the learning rate by the position in the run alone, so that a resumed run has that of a whole one."""
-        before, self.run_share = self.run_share, self._share_with_this_step()
-        factor = self.schedule.factor(before, self.run_share)
+        before, self.progress = self.progress, self._share_with_this_step()
+        factor = self.schedule.factor(before, self.progress)
         for group, rate in zip(optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
 
@@ -268,7 +268,7 @@ class Stage(Resuming):
             shares.append((trainer.global_step + 1) / trainer.max_steps)
         if trainer.max_epochs != -1:
             assert trainer.max_epochs is not None
-            shares.append((trainer.current_epoch + self._epoch_share) / trainer.max_epochs)
+            shares.append((trainer.current_epoch + self._epoch_progress) / trainer.max_epochs)
         # Beyond its end a schedule would turn the rate negative, or up again.
         return min(1.0, max(shares))
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lit_sft.distributed.processes import gather
 from lit_sft.errors import TrainingError
 from lit_sft.stages._random import random_state, set_random_state
-from lit_sft.stages._recount import recount_batches
+from lit_sft.stages._rescaling import rescale_progress
 
 
 class Resuming(LightningModule):
@@ -18,7 +18,7 @@ class Resuming(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.run_share = 0.0
+        self.progress = 0.0
         """Share of the run that is done with the latest optimizer step."""
         self._loaded: dict[str, Any] = {}
         self._random_state: dict[str, Any] | None = None
@@ -43,7 +43,7 @@ class Resuming(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep only what trained, for the frozen base lies in its folder, and the random numbers to come."""
-        checkpoint["run_share"] = self.run_share
+        checkpoint["run_share"] = self.progress
         checkpoint["num_devices"] = self.trainer.world_size
         checkpoint["optimizers"] = [type(optimizer).__name__ for optimizer in self.trainer.optimizers]
         checkpoint["random_states"] = gather(self._random_state or random_state(self.device))
@@ -57,10 +57,10 @@ class Resuming(LightningModule):
             TrainingError: Naming the first weight that differs.
         """
         if "run_share" not in checkpoint:
-            raise TrainingError("the checkpoint is none of this program's; give a last.ckpt or best.ckpt of a run")
-        self.run_share = checkpoint["run_share"]
+            raise TrainingError("the checkpoint is not one of this program; give a last.ckpt or best.ckpt of a run")
+        self.progress = checkpoint["run_share"]
         if self.trainer.state.fn == "fit":
-            recount_batches(checkpoint, type(self.trainer.datamodule).__qualname__, self.trainer.world_size)  # type: ignore[attr-defined]
+            rescale_progress(checkpoint, type(self.trainer.datamodule).__qualname__, self.trainer.world_size)  # type: ignore[attr-defined]
         self.configure_model()
         own = {name: tuple(p.shape) for name, p in self.named_parameters() if p.requires_grad}
         stored = {name: tuple(weight.shape) for name, weight in checkpoint["state_dict"].items()}
@@ -84,6 +84,6 @@ class Resuming(LightningModule):
             raise TrainingError(f"the checkpoint's optimizer is {stored}, but that of the configuration is {own}")
         groups = self._loaded["optimizer_states"][0]["param_groups"]
         if [len(group["params"]) for group in groups] != [len(group["params"]) for group in optimizer.param_groups]:
-            raise TrainingError("the checkpoint's optimizer groups the weights otherwise; go on with the run's tuning")
+            raise TrainingError("the checkpoint's optimizer groups the weights otherwise; resume with the run's tuning")
         for group, configured in zip(groups, optimizer.param_groups, strict=True):
             group.update({name: value for name, value in configured.items() if name != "params"})

@@ -91,7 +91,7 @@ class Tuning(ABC):
         """What runs of this tuning are compared by, beside its name: `alpha`, `rank`, and `kind` of a base."""
         return {}
 
-    def rate_factor(self, name: str) -> float:
+    def lr_multiplier(self, name: str) -> float:
         """Learning rate of the parameter `name`, as a multiple of the optimizer's."""
         return 1.0
 

@@ -146,7 +146,7 @@ class LoRA(Tuning):
         """Rank and alpha."""
         return {"alpha": self.alpha, "rank": self.rank}
 
-    def rate_factor(self, name: str) -> float:
+    def lr_multiplier(self, name: str) -> float:
         """B may learn faster than A."""
         return self.lora_plus_ratio if self.lora_plus_ratio and ".lora_B." in name else 1.0
 

@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 BLOCK_SIZE = 64
-"""4-bit weights that share a scale; 256 scales share one of their own under double quantisation."""
+"""4-bit weights that share a scale; 256 scales share one of their own under double quantization."""
 
 
 class QLoRA(LoRA):
-    """Low-rank adapters in float32 beside a frozen base that is quantised while it loads; the head stays as it is.
+    """Low-rank adapters in float32 beside a frozen base that is quantized while it loads; the head stays as it is.
 
     Args:
         quant_type: `nf4` or `fp4`: 4 bits with block-wise scales; `int8`: 8 bits with row-wise scales (LLM.int8()).
-        double_quant: Quantise the scales of the 4-bit types too: 0.4 bits a parameter less.
+        double_quant: Quantize the scales of the 4-bit types too: 0.4 bits a parameter less.
         kwargs: What LoRA takes.
     """
 

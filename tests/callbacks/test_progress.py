@@ -70,7 +70,7 @@ def test_a_resumed_run_goes_on_from_its_share(last_bar: LastBar, tmp_path: Path)
 
     class Start(Callback):
         def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-            starts.append(pl_module.run_share)
+            starts.append(pl_module.progress)
 
     last_bar(stream_of(batches, 2), Start(), max_epochs=1, ckpt_path=checkpoint)
     assert starts == [0.5]

@@ -135,7 +135,7 @@ class Bytes:
 
 def test_half_a_character_and_control_tokens_are_never_shown() -> None:
     pieces: list[str] = []
-    stream = AnswerStream(Bytes(), [7], golden_checkpoint("chatglm-6b").family.polish_answer, 8, pieces.append)
+    stream = AnswerStream(Bytes(), [7], golden_checkpoint("chatglm-6b").family.postprocess_answer, 8, pieces.append)
     stream.put(torch.tensor([[1, 2, 3]]))
     raw = "今年是[[训练时间]],你好\x1b!再见"
     for byte in [*raw.encode(), 256, "镇".encode()[0], 7]:

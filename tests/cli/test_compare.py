@@ -11,7 +11,7 @@ import torch
 from lit_sft.__main__ import main
 from lit_sft.conversation import IGNORE_INDEX, Example
 from lit_sft.data.collate import collate
-from lit_sft.report.examine import _each_alone
+from lit_sft.report.evaluation import _each_alone
 
 pytestmark = pytest.mark.slow  # as a whole
 

@@ -24,10 +24,10 @@ from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
 from lit_sft.cli.mistakes import mistake_behind
-from lit_sft.configuration import KINDS
+from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data.sft import SFTData
 from lit_sft.errors import ConfigError
-from lit_sft.plugins import members_of
+from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
 
 pytestmark = pytest.mark.slow  # as a whole
@@ -432,7 +432,7 @@ class TestMistakes:
         [
             (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is no file"),
             (["--run", "x"], "--run and --base are for validate, test and predict"),
-            (["--name", "../x"], "--name '../x' is no name of a folder"),
+            (["--name", "../x"], "--name '../x' is not the name of a folder"),
             (["--runs", "/proc/none"], "no run folder can be made in /proc/none"),
             (["--trainer.accelerator", "gpuu"], "gpuu"),
             (["--trainer.val_check_interval", "100"], "val_check_interval"),
@@ -488,7 +488,7 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     "cls",
     [
         *(Samples, PredictionWriter),
-        *(cls for base in dict.fromkeys(KINDS.values()) for cls in members_of(base).values()),
+        *(cls for base in dict.fromkeys(BASE_CLASSES.values()) for cls in discover(base).values()),
     ],
     ids=lambda cls: cls.__name__,
 )

@@ -241,7 +241,7 @@ class TestAnsweredPrompts:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout
             other.stdout.readline()
-            with pytest.raises(ConfigError, match="another process writes into .*x.partial"):
+            with pytest.raises(ConfigError, match="another process is using .*x.partial"):
                 AnsweredPrompts(path, {})
             other.communicate("\n")
 

@@ -52,7 +52,7 @@ def test_it_takes_what_a_run_recorded(
     assert capsys.readouterr().out == first
 
 
-def test_colour_is_for_terminals_that_want_it(
+def test_color_is_for_terminals_that_want_it(
     write_config: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_config()

@@ -174,7 +174,7 @@ def test_records_are_cut_the_same_wherever_a_chunk_ends(tmp_path: Path, monkeypa
         assert findings == [("2", "byte-order-mark")]
 
 
-def test_the_first_recognisable_record_decides_the_layout_of_a_file(tmp_path: Path) -> None:
+def test_the_first_recognizable_record_decides_the_layout_of_a_file(tmp_path: Path) -> None:
     file = write_lines(
         tmp_path / "belle.json",
         {"x": 1},

@@ -34,7 +34,7 @@ def test_examples_of_a_row_follow_each_other_and_count_from_zero() -> None:
     assert batch.sources == ["a:1", "b:1", "a:2", "b:1"]
 
 
-def test_the_first_token_of_an_example_is_not_predicted_from_its_neighbour() -> None:
+def test_the_first_token_of_an_example_is_not_predicted_from_its_neighbor() -> None:
     assert collate([[A, C], [C]], pad_token_id=9).labels.tolist() == [[X, 6, 7, X, 4], [X, 4, X, X, X]]
 
 
@@ -50,12 +50,12 @@ def test_tokens_are_counted_without_padding_and_supervised_ones_where_they_carry
 
 
 def test_a_batch_of_nothing_is_one_row_of_padding_without_loss() -> None:
-    batch = collate([], pad_token_id=9, corpora=["a", "b"], epoch_share=1.0)
+    batch = collate([], pad_token_id=9, corpora=["a", "b"], epoch_progress=1.0)
     assert batch.input_ids.tolist() == [[9]]
     assert batch.labels.tolist() == [[X]]
     assert batch.segment_ids.tolist() == [[0]]
     assert (batch.num_tokens, batch.num_supervised, batch.sources) == (0, 0, [])
-    assert (batch.corpora, batch.epoch_share) == (["a", "b"], 1.0)
+    assert (batch.corpora, batch.epoch_progress) == (["a", "b"], 1.0)
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.uint16, lambda ids: array("i", ids), tuple])

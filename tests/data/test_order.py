@@ -124,7 +124,7 @@ def test_a_step_has_the_same_rows_however_it_is_shared_out() -> None:
 
 @given(sizes_of_corpora, st.booleans(), st.integers(1, 3))
 def test_the_share_of_the_epoch_rises_to_one(sizes: list[int], packing: bool, ranks: int) -> None:
-    shares = [batch.epoch_share for batch in epoch_order(mixture(sizes), packing=packing, ranks=ranks)]
+    shares = [batch.epoch_progress for batch in epoch_order(mixture(sizes), packing=packing, ranks=ranks)]
     assert shares == sorted(set(shares))
     assert shares[-1:] in ([], [1.0])
 

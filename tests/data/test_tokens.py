@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_sft.conversation import IGNORE_INDEX, Example
-from lit_sft.data.tokens import ENTRY, EncodedRecords, TokenStore, from_words
+from lit_sft.data.tokens import ENTRY, EncodedChunk, TokenStore, from_words
 from lit_sft.errors import DataError
 
 ids_and_labels = st.lists(
@@ -24,7 +24,7 @@ ids_and_labels = st.lists(
 @given(st.lists(ids_and_labels, max_size=5))
 def test_tokens_and_labels_come_back_as_they_were(records: list[list[tuple[int, int]]]) -> None:
     examples = [Example([token for token, _ in pairs], [label for _, label in pairs]) for pairs in records]
-    found = EncodedRecords.of(np.arange(len(records)), examples, [""] * len(records))
+    found = EncodedChunk.of(np.arange(len(records)), examples, [""] * len(records))
     starts = np.cumsum(found.num_words) - found.num_words
     for place, (example, start) in enumerate(zip(examples, starts, strict=True)):
         words = found.words[start : start + found.num_words[place]]
@@ -34,10 +34,10 @@ def test_tokens_and_labels_come_back_as_they_were(records: list[list[tuple[int, 
         assert found.num_supervised[place] == np.count_nonzero(labels != IGNORE_INDEX)
 
 
-def encoded(records: list[int], remark: str = "") -> EncodedRecords:
+def encoded(records: list[int], remark: str = "") -> EncodedChunk:
     """Record i has i tokens."""
     examples = [Example([*range(10, 10 + i)], [*range(10, 10 + i)]) for i in records]
-    return EncodedRecords.of(np.array(records), examples, [remark] * len(records))
+    return EncodedChunk.of(np.array(records), examples, [remark] * len(records))
 
 
 def test_records_can_be_added_in_any_order_and_twice(tmp_path: Path) -> None:
@@ -176,7 +176,7 @@ def test_there_may_be_more_remarks_than_numbers_for_them(tmp_path: Path) -> None
 def test_what_is_said_of_a_record_is_kept_beside_its_reason(tmp_path: Path) -> None:
     store = TokenStore(tmp_path / "store", 4)
     for record, detail in ((2, "no system message, please"), (3, "x" * 1000)):
-        store.append(EncodedRecords.of(np.array([record]), [Example([], [])], ["refused"], {record: detail}))
+        store.append(EncodedChunk.of(np.array([record]), [Example([], [])], ["refused"], {record: detail}))
     with (tmp_path / "store" / "details.jsonl").open("a") as file:
         file.write('[1, "half')
     assert store.details == {2: "no system message, please", 3: "x" * 200}

@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_sft.__main__ import main
 from lit_sft.distributed.fsdp2 import FSDP2
 from lit_sft.errors import ConfigError
-from lit_sft.stages._recount import recount_batches
+from lit_sft.stages._rescaling import rescale_progress
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
 
@@ -352,4 +352,4 @@ class TestMistakes:
             "SFTData": {"num_batches": 3, "epoch": 0},
         }
         with pytest.raises(ConfigError, match="after 3 micro-batches on each of 2 devices, which 4 devices cannot"):
-            recount_batches(checkpoint, "SFTData", 4)
+            rescale_progress(checkpoint, "SFTData", 4)

@@ -157,7 +157,7 @@ def test_what_has_no_adapter_is_refused(
     capsys.readouterr()
     for folder, message in (
         (run, f"tuned by Full, not by an adapter, so there is nothing to merge: {run}/model is a checkpoint as it is"),
-        (tmp_path / "runs", "is no run folder: it holds no config.yaml"),
+        (tmp_path / "runs", "is not a run folder: it holds no config.yaml"),
     ):
         assert main(["merge", "--run", str(folder), "--output", str(tmp_path / "merged")]) == 2
         assert message in capsys.readouterr().err

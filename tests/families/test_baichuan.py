@@ -169,7 +169,7 @@ def candidates(config: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_recognised_from_its_folder(family: str) -> None:
+def test_recognized_from_its_folder(family: str) -> None:
     assert golden_checkpoint(family).family.name == family
 
 
@@ -177,12 +177,12 @@ def test_recognised_from_its_folder(family: str) -> None:
     ("family", "vocab_size"),
     [("baichuan-7b", 64000), ("baichuan-13b", 64000), ("baichuan2-7b", 125696), ("baichuan2-13b", 125696)],
 )
-def test_recognised_by_the_released_vocabulary_alone(family: str, vocab_size: int) -> None:
+def test_recognized_by_the_released_vocabulary_alone(family: str, vocab_size: int) -> None:
     assert candidates(config_of(family, vocab_size=vocab_size, tokenizer_class=None, z_loss_weight=None)) == [family]
 
 
 def test_a_missing_key_is_no_sign_of_the_first_generation() -> None:
-    """A normalised head taken for a plain one would give nonsense without an error."""
+    """A normalized head taken for a plain one would give nonsense without an error."""
     both = ["baichuan-13b", "baichuan2-13b"]
     assert candidates(config_of("baichuan-13b")) == both
     assert candidates(config_of("baichuan2-13b", tokenizer_class=None)) == both

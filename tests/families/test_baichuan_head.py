@@ -1,4 +1,4 @@
-"""The normalised head of Baichuan 2."""
+"""The normalized head of Baichuan 2."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from lit_sft.families.baichuan.norm_head import NormHead, ZLoss
 SECOND = ["baichuan2-7b", "baichuan2-13b"]
 
 
-def test_equals_normalised_rows_in_value_and_gradient() -> None:
+def test_equals_normalized_rows_in_value_and_gradient() -> None:
     torch.manual_seed(0)
     head, hidden = NormHead(16, 40), torch.randn(3, 5, 16)
     expected = F.linear(hidden, F.normalize(head.weight))
@@ -49,7 +49,7 @@ def test_training_and_evaluation_give_the_same_and_keep_the_weight(family: str) 
 
 
 @pytest.mark.parametrize("family", SECOND)
-def test_resized_vocabulary_keeps_a_normalised_head(family: str) -> None:
+def test_resized_vocabulary_keeps_a_normalized_head(family: str) -> None:
     model = golden_checkpoint(family).load_model(dtype=torch.float32)
     input_ids = golden_tensors(family)["single.input_ids"]
     with torch.no_grad():

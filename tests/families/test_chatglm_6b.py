@@ -516,7 +516,7 @@ def test_the_oldest_rounds_are_dropped_where_the_history_does_not_fit() -> None:
 
 def test_chat_answers_are_polished_as_in_the_original(revision: str) -> None:
     for raw, polished in golden_json(revision, "prompt_golden")["process_response"]:
-        assert golden_checkpoint(revision).family.polish_answer(raw) == polished
+        assert golden_checkpoint(revision).family.postprocess_answer(raw) == polished
 
 
 def test_a_remembered_id_is_forgotten_when_tokens_are_added() -> None:

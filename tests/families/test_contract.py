@@ -76,7 +76,7 @@ def gradients_of(model: Any) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_tiny_checkpoint_is_recognised_without_its_name(subject: Subject) -> None:
+def test_tiny_checkpoint_is_recognized_without_its_name(subject: Subject) -> None:
     assert open_checkpoint(subject.checkpoint.path).family.name == subject.checkpoint.family.name
 
 

@@ -36,11 +36,11 @@ def forget_names(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("family", BOTH)
-def test_recognised_by_name(family: str) -> None:
+def test_recognized_by_name(family: str) -> None:
     assert golden_checkpoint(family).family.name == family
 
 
-def test_recognised_by_the_name_of_the_tokenizer(folder: Path) -> None:
+def test_recognized_by_the_name_of_the_tokenizer(folder: Path) -> None:
     forget_names(folder)
     change(folder, "tokenizer_config.json", name_or_path="/models/ChatGLM3-6B-32k")
     assert open_checkpoint(folder).family.name == "chatglm3-6b"
@@ -55,7 +55,7 @@ def test_recognised_by_the_name_of_the_tokenizer(folder: Path) -> None:
         ({"_name_or_path": "THUDM/chatglm3-6b-32k", "seq_length": 32768, "rope_ratio": 50}, "chatglm3-6b"),
     ],
 )
-def test_recognised_by_the_released_context_length(folder: Path, keys: dict[str, Any], family: str) -> None:
+def test_recognized_by_the_released_context_length(folder: Path, keys: dict[str, Any], family: str) -> None:
     forget_names(folder)
     change(folder, **keys)
     assert open_checkpoint(folder).family.name == family

@@ -40,7 +40,7 @@ def code_gen(config: dict[str, Any], model: MossForCausalLM) -> CodeGenForCausal
     return other
 
 
-def test_recognised_from_its_config() -> None:
+def test_recognized_from_its_config() -> None:
     assert golden_checkpoint(FOLDER).family.name == FAMILY
 
 

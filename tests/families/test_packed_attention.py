@@ -13,23 +13,23 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lit_sft import open_checkpoint
-from lit_sft.families.shared import packed_attention
-from lit_sft.families.shared.packed_attention import Borders, attend, borders_of
+from lit_sft.families.shared import packed_attention as attention
+from lit_sft.families.shared.packed_attention import CuSeqlens, cu_seqlens_of, packed_attention
 
 LENGTHS = [[3, 5, 4], [12]]
 PREFIXES = [[2, 0, 4], [7]]
 SCALE = 0.3
 
 
-def packed(num_heads: int, num_key_heads: int, *, has_prefix: bool = False) -> tuple[Tensor, Tensor, Tensor, Borders]:
-    """Two rows of 12 tokens, and the borders of their examples."""
+def packed(num_heads: int, num_key_heads: int, *, has_prefix: bool = False) -> tuple[Tensor, Tensor, Tensor, CuSeqlens]:
+    """Two rows of 12 tokens, and the cu_seqlens of their examples."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, n, 12, 8) for n in (num_heads, num_key_heads, num_key_heads))
     starts = torch.zeros(2, 12, dtype=torch.bool)
     starts[0, [0, 3, 8]] = starts[1, 0] = True
     is_prefix = torch.zeros(2, 12, dtype=torch.bool)
     is_prefix[0, [0, 1, 8, 9, 10, 11]] = is_prefix[1, :7] = True
-    return query, key, value, borders_of(starts, is_prefix if has_prefix else None)
+    return query, key, value, cu_seqlens_of(starts, is_prefix if has_prefix else None)
 
 
 def expected(query: Tensor, key: Tensor, value: Tensor, *, has_prefix: bool = False) -> Tensor:
@@ -80,7 +80,7 @@ def reference_kernel(calls: list[str]) -> ModuleType:
 def test_every_example_attends_to_itself_alone(
     way: str, num_key_heads: int, has_prefix: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    query, key, value, borders = packed(4, num_key_heads, has_prefix=has_prefix)
+    query, key, value, cu_seqlens = packed(4, num_key_heads, has_prefix=has_prefix)
     module: Any = torch.nn.Module()
     module.num_key_value_groups = 4 // num_key_heads
     if way == "dense":
@@ -91,32 +91,32 @@ def test_every_example_attends_to_itself_alone(
         def on_a_gpu(
             q: Tensor, k: Tensor, v: Tensor, b: Tensor, dropout: float, scale: float, **causal: bool
         ) -> Tensor:
-            return packed_attention._together(q, k, v, b, scale, **causal)
+            return attention._varlen_kernel(q, k, v, b, scale, **causal)
 
-        monkeypatch.setattr(packed_attention, "_one_by_one", on_a_gpu)
-    mixed, _ = attend(module, query, key, value, borders, scaling=SCALE)
+        monkeypatch.setattr(attention, "_per_sequence_loop", on_a_gpu)
+    mixed, _ = packed_attention(module, query, key, value, cu_seqlens, scaling=SCALE)
     torch.testing.assert_close(mixed, expected(query, key, value, has_prefix=has_prefix))
 
 
 def test_a_mask_is_a_mask_and_borders_are_borders_whatever_their_numbers_are() -> None:
-    query, key, value, borders = packed(4, 4)
-    assert isinstance(borders, Borders)
-    assert type(borders[0, 0]) is Tensor
+    query, key, value, cu_seqlens = packed(4, 4)
+    assert isinstance(cu_seqlens, CuSeqlens)
+    assert type(cu_seqlens[0, 0]) is Tensor
     module: Any = torch.nn.Module()
     module.is_causal = True
     biases = torch.zeros(2, 1, 12, 12).masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf)
     one_example_a_row = torch.stack([torch.arange(12) == 0] * 2)
-    masked, _ = attend(module, query, key, value, biases, scaling=SCALE)
-    alone, _ = attend(module, query, key, value, borders_of(one_example_a_row), scaling=SCALE)
+    masked, _ = packed_attention(module, query, key, value, biases, scaling=SCALE)
+    alone, _ = packed_attention(module, query, key, value, cu_seqlens_of(one_example_a_row), scaling=SCALE)
     torch.testing.assert_close(masked, alone)
     with pytest.raises(RuntimeError):  # no example boundaries, but a mask of a wrong type
-        attend(module, query, key, value, borders.as_subclass(Tensor), scaling=SCALE)
+        packed_attention(module, query, key, value, cu_seqlens.as_subclass(Tensor), scaling=SCALE)
 
 
 def test_a_kernel_is_taken_only_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(module: ModuleType, dtype: torch.dtype) -> bool:
         monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", module)
-        return packed_attention._varies_lengths.__wrapped__(torch.device("cpu"), dtype, 8)
+        return attention._varies_lengths.__wrapped__(torch.device("cpu"), dtype, 8)
 
     calls: list[str] = []
     right = reference_kernel(calls)
@@ -139,15 +139,15 @@ def test_a_checkpointed_block_may_be_the_first_to_ask(monkeypatch: pytest.Monkey
 
     def asks(query: Tensor, dropout: float) -> bool:
         if not answers:
-            answers.append(packed_attention._varies_lengths.__wrapped__(query.device, torch.bfloat16, 8))
+            answers.append(attention._varies_lengths.__wrapped__(query.device, torch.bfloat16, 8))
         return True
 
-    monkeypatch.setattr(packed_attention, "_can_go_by_segment", asks)
-    query, key, value, borders = packed(4, 4)
+    monkeypatch.setattr(attention, "_can_go_by_segment", asks)
+    query, key, value, cu_seqlens = packed(4, 4)
     query.requires_grad_()
 
     def block(query: Tensor) -> Tensor:
-        return attend(torch.nn.Module(), query, key, value, borders, scaling=SCALE)[0].square()
+        return packed_attention(torch.nn.Module(), query, key, value, cu_seqlens, scaling=SCALE)[0].square()
 
     (gradient,) = torch.autograd.grad(checkpoint(block, query, use_reentrant=False).sum(), query)
     assert answers == [True]
@@ -165,7 +165,7 @@ def test_one_row_of_positions_is_that_of_all_rows(tiny: Callable[[str], Path]) -
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("head_dim", [64, 128, 136])
 def test_this_gpu_has_the_kernel(head_dim: int) -> None:
-    assert packed_attention._varies_lengths(torch.device("cuda", 0), torch.bfloat16, head_dim)
+    assert attention._varies_lengths(torch.device("cuda", 0), torch.bfloat16, head_dim)
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,13 @@ PIECES = [
 
 
 def test_supervised_tokens_are_marked_from_their_first_to_their_last() -> None:
-    assert marked(PIECES, is_coloured=False) == "问⏎\n⟨<s>⟩⟦答⏎\n案⟨</s>⟩⟧再"
+    assert marked(PIECES, is_colored=False) == "问⏎\n⟨<s>⟩⟦答⏎\n案⟨</s>⟩⟧再"
 
 
 def test_colours_end_with_every_line_and_begin_anew() -> None:
-    coloured = marked(PIECES, is_coloured=True)
-    assert coloured == ("问⏎\n\x1b[36m⟨<s>⟩\x1b[0m\x1b[32m答⏎\x1b[0m\n\x1b[32m案\x1b[0m\x1b[1;32m⟨</s>⟩\x1b[0m再")
-    assert re.sub(r"\x1b\[[\d;]*m", "", coloured) == marked(PIECES, is_coloured=False).translate(
+    colored = marked(PIECES, is_colored=True)
+    assert colored == ("问⏎\n\x1b[36m⟨<s>⟩\x1b[0m\x1b[32m答⏎\x1b[0m\n\x1b[32m案\x1b[0m\x1b[1;32m⟨</s>⟩\x1b[0m再")
+    assert re.sub(r"\x1b\[[\d;]*m", "", colored) == marked(PIECES, is_colored=False).translate(
         dict.fromkeys(map(ord, "⟦⟧"))
     )
 
@@ -64,14 +64,14 @@ def test_a_histogram_shows_every_bin_that_is_not_empty() -> None:
 
 
 def test_the_text_of_an_example_is_that_of_the_record(tiny_folder: Path, tmp_path: Path) -> None:
-    text = render(preview_of(tiny_folder, [("一加一？", "等于二。")], tmp_path), is_coloured=False, with_ids=False)
+    text = render(preview_of(tiny_folder, [("一加一？", "等于二。")], tmp_path), is_colored=False, with_ids=False)
     assert "一加一？" in text
     assert "⟦ 等于二。⟨</s>⟩⟧" in text
 
 
 def test_ids_and_labels_are_listed_on_request(tiny_folder: Path, tmp_path: Path) -> None:
     preview = preview_of(tiny_folder, [("一加一？", "等于🦙。")], tmp_path)
-    lines = render(preview, is_coloured=False, with_ids=True).splitlines()
+    lines = render(preview, is_colored=False, with_ids=True).splitlines()
     example = preview.examples[0]
     rows = [line.split() for line in lines[lines.index(f"    {'id':>8}{'label':>8}  piece") + 1 :] if line.strip()]
     assert [int(row[0]) for row in rows] == [token for piece in example.pieces for token in piece.ids]
@@ -80,11 +80,11 @@ def test_ids_and_labels_are_listed_on_request(tiny_folder: Path, tmp_path: Path)
     assert rows[-1] == ["2", "2", "⟨</s>⟩"]
 
 
-@pytest.mark.parametrize("is_coloured", [False, True])
-def test_nothing_in_a_record_reaches_the_terminal_raw(tiny_folder: Path, tmp_path: Path, is_coloured: bool) -> None:
+@pytest.mark.parametrize("is_colored", [False, True])
+def test_nothing_in_a_record_reaches_the_terminal_raw(tiny_folder: Path, tmp_path: Path, is_colored: bool) -> None:
     preview = preview_of(tiny_folder, [(HOSTILE, HOSTILE)], tmp_path)
-    text = render(preview, is_coloured=is_coloured, with_ids=True)
-    left = re.sub(r"\x1b\[(0|32|36|1;32)m", "", text) if is_coloured else text
+    text = render(preview, is_colored=is_colored, with_ids=True)
+    left = re.sub(r"\x1b\[(0|32|36|1;32)m", "", text) if is_colored else text
     assert all(char.isprintable() or char == "\n" for char in left)
 
 
@@ -152,7 +152,7 @@ def test_the_same_seed_shows_the_same_examples(tiny_folder: Path, tmp_path: Path
 
 def test_data_of_which_nothing_fits_can_be_looked_at(tiny_folder: Path, tmp_path: Path) -> None:
     preview = preview_of(tiny_folder, [("问" * 300, "答")], tmp_path)
-    assert "1 prompt-too-long" in render(preview, is_coloured=False, with_ids=False)
+    assert "1 prompt-too-long" in render(preview, is_colored=False, with_ids=False)
     assert "prompt-too-long" in page(preview)
 
 
@@ -168,7 +168,7 @@ def test_reasons_stand_below_the_table_of_their_corpus(tiny_folder: Path, tmp_pa
         max_bad_fraction=0.5,
     )
     lines = render(
-        collect(data, tiny_folder, count=0, num_devices=1, accumulation=1), is_coloured=False, with_ids=False
+        collect(data, tiny_folder, count=0, num_devices=1, accumulation=1), is_colored=False, with_ids=False
     ).splitlines()
     assert "  Belle: 1 skipped (no-answer)" in lines
     assert "  Firefly: 1 repaired (crlf)" in lines

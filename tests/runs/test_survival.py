@@ -247,7 +247,7 @@ def test_a_run_on_which_another_process_works_is_refused_until_that_one_is_gone(
     worker = int(holder.stdout.readline())
     try:
         assert main(["fit", "--resume", str(run)]) == 2
-        assert f"another process writes into {run}" in capsys.readouterr().err
+        assert f"another process is using {run}" in capsys.readouterr().err
         assert {file: file.stat().st_mtime_ns for file in run.rglob("*") if file.is_file()} == files
         holder.kill()
         holder.wait()

@@ -61,7 +61,7 @@ def shares(folder: Path, loader: Any, **options: Any) -> list[float]:
     rates = Rates()
     stage = stage_of(folder, Share())
     fit(stage, loader, rates, **options)
-    assert stage.run_share == rates.found[-1]
+    assert stage.progress == rates.found[-1]
     return rates.found
 
 
@@ -103,7 +103,7 @@ def test_a_resumed_run_has_the_rates_of_a_whole_one_and_the_base_rate_of_the_con
 
 
 def test_an_epoch_that_turns_out_longer_than_it_was_thought_ends_at_one(tiny_folder: Path) -> None:
-    batches = [replace(batch, epoch_share=2 * batch.epoch_share) for batch in batches_of(3)]
+    batches = [replace(batch, epoch_progress=2 * batch.epoch_progress) for batch in batches_of(3)]
     assert shares(tiny_folder, stream_of(batches), max_epochs=1) == pytest.approx([2 / 3, 1, 1])
 
 

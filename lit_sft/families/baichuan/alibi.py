@@ -4,7 +4,7 @@ Positions: ALiBi by index in the row; forty heads, so the slopes are not sorted.
 values may name segments: [1, 1, 2, 2, 0] holds two examples that do not see each other. Norm: RMSNorm (1e-6) before
 attention and feed-forward. Activation: SwiGLU. Fused weights: `W_pack` of plain thirds. No biases.
 Against Llama: ALiBi for rotary positions, and config.json counts the context as `model_max_length`. Baichuan2-13B
-adds the normalised head of Baichuan 2.
+adds the normalized head of Baichuan 2.
 
 The original adds a dense bias in the type of the weights; see `_alibi` for why we do not.
 
@@ -42,7 +42,7 @@ class BaichuanAlibiConfig(OriginalConfig, PreTrainedConfig):
     model_type = "baichuan"
     keys_to_ignore_at_inference = ("past_key_values",)
     original_architecture = "BaichuanForCausalLM"
-    # For tools that ask for it; config.json must not have the key, by whose absence the family is recognised.
+    # For tools that ask for it; config.json must not have the key, by whose absence the family is recognized.
     attribute_map: ClassVar[dict[str, str]] = {"max_position_embeddings": "model_max_length"}
 
     vocab_size: int = 64000
@@ -296,7 +296,7 @@ class BaichuanAlibiForCausalLM(AlibiPreTrainedModel, GenerationMixin):
 
 
 class Baichuan2AlibiForCausalLM(BaichuanAlibiForCausalLM):
-    """Baichuan2-13B: the same blocks under a normalised head."""
+    """Baichuan2-13B: the same blocks under a normalized head."""
 
     config_class = Baichuan2AlibiConfig
 
@@ -305,7 +305,7 @@ class Baichuan2AlibiForCausalLM(BaichuanAlibiForCausalLM):
         self.loss_function = ZLoss(config.z_loss_weight)
 
     def make_head(self, config: BaichuanAlibiConfig) -> nn.Linear:
-        """Normalised rows."""
+        """Normalized rows."""
         return NormHead(config.hidden_size, config.vocab_size)
 
     def _get_resized_lm_head(self, *args: Any, **kwargs: Any) -> nn.Linear:
@@ -345,7 +345,7 @@ class Baichuan13B(BaichuanFamily):
 class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be another number
     """Baichuan2-13B-Base and -Chat.
 
-    ALiBi, causal, RMSNorm, SwiGLU, fused W_pack; against Baichuan-13B a normalised head and a tokenizer of 125,696
+    ALiBi, causal, RMSNorm, SwiGLU, fused W_pack; against Baichuan-13B a normalized head and a tokenizer of 125,696
     rows without dummy prefix.
     """
 

@@ -13,8 +13,8 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 class NormHead(nn.Linear):
     """Logits from an embedding whose rows have length one: h W^T / |W|.
 
-    The original writes the normalised rows over its weight at the first forward in evaluation mode. Here the weight
-    stays as it was read, so that it is saved unchanged and trains through the normalisation. Dividing the logits
+    The original writes the normalized rows over its weight at the first forward in evaluation mode. Here the weight
+    stays as it was read, so that it is saved unchanged and trains through the normalization. Dividing the logits
     rather than the rows needs no second matrix of vocabulary times width, neither in the forward nor for the backward.
     """
 
@@ -30,7 +30,7 @@ class NormHead(nn.Linear):
 
 
 def resized_norm_head(linear: nn.Linear) -> NormHead:
-    """The plain head that transformers makes when it resizes a vocabulary, normalised again."""
+    """The plain head that transformers makes when it resizes a vocabulary, normalized again."""
     head = NormHead(linear.in_features, linear.out_features)
     head.weight = linear.weight
     return head

@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.errors import BadRecord, ConfigError
-from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.history import truncate_history
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ class HumanAssistantFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with `Assistant:`, of as many of the last rounds as leave room for the answer."""
-        return fitting(conversation, super().encode_prompt, tokenizer, self.limits.max_input() + 1)
+        return truncate_history(conversation, super().encode_prompt, tokenizer, self.limits.max_input() + 1)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only </s>."""

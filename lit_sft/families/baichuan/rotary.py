@@ -49,7 +49,7 @@ class Baichuan2RotaryConfig(BaiChuanConfig):
 
 
 class Baichuan2RotaryForCausalLM(LlamaForCausalLM):
-    """Baichuan2-7B: Llama under a normalised head."""
+    """Baichuan2-7B: Llama under a normalized head."""
 
     config_class = Baichuan2RotaryConfig
 
@@ -112,7 +112,7 @@ class Baichuan7B(BaichuanFamily):
 class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another number
     """Baichuan2-7B-Base and -Chat.
 
-    Rotary positions, causal, RMSNorm, SwiGLU, fused W_pack; against Baichuan-7B a normalised head and a tokenizer of
+    Rotary positions, causal, RMSNorm, SwiGLU, fused W_pack; against Baichuan-7B a normalized head and a tokenizer of
     125,696 rows without dummy prefix.
     """
 

@@ -73,7 +73,7 @@ class ChatGLM6B(Family):
     }  # fmt: skip
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
     tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json")
-    polish_reach = len(TRAINING_TIME)
+    postprocess_lookback = len(TRAINING_TIME)
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         super().__init__(folder, config, prompt_format)
@@ -81,14 +81,14 @@ class ChatGLM6B(Family):
         if config.get("quantization_bit"):
             raise CheckpointError(
                 f"{file} has quantization_bit: {config['quantization_bit']}, so its weights are integers, which cannot "
-                "be tuned. Take the half-precision checkpoint (THUDM/chatglm-6b) and quantise it on loading (QLoRA)"
+                "be tuned. Take the half-precision checkpoint (THUDM/chatglm-6b) and quantize it on loading (QLoRA)"
             )
         if config.get("pre_seq_len"):
             raise CheckpointError(f"{file} has pre_seq_len, so the folder holds a P-Tuning prefix. Take the base model")
         if not config.get("position_encoding_2d", True):
             raise CheckpointError(f"{file} has position_encoding_2d: false, which no released ChatGLM-6B has")
 
-    def polish_answer(self, answer: str) -> str:
+    def postprocess_answer(self, answer: str) -> str:
         """Full-width punctuation, which the tokenizer does not know, restored as the original chat does."""
         answer = answer.strip().replace(TRAINING_TIME, "2023年")
         for half, full in zip(",!:;?", "，！：；？", strict=True):
@@ -127,14 +127,14 @@ class ChatGLM6B(Family):
         if not model_file.is_file():
             raise CheckpointError(f"{self.folder} holds no {MODEL_FILE}; is the download complete?")
         settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
-        # What transformers 4 recognised in text: [gMASK] is not among them.
+        # What transformers 4 recognized in text: [gMASK] is not among them.
         roles = {"bos": "<sop>", "eos": "</s>", "mask": "[MASK]", "pad": "<pad>", "unk": "<unk>"}
-        recognised = [settings.get(f"{role}_token", token) for role, token in roles.items()]
+        recognized = [settings.get(f"{role}_token", token) for role, token in roles.items()]
         tokenizer = ChatGLM6BTokenizer(
             str(model_file),
             num_image_tokens=settings.get("num_image_tokens", 20000),
             # A copy saved by this class says so itself.
-            parsed_tokens=settings.get("parsed_tokens", recognised),
+            parsed_tokens=settings.get("parsed_tokens", recognized),
             model_max_length=self.context_length,
         )
         self._check_ids(tokenizer)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_sft.families.shared.packed_attention import Borders, borders_of
+from lit_sft.families.shared.packed_attention import CuSeqlens, cu_seqlens_of
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Layout:
         # Padding that sees nothing would be NaN; what it sees instead is nowhere read.
         return (sees_BKK | ~sees_BKK.any(-1, keepdim=True))[:, None]
 
-    def borders(self) -> Borders:
-        """The same without padding, as `packed_attention.attend` takes it."""
+    def cu_seqlens(self) -> CuSeqlens:
+        """The same without padding, as `packed_attention` takes it."""
         starts_BK = self.segment != torch.nn.functional.pad(self.segment[:, :-1], (1, 0), value=-1)
-        return borders_of(starts_BK, self.is_prefix)
+        return cu_seqlens_of(starts_BK, self.is_prefix)
 
 
 def causal_mask(num_queries: int, is_real: torch.Tensor) -> torch.Tensor:
@@ -109,5 +109,5 @@ def _first_in_segment(is_hit: torch.Tensor, segment: torch.Tensor) -> torch.Tens
     """For each token the index of the first hit in its segment, the number of tokens if there is none; [B, K]."""
     num_tokens = is_hit.shape[1]
     index_BK = torch.arange(num_tokens, device=is_hit.device).expand_as(segment)
-    hits = index_BK.masked_fill(~is_hit, num_tokens)
-    return torch.full_like(segment, num_tokens).scatter_reduce(1, segment, hits, "amin").gather(1, segment)
+    places = index_BK.masked_fill(~is_hit, num_tokens)
+    return torch.full_like(segment, num_tokens).scatter_reduce(1, segment, places, "amin").gather(1, segment)

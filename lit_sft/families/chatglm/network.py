@@ -259,7 +259,7 @@ class ChatGLM6BModel(ChatGLM6BPreTrainedModel):
             layout = self.layout(input_ids, attention_mask, position_ids)
             positions = layout.positions
             is_plain = attention_mask is None and past_key_values is None
-            allowed = layout.borders() if is_plain and goes_by_segment(self) else layout.allowed()
+            allowed = layout.cu_seqlens() if is_plain and goes_by_segment(self) else layout.allowed()
             if position_ids is not None and position_ids.dim() == 3:
                 positions = position_ids
         if attention_mask is not None and attention_mask.dim() == 4:

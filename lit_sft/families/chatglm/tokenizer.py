@@ -18,7 +18,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from transformers import BatchEncoding, PreTrainedTokenizer
 
-from lit_sft.families.shared.token_ids import RememberedIds
+from lit_sft.families.shared.token_ids import TokenIdCache
 
 MODEL_FILE = "ice_text.model"
 
@@ -65,7 +65,7 @@ def _blank(length: int) -> str:
     return f"<|blank_{length}|>"
 
 
-class ChatGLM6BTokenizer(RememberedIds, PreTrainedTokenizer):
+class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
     """Ids and texts of the original tokenizer, of either vocabulary revision.
 
     Given text, it reads some control tokens in it as such, and appends [gMASK] <sop>, as the original did;
@@ -77,7 +77,7 @@ class ChatGLM6BTokenizer(RememberedIds, PreTrainedTokenizer):
         vocab_file: The file ice_text.model, with or without the pieces that the first code appended.
         num_image_tokens: Ids before the first piece. The March 2023 revision has 20000 there, and follows older rules:
             a text with [MASK] gets no [gMASK], decoding cleans nothing up and skips no special tokens.
-        parsed_tokens: Control tokens that are recognised in text given to the tokenizer itself.
+        parsed_tokens: Control tokens that are recognized in text given to the tokenizer itself.
         kwargs: Passed on to transformers.
     """
 

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 
 from lit_sft.conversation import Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families.glm2.family import ChatGLM2ForCausalLM, Glm2Family
-from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.history import truncate_history
 
 
 @dataclass(frozen=True)
 class RoundsFormat(PromptFormat):
-    r"""The original's form: `[Round 1]\n\n问：...\n\n答：...\n\n[Round 2]...`, tokenised as one text.
+    r"""The original's form: `[Round 1]\n\n问：...\n\n答：...\n\n[Round 2]...`, tokenized as one text.
 
     The last answer alone has ids of its own, followed by </s>, and alone carries loss, as in the original fine-tuning;
     a conversation of many rounds is therefore one turn. Of a prompt that does not fit the context the oldest rounds
@@ -40,7 +40,7 @@ class RoundsFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with `答：`, of as many of the last rounds as leave room for an answer."""
-        return fitting(conversation, super().encode_prompt, tokenizer, self.context_length)
+        return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only </s>."""

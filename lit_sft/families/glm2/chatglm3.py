@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families.glm2.family import ChatGLM2ForCausalLM, Glm2Family, register_weights
-from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.history import truncate_history
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 """Control tokens after those of ChatGLM2-6B, in the order of their ids."""
@@ -58,7 +58,7 @@ class RolesFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with <|assistant|>, of as many of the last rounds as leave room for an answer."""
-        return fitting(conversation, super().encode_prompt, tokenizer, self.context_length)
+        return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
 
     def closing_ids(self, tokenizer: Any) -> list[int]:
         """</s> after the last answer."""

@@ -281,7 +281,7 @@ def _refuse_relatives(folder: Path, config: dict[str, Any]) -> None:
     if config.get("quantization_bit"):
         raise CheckpointError(
             f"{file} says quantization_bit {config['quantization_bit']}: the weights are stored as integers of the "
-            "original kernels. Take the half-precision release; QLoRA quantises it while loading"
+            "original kernels. Take the half-precision release; QLoRA quantizes it while loading"
         )
     if config.get("pre_seq_len"):
         raise CheckpointError(f"{file} has pre_seq_len: a P-Tuning prefix, not a model. Take the model it was made for")

@@ -28,7 +28,7 @@ WHITESPACE_RUNS = [" " * length for length in range(31, 1, -1)] + ["\t" * length
 class Moss(Family):
     """MOSS-moon-003: base, sft and sft-plugin, sixteen billion parameters.
 
-    Positions: rotary on the first `rotary_dim` dimensions of a head, neighbouring pairs turned (GPT-J), base 10000.
+    Positions: rotary on the first `rotary_dim` dimensions of a head, neighboring pairs turned (GPT-J), base 10000.
     Mask: causal. Norm: LayerNorm with bias, one for each block. Activation: gelu_new, no gate.
     Fused weights: `qkv_proj` in four blocks of query, value, key each; split while it streams in, fused on saving.
     Unlike Llama: attention and feed-forward side by side, biases in the feed-forward layer and the head,
@@ -101,8 +101,8 @@ class Moss(Family):
         file, config = self.folder / "config.json", self.config
         if config.get("wbits", 32) < 16:
             raise CheckpointError(
-                f"{file}: wbits {config['wbits']}: the weights are quantised in a format of the original code. "
-                "Take the checkpoint without -int4 or -int8; it can be quantised while it loads"
+                f"{file}: wbits {config['wbits']}: the weights are quantized in a format of the original code. "
+                "Take the checkpoint without -int4 or -int8; it can be quantized while it loads"
             )
         if config["n_head"] % NUM_BLOCKS:
             raise CheckpointError(f"{file}: n_head {config['n_head']} is not a multiple of {NUM_BLOCKS}, as MOSS needs")

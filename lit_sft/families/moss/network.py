@@ -81,7 +81,7 @@ def rotary_tables(position_ids_BT: Tensor, rotary_dim: int) -> tuple[Tensor, Ten
 
 
 def rotate(x_BHTD: Tensor, cos_B1TR: Tensor, sin_B1TR: Tensor) -> Tensor:
-    """Turn neighbouring pairs of the first 2R dimensions by their angles, in float32; the others stay."""
+    """Turn neighboring pairs of the first 2R dimensions by their angles, in float32; the others stay."""
     rotary_dim = 2 * cos_B1TR.shape[-1]
     even, odd = x_BHTD[..., :rotary_dim].float().unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos_B1TR - odd * sin_B1TR, odd * cos_B1TR + even * sin_B1TR), dim=-1).flatten(-2)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
-from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.history import truncate_history
 
 META_INSTRUCTION = (
     "You are an AI assistant whose name is MOSS.\n"
@@ -111,7 +111,7 @@ class MossFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids up to where the assistant must speak, without the oldest turns if they are too many."""
-        return fitting(conversation, super().encode_prompt, tokenizer, TRAINED_LENGTH - ANSWER_ROOM + 1)
+        return truncate_history(conversation, super().encode_prompt, tokenizer, TRAINED_LENGTH - ANSWER_ROOM + 1)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """<eom>, the end token of the checkpoint (of the base model: <|endoftext|>), and <eoc> before a tool's turn."""

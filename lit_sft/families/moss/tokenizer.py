@@ -130,7 +130,7 @@ class MossTokenizer(PreTrainedTokenizer):
         return encoded
 
     def _strip(self, row: list[Part]) -> list[Part]:
-        """Parts without the whitespace that their neighbours swallow; a run can swallow the run beside it."""
+        """Parts without the whitespace that their neighbors swallow; a run can swallow the run beside it."""
         parts = [part for part in row if part.text]
         for i, (text, is_token) in enumerate(parts):
             # Text may spell a token without being one.

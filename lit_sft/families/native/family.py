@@ -31,7 +31,7 @@ from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import Behavior, Family, TinySize
 from lit_sft.families.native.probe import behavior_of
 from lit_sft.families.native.prompts import ChatTemplateFormat, encode_text
-from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.history import truncate_history
 from lit_sft.families.shared.packed_rows import separate_packed
 
 CHATML = (
@@ -68,7 +68,7 @@ class PlainFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with `Assistant:`, of as many of the last rounds as leave room for an answer."""
-        return fitting(conversation, super().encode_prompt, tokenizer, self.context_length)
+        return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only the end-of-text token."""

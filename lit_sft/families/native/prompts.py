@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from lit_sft.conversation import Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.errors import BadRecord
-from lit_sft.families.shared.history import fitting
+from lit_sft.families.shared.history import truncate_history
 
 PROBE = "probe"
 """An answer that is looked for in a rendering."""
@@ -68,7 +68,7 @@ class ChatTemplateFormat(PromptFormat):
 
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end where the template lets the assistant speak."""
-        return fitting(conversation, super().encode_prompt, tokenizer, self.context_length)
+        return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """The end of a turn, and what else ends a text."""

@@ -10,7 +10,7 @@ from typing import Any
 from lit_sft.conversation import Conversation, Message
 
 
-def fitting(
+def truncate_history(
     conversation: Conversation,
     encode_prompt: Callable[[Conversation, Any], list[int]],
     tokenizer: Any,

@@ -1,6 +1,6 @@
 """Attention of packed rows, within each of their examples: no mask of a whole row, and no work that a mask undoes.
 
-An attention function of transformers. What arrives in place of a mask are the `Borders` of the examples, which have
+An attention function of transformers. What arrives in place of a mask are the `CuSeqlens` of the examples, which have
 four dimensions because transformers hands on whatever has.
 """
 
@@ -26,7 +26,7 @@ SDPA_BY_SEGMENT = "sdpa_by_segment"
 """Its name. Without packed rows it is transformers' `sdpa`."""
 
 
-class Borders(Tensor):
+class CuSeqlens(Tensor):
     """Where the examples of packed rows begin and end, int32 [1, 1, 1, S + 1]: what kernels call `cu_seqlens`.
 
     Places in the batch [B * T], laid out row after row, at which an example begins, and the end. A second line,
@@ -36,34 +36,34 @@ class Borders(Tensor):
     dense: Tensor | None = None
     """The mask that says the same, once a layer needed it."""
 
-    # What is computed from borders are plain tensors.
+    # What is computed from cu_seqlens are plain tensors.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
 
 
 def goes_by_segment(network: PreTrainedModel) -> bool:
-    """Whether a network attends with `attend`; compiled blocks are better off with one mask for all of them."""
+    """Whether a network uses `packed_attention`; compiled blocks are better off with one mask for all of them."""
     if network.config._attn_implementation != SDPA_BY_SEGMENT:
         return False
     lists = (child for child in network.children() if isinstance(child, nn.ModuleList))
     return all(block._compiled_call_impl is None for blocks in lists for block in blocks)
 
 
-def borders_of(starts_BT: Tensor, is_prefix_BT: Tensor | None = None) -> Borders:
-    """What `attend` takes in place of a mask.
+def cu_seqlens_of(starts_BT: Tensor, is_prefix_BT: Tensor | None = None) -> CuSeqlens:
+    """What `packed_attention` takes in place of a mask.
 
     Args:
         starts_BT: Where an example begins; in the first column always.
         is_prefix_BT: Which tokens belong to the prefix with which their example begins; none if not given.
     """
-    borders = F.pad(starts_BT.flatten().nonzero().squeeze(1), (0, 1), value=starts_BT.numel())
+    cu_seqlens = F.pad(starts_BT.flatten().nonzero().squeeze(1), (0, 1), value=starts_BT.numel())
     if is_prefix_BT is None:
-        return borders.int()[None, None, None].as_subclass(Borders)
-    num_before = F.pad(is_prefix_BT.flatten().cumsum(0), (1, 0))[borders]
-    prefix_ends = borders + F.pad(num_before.diff(), (0, 1))
-    return torch.stack([borders, prefix_ends]).int()[None, None].as_subclass(Borders)
+        return cu_seqlens.int()[None, None, None].as_subclass(CuSeqlens)
+    num_before = F.pad(is_prefix_BT.flatten().cumsum(0), (1, 0))[cu_seqlens]
+    prefix_ends = cu_seqlens + F.pad(num_before.diff(), (0, 1))
+    return torch.stack([cu_seqlens, prefix_ends]).int()[None, None].as_subclass(CuSeqlens)
 
 
-def attend(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -75,9 +75,9 @@ def attend(
 ) -> tuple[Tensor, None]:
     """Mixed values [B, T, N, H] of queries [B, N, T, H] and keys and values [B, K, T, H], K dividing N.
 
-    `attention_mask` is one of transformers, or the `Borders` of packed examples.
+    `attention_mask` is one of transformers, or the `CuSeqlens` of packed examples.
     """
-    if isinstance(attention_mask, Borders):
+    if isinstance(attention_mask, CuSeqlens):
         if _can_go_by_segment(query, dropout):
             return _by_segment(query, key, value, attention_mask[0, 0], dropout, scaling), None
         attention_mask = _dense_once(attention_mask, query)
@@ -87,7 +87,7 @@ def attend(
     return mixed, None
 
 
-ALL_ATTENTION_FUNCTIONS.register(SDPA_BY_SEGMENT, attend)
+ALL_ATTENTION_FUNCTIONS.register(SDPA_BY_SEGMENT, packed_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(SDPA_BY_SEGMENT, sdpa_mask)
 
 
@@ -101,29 +101,29 @@ def _can_go_by_segment(query: Tensor, dropout: float) -> bool:
 
 
 def _by_segment(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, dropout: float, scaling: float | None
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """`borders` is [1, S + 1], or [2, S + 1] with prefixes."""
+    """`cu_seqlens` is [1, S + 1], or [2, S + 1] with prefixes."""
 
-    def within(borders: Tensor, *, is_causal: bool) -> Tensor:
+    def within(cu_seqlens: Tensor, *, is_causal: bool) -> Tensor:
         if query.device.type == "cpu":
-            return _one_by_one(query, key, value, borders, dropout, scaling, is_causal=is_causal)
-        return _together(query, key, value, borders, scaling, is_causal=is_causal)
+            return _per_sequence_loop(query, key, value, cu_seqlens, dropout, scaling, is_causal=is_causal)
+        return _varlen_kernel(query, key, value, cu_seqlens, scaling, is_causal=is_causal)
 
-    mixed = within(borders[0], is_causal=True)
-    if len(borders) == 1:
+    mixed = within(cu_seqlens[0], is_causal=True)
+    if len(cu_seqlens) == 1:
         return mixed
     # Prefixes, and what follows them, as sequences of their own: of that the prefixes are right.
-    parts = borders.T.flatten()[:-1]
-    _, is_prefix = _segments_of(borders, query)
+    parts = cu_seqlens.T.flatten()[:-1]
+    _, is_prefix = _segments_of(cu_seqlens, query)
     return torch.where(is_prefix[:, :, None, None], within(parts.contiguous(), is_causal=False), mixed)
 
 
-def _one_by_one(
+def _per_sequence_loop(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    borders: Tensor,
+    cu_seqlens: Tensor,
     dropout: float,
     scaling: float | None,
     *,
@@ -132,7 +132,7 @@ def _one_by_one(
     """A call for each sequence: on a CPU there is nothing to gain from one for all."""
     length = query.shape[2]
     parts = []
-    for start, end in pairwise(borders.tolist()):
+    for start, end in pairwise(cu_seqlens.tolist()):
         if start == end:
             continue
         row, first = divmod(start, length)
@@ -150,8 +150,8 @@ def _one_by_one(
     return torch.cat(parts, dim=1).view(query.shape[0], length, *parts[0].shape[2:])
 
 
-def _together(
-    query: Tensor, key: Tensor, value: Tensor, borders: Tensor, scaling: float | None, *, is_causal: bool
+def _varlen_kernel(
+    query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scaling: float | None, *, is_causal: bool
 ) -> Tensor:
     """One call of the kernel for sequences of several lengths."""
     from torch.nn.attention.varlen import varlen_attn
@@ -162,8 +162,8 @@ def _together(
         query.transpose(1, 2).flatten(0, 1).to(dtype),
         key.transpose(1, 2).flatten(0, 1).to(dtype),
         value.transpose(1, 2).flatten(0, 1).to(dtype),
-        borders,
-        borders,
+        cu_seqlens,
+        cu_seqlens,
         length,
         length,
         scale=scaling,
@@ -174,28 +174,28 @@ def _together(
     return mixed.view(query.shape[0], length, *mixed.shape[1:])
 
 
-def _segments_of(borders: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
+def _segments_of(cu_seqlens: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     """Of each token [B, T] the number of its example and whether it belongs to a prefix."""
     num_rows, length = query.shape[0], query.shape[2]
     places = torch.arange(num_rows * length, device=query.device, dtype=torch.int32)
-    segment = torch.bucketize(places, borders[0, 1:], right=True)
-    is_prefix = places < borders[-1, segment]
+    segment = torch.bucketize(places, cu_seqlens[0, 1:], right=True)
+    is_prefix = places < cu_seqlens[-1, segment]
     return segment.view(num_rows, length), is_prefix.view(num_rows, length)
 
 
-def _dense_once(borders: Borders, query: Tensor) -> Tensor:
+def _dense_once(cu_seqlens: CuSeqlens, query: Tensor) -> Tensor:
     """The mask that says the same, for all layers."""
     if torch.compiler.is_compiling():
-        return _dense(borders[0, 0], query)
-    if borders.dense is None:
-        borders.dense = _dense(borders[0, 0], query)
-    return borders.dense
+        return _dense(cu_seqlens[0, 0], query)
+    if cu_seqlens.dense is None:
+        cu_seqlens.dense = _dense(cu_seqlens[0, 0], query)
+    return cu_seqlens.dense
 
 
-def _dense(borders: Tensor, query: Tensor) -> Tensor:
+def _dense(cu_seqlens: Tensor, query: Tensor) -> Tensor:
     """The mask [B, 1, T, T] that says the same."""
     length = query.shape[2]
-    segment_BT, is_prefix_BT = _segments_of(borders, query)
+    segment_BT, is_prefix_BT = _segments_of(cu_seqlens, query)
     is_same = segment_BT[:, None, :, None] == segment_BT[:, None, None, :]
     is_before = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
     return is_same & (is_before | is_prefix_BT[:, None, None, :])
@@ -228,11 +228,11 @@ def _varies_lengths(device: torch.device, dtype: torch.dtype, head_dim: int) -> 
 
 def _is_right(device: torch.device, dtype: torch.dtype, head_dim: int, *, is_causal: bool) -> bool:
     """Two sequences with an empty one between them, queries in groups of two."""
-    borders = torch.tensor([0, 5, 5, 16], dtype=torch.int32, device=device)
+    cu_seqlens = torch.tensor([0, 5, 5, 16], dtype=torch.int32, device=device)
     waves = torch.arange(4 * 16 * head_dim, device=device, dtype=torch.float32).sin()
     heads = waves.view(1, 4, 16, head_dim).to(dtype).requires_grad_()
     parts = heads[:, :2], heads[:, 2:3], heads[:, 3:]
-    mixed = _together(*parts, borders, None, is_causal=is_causal)
-    expected = _one_by_one(*parts, borders, 0.0, None, is_causal=is_causal)
+    mixed = _varlen_kernel(*parts, cu_seqlens, None, is_causal=is_causal)
+    expected = _per_sequence_loop(*parts, cu_seqlens, 0.0, None, is_causal=is_causal)
     found, wanted = (torch.autograd.grad(each.float().square().sum(), heads)[0] for each in (mixed, expected))
     return all(torch.allclose(a, b, atol=0.05, rtol=0.05) for a, b in ((mixed, expected), (found, wanted)))

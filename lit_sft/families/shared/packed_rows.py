@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lit_sft.families.shared.packed_attention import SDPA_BY_SEGMENT, borders_of, goes_by_segment
+from lit_sft.families.shared.packed_attention import SDPA_BY_SEGMENT, cu_seqlens_of, goes_by_segment
 
 # The first parameters of every decoder, in their order.
 PARAMETERS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds", "use_cache")
@@ -48,13 +48,13 @@ def _by_segment(
         # Positions of padding mean nothing.
         restarts_BT = restarts_BT & (mask[:, 1:] != 0) & (mask[:, :-1] != 0)
     # Here the host waits for the device to count them.
-    borders = borders_of(F.pad(restarts_BT, (1, 0), value=True))
-    if borders.shape[-1] == len(positions_BT) + 1 or _names_segments(mask):
+    cu_seqlens = cu_seqlens_of(F.pad(restarts_BT, (1, 0), value=True))
+    if cu_seqlens.shape[-1] == len(positions_BT) + 1 or _names_segments(mask):
         return None
     if mask is not None and ((mask[:, 1:] != 0) & (mask[:, :-1] == 0)).any():
         raise ValueError("rows of packed examples can be padded on the right only")
     # What stands on the right of an example it cannot see, so a mask of padding there has no use.
-    attention_mask = borders if goes_by_segment(module) else None
+    attention_mask = cu_seqlens if goes_by_segment(module) else None
     return (), given | {"attention_mask": attention_mask, "past_key_values": None, "use_cache": False}
 
 

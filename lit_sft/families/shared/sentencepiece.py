@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
 from lit_sft.errors import ConfigError
-from lit_sft.families.shared.token_ids import RememberedIds
+from lit_sft.families.shared.token_ids import TokenIdCache
 
 # Options of transformers' call that need the Rust tokenizer, and those that concern padding only.
 UNKNOWN_TO_SENTENCEPIECE = (
@@ -39,7 +39,7 @@ SPACE = "▁"
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
-class SentencePieceTokenizer(RememberedIds, PreTrainedTokenizerFast):
+class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
     """A sentencepiece BPE model behind the transformers interface.
 
     Plain text is encoded by the sentencepiece library, on all cores, which is several times faster than its Rust copy;
@@ -199,7 +199,7 @@ class SentencePieceTokenizer(RememberedIds, PreTrainedTokenizerFast):
         original = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
         files = super().save_pretrained(save_directory, *args, **kwargs)
         written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-        # By these two, other loaders and ours recognise the model.
+        # By these two, other loaders and ours recognize the model.
         names = {key: original[key] for key in ("name_or_path", "tokenizer_class") if key in original}
         content = json.dumps(written | names | self.saved_settings, indent=2, ensure_ascii=False)
         (folder / "tokenizer_config.json").write_text(content + "\n", encoding="utf-8")

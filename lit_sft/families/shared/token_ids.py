@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class RememberedIds:
+class TokenIdCache:
     """Mixed in before a tokenizer class of transformers.
 
     Prompt formats ask for the same few control tokens with every record, and the way through transformers takes as

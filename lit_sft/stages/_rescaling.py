@@ -7,7 +7,7 @@ from typing import Any
 from lit_sft.errors import ConfigError
 
 
-def recount_batches(checkpoint: dict[str, Any], data: str, num_devices: int) -> None:
+def rescale_progress(checkpoint: dict[str, Any], data: str, num_devices: int) -> None:
     """Turn the counts of the running epoch into those of `num_devices`, in place.
 
     Args:
@@ -25,7 +25,7 @@ def recount_batches(checkpoint: dict[str, Any], data: str, num_devices: int) -> 
     if left:
         raise ConfigError(
             f"the checkpoint stands in the middle of an epoch, after {count} micro-batches on each of {stored} "
-            f"devices, which {num_devices} devices cannot share evenly. Go on with {stored}, or with a divisor"
+            f"devices, which {num_devices} devices cannot share evenly. Use {stored}, or a divisor"
         )
     # Lightning tells from how far they lie apart at which moment of a batch the checkpoint was saved.
     for name in ("ready", "started", "processed", "completed"):

@@ -14,7 +14,7 @@ from lit_sft.conversation import IGNORE_INDEX, Batch, Example, Prompt
 from lit_sft.data.collate import collate
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Strategy
-from lit_sft.report.metrics import Probed, Reply
+from lit_sft.report.metrics import HeldOutLosses, Reply
 from lit_sft.stages._answering import Answering
 
 PROBE_BATCHES = 200
@@ -22,14 +22,14 @@ PROBE_BATCHES = 200
 
 
 @dataclass(frozen=True)
-class Examined:
+class Evaluation:
     """What one state of the model said: replies by strategy, in the order of the prompts; and what was probed."""
 
     replies: dict[str, list[Reply]]
-    probed: Probed
+    probed: HeldOutLosses
 
 
-def examine(
+def evaluate(
     stage: Answering,
     prompts: Sequence[Prompt],
     strategies: Mapping[str, Strategy],
@@ -37,7 +37,7 @@ def examine(
     *,
     name: str,
     batch_size: int,
-) -> Examined:
+) -> Evaluation:
     """Answers, likelihood of the references, and the perplexity of the probes.
 
     Args:
@@ -54,10 +54,10 @@ def examine(
     for strategy_name, strategy in strategies.items():
         answers = _answers(stage, prompts, strategy, batch_size, f"{name}, {strategy_name}")
         replies[strategy_name] = [
-            Reply(answer.text, answer.finish_reason == "stop", answer.num_tokens, loss, int(tokens), int(hits))
-            for answer, (loss, tokens, hits) in zip(answers, likelihoods, strict=True)
+            Reply(answer.text, answer.finish_reason == "stop", answer.num_tokens, loss, int(tokens), int(num_correct))
+            for answer, (loss, tokens, num_correct) in zip(answers, likelihoods, strict=True)
         ]
-    return Examined(replies, _probe(stage, probes))
+    return Evaluation(replies, _probe(stage, probes))
 
 
 def _answers(
@@ -83,7 +83,7 @@ def _answers(
 
 @torch.no_grad()
 def _likelihoods(stage: Answering, prompts: Sequence[Prompt], batch_size: int) -> list[tuple[float, float, float]]:
-    """Loss, tokens and hits of each reference; zeros where there is none, or it does not fit."""
+    """Loss, tokens and num_correct of each reference; zeros where there is none, or it does not fit."""
     totals = [(0.0, 0.0, 0.0)] * len(prompts)
     fitting = [
         number
@@ -95,8 +95,10 @@ def _likelihoods(stage: Answering, prompts: Sequence[Prompt], batch_size: int) -
         corpora = [str(number) for number in numbers]  # each prompt is counted as a corpus of its own
         pad = stage.tokenizer.pad_token_id
         batch = collate(rows, 0 if pad is None else int(pad), corpora=corpora).to(stage.device)
-        for number, (loss, tokens, hits) in zip(numbers, stage.token_totals(batch).by_group.tolist(), strict=True):
-            totals[number] = (loss, tokens, hits)
+        for number, (loss, tokens, num_correct) in zip(
+            numbers, stage.token_totals(batch).by_group.tolist(), strict=True
+        ):
+            totals[number] = (loss, tokens, num_correct)
     return totals
 
 
@@ -110,8 +112,8 @@ def _example(prompt: Prompt, place: int) -> Example:
 
 
 @torch.no_grad()
-def _probe(stage: Answering, probes: Sequence[Iterable[Batch]]) -> Probed:
-    found: Probed = defaultdict(dict)
+def _probe(stage: Answering, probes: Sequence[Iterable[Batch]]) -> HeldOutLosses:
+    found: HeldOutLosses = defaultdict(dict)
     for probe in probes:
         for batch in islice(probe, PROBE_BATCHES):
             alone, corpora = _each_alone(batch)
