@@ -48,7 +48,8 @@ def test_a_file_of_another_encoding_is_named_with_its_line(tmp_path: Path) -> No
 def test_a_configuration_is_utf_8_in_every_locale(tmp_path: Path) -> None:
     file = written(tmp_path, "\ufeffname: 中文\n")
     code = (
-        "import sys, lit_sft.configuration as c; p = c.ShortErrorParser(); p.add_argument('--config', action='config')\n"
+        "import sys, lit_sft.configuration as c; p = c.ShortErrorParser()\n"
+        "p.add_argument('--config', action='config')\n"
         "p.add_argument('--name', type=str); assert p.parse_args(['--config', sys.argv[1]]).name == '\\u4e2d\\u6587'"
     )
     # Without the UTF-8 mode that the C locale would switch on, files are ASCII by default.

@@ -7,12 +7,9 @@ the opened checkpoint from it. `--run DIR` stands for the configuration and last
 from __future__ import annotations
 
 import atexit
-import errno
 import logging
 import os
-import pickle
 import shutil
-import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -20,8 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jsonargparse.typing import register_type
 from lightning import Trainer
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
@@ -29,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
+from lit_sft.callbacks.guests import Guests
 from lit_sft.callbacks.hyperparameters import HyperParameters
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.preflight import Preflight
@@ -37,11 +36,12 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
-from lit_sft.configuration import KINDS, KindParser, expanded, user_error_in
+from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.configuration import KINDS, KindParser, expanded
 from lit_sft.data._base import CorpusData
 from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
-from lit_sft.errors import ConfigError, Stopped, UserError
+from lit_sft.errors import ConfigError, Stopped
 from lit_sft.plugins import members_of
 from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
@@ -70,6 +70,8 @@ HARMLESS_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
     "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
 )
+
+register_type(torch.device)  # an option of Lightning's StochasticWeightAveraging, which config.yaml must hold
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
@@ -164,11 +166,15 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        if config.get("enable_progress_bar") in (None, True):
+        given = config.get("callbacks") or []
+        if any(isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given])):
+            config["enable_progress_bar"] = True  # `false` says: without ours
+        elif config.get("enable_progress_bar") in (None, True):
             callbacks = [*callbacks, RunProgress()]
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            callbacks += [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+            own = [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+            callbacks = [Guests(), *callbacks, *own]
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         for callback in callbacks:
@@ -298,7 +304,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
             raise
         return None
     except Exception as error:
-        mistake = _mistake_behind(error)
+        mistake = mistake_behind(error)
         if mistake is None:
             raise
         raise mistake from error
@@ -344,30 +350,6 @@ def expand_run(arguments: list[str]) -> list[str]:
     if not is_run(Path(run)):
         raise ConfigError(f"{run} is no run folder: it holds no {CONFIG}")
     return [verb, "--config", str(Path(run) / CONFIG), *options]
-
-
-def _mistake_behind(error: Exception) -> UserError | None:
-    """What the user can put right, in one line; None if the error is ours."""
-    if mistake := user_error_in(error):
-        return mistake
-    said = " ".join(str(error).split())
-    if isinstance(error, pickle.UnpicklingError):
-        return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
-        return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError(f"a configuration is not UTF-8: {said}")
-    is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)
-    return ConfigError(said[:400]) if is_refusal else None
-
-
-def _is_lightnings_own(error: Exception) -> bool:
-    """Whether Lightning refuses what the configuration says, not what code of ours, or of a library, gave it."""
-    modules = [str(frame.f_globals.get("__name__", "")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if not modules or not modules[-1].startswith("lightning."):
-        return False
-    caller = next(name for name in [*reversed(modules), __name__] if name.partition(".")[0] == "lit_sft")
-    return caller.startswith("lit_sft.cli.") or caller == "lit_sft.configuration"
 
 
 def _step_of(checkpoint: Path) -> int:
