@@ -48,7 +48,13 @@ class Conversation:
 
     def said(self) -> list[str]:
         """By what it is told from others: what says the same is held out together, and is a duplicate."""
-        return [text for m in self.messages for text in (m.role, m.content, m.thoughts, m.commands)]
+        # A name is seldom given; without one the texts, and so the split, are what they always were.
+        speakers = [f"{m.role}\1{m.name}" if m.name else m.role for m in self.messages]
+        return [
+            text
+            for speaker, m in zip(speakers, self.messages, strict=True)
+            for text in (speaker, m.content, m.thoughts, m.commands)
+        ]
 
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
@@ -234,6 +240,11 @@ class TextInterface(ABC):
     @abstractmethod
     def load_tokenizer(self) -> Any:
         """The checkpoint's tokenizer."""
+
+    @property
+    def deciding_classes(self) -> tuple[type, ...]:
+        """Classes whose code makes prompt format and tokenizer what they are, for fingerprints."""
+        return (type(self),)
 
 
 def _map_tensors(batch: Batch, function: Any) -> Batch:

@@ -9,6 +9,8 @@ UserError
 The command line prints them as one line and exits with code 2; `--debug` shows the traceback.
 """
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
 
@@ -50,11 +52,16 @@ class BadRecord(Exception):  # noqa: N818 - it is a verdict on a record, caught 
 
     Args:
         reason: Short, stable name under which the record is counted, for example `empty-answer`.
+        detail: What else is known of this record, as free text: it is listed with it and never counted.
     """
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[BadRecord], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
 
 
 def accepted(name: str, names: Iterable[str]) -> str:

@@ -22,7 +22,9 @@ def members_of(base: str) -> dict[str, type]:
 
 
 def members(package: str, base: type[T]) -> dict[str, type[T]]:
-    """Concrete subclasses of `base` in the public modules of `package` and of the folders in it, by class name.
+    """Concrete subclasses of `base` in the modules of `package` and of the folders in it, by class name.
+
+    What starts with `_`, and the folder `shared`, hold no members.
 
     Importing the modules also makes their short class names known to the command line.
 
@@ -32,7 +34,8 @@ def members(package: str, base: type[T]) -> dict[str, type[T]]:
     found: dict[str, type[T]] = {}
     folder = importlib.import_module(package).__path__
     for module_info in pkgutil.walk_packages(folder, prefix=f"{package}."):
-        if "._" in module_info.name.removeprefix(package):
+        inside = module_info.name.removeprefix(f"{package}.").split(".")
+        if inside[0] == "shared" or any(part.startswith("_") for part in inside):
             continue
         module = importlib.import_module(module_info.name)
         for name, value in vars(module).items():

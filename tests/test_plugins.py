@@ -23,10 +23,12 @@ from lit_sft.tuning._base import Footprint
 from lit_sft.tuning.lora import LoRA
 
 MODULE = '''
-"""A corpus and a tuning of another package."""
+"""A corpus, a tuning, a strategy and a family of another package."""
 
 from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora._base import Corpus
+from lit_sft.families.baichuan.rotary import Baichuan7B
+from lit_sft.generation.strategies import Greedy
 from lit_sft.tuning.lora import LoRA
 
 
@@ -41,6 +43,19 @@ class Riddles(Corpus):
 class OnlyQueries(LoRA):
     def __init__(self, rank: int = 2) -> None:
         super().__init__(rank=rank, targets=["q_proj"])
+
+
+class Brief(Greedy):
+    def __init__(self, max_new_tokens: int = 2) -> None:
+        super().__init__(max_new_tokens)
+
+
+class Sphinx7B(Baichuan7B):
+    name = "sphinx-7b"
+
+    @classmethod
+    def matches(cls, config):
+        return config["model_type"] == "sphinx"
 '''
 
 
@@ -68,6 +83,8 @@ def test_members_of_an_installed_package_train_under_their_short_names(
     package(
         "[lit_sft.corpora]\nriddles = riddles_for_tests:Riddles\n"
         "[lit_sft.tuning]\nqueries = riddles_for_tests:OnlyQueries\n"
+        "[lit_sft.generation]\nbrief = riddles_for_tests:Brief\n"
+        "[lit_sft.families]\nsphinx = riddles_for_tests:Sphinx7B\n"
     )
     riddles = tmp_path / "riddles.jsonl"
     lines = [json.dumps({"riddle": f"{n} 加 {n} 是几？", "solution": str(2 * n)}, ensure_ascii=False) for n in range(8)]
@@ -75,7 +92,12 @@ def test_members_of_an_installed_package_train_under_their_short_names(
     config = {
         "model": {
             "class_path": "SFT",
-            "init_args": {"checkpoint": str(tiny_folder), "tuning": {"class_path": "OnlyQueries"}},
+            "init_args": {
+                "checkpoint": str(tiny_folder),
+                "family": "sphinx-7b",
+                "tuning": {"class_path": "OnlyQueries"},
+                "generation": {"class_path": "Brief"},
+            },
         },
         "data": {
             "class_path": "SFTData",
@@ -89,6 +111,8 @@ def test_members_of_an_installed_package_train_under_their_short_names(
     }
     (tmp_path / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
     assert main(["fit", "--config", str(tmp_path / "config.yaml"), "--runs", str(tmp_path / "runs")]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "manifest.json").read_text(encoding="utf-8"))["family"] == "sphinx-7b"
     (adapter,) = (tmp_path / "runs").glob("*/adapter/adapter_config.json")
     stored = json.loads(adapter.read_text(encoding="utf-8"))
     assert (stored["r"], stored["target_modules"]) == (2, ["q_proj"])
@@ -100,17 +124,18 @@ def test_an_entry_point_that_is_not_a_member_is_named(package: Callable[[str], N
         members_of("lit_sft.corpora._base.Corpus")
 
 
-def test_a_new_file_or_folder_is_a_member_and_what_begins_with_an_underscore_is_not(
+def test_a_new_file_or_folder_is_a_member_and_what_begins_with_an_underscore_or_is_shared_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = tmp_path / "room_for_tests"
     (room / "folder").mkdir(parents=True)
     (room / "_shared").mkdir()
+    (room / "shared").mkdir()
     (room / "__init__.py").touch()
     class_text = "from lit_sft.corpora._base import Corpus\nclass {0}(Corpus):\n    def parse(self, record): ...\n"
     for place, name in (("file", "InAFile"), ("folder/__init__", "InAFolder"), ("folder/inner", "Inside")):
         (room / f"{place}.py").write_text(class_text.format(name), encoding="utf-8")
-    for place in ("_base", "_shared/__init__", "_shared/inner"):
+    for place in ("_base", "_shared/__init__", "_shared/inner", "folder/_base", "shared/__init__", "shared/inner"):
         (room / f"{place}.py").write_text(class_text.format("Hidden"), encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
     assert set(members("room_for_tests", Corpus)) == {"InAFile", "InAFolder", "Inside"}  # type: ignore[type-abstract]
@@ -126,7 +151,7 @@ def test_a_new_strategy_brings_its_own_processors() -> None:
 
     chain = Cold().processors([0], [[1, 2]])
     assert isinstance(chain[-1], Draw)
-    drawn = LogitsProcessorList(chain)(torch.tensor([[1, 2]]), torch.tensor([[0.1, 0.3, 0.2]]))
+    drawn = LogitsProcessorList(chain)(torch.LongTensor([[1, 2]]), torch.tensor([[0.1, 0.3, 0.2]]))
     assert drawn.argmax() == 1
 
 
@@ -154,3 +179,14 @@ def test_a_corpus_says_of_itself_whether_it_is_about_safety() -> None:
 
     assert Risky("file.jsonl").is_about_safety
     assert not members_of("lit_sft.corpora._base.Corpus")["Belle"].is_about_safety  # type: ignore[attr-defined]
+
+
+def test_merge_and_chat_ask_a_tuning_what_it_exports() -> None:
+    """Neither names a class, so that a tuning of another package is merged and chatted with, too."""
+    exported = {
+        name: (tuning.exports_adapter, tuning.quantizes_base)  # type: ignore[attr-defined]
+        for name, tuning in members_of("lit_sft.tuning._base.Tuning").items()
+    }
+    assert exported == {"Full": (False, False), "LoRA": (True, False), "QLoRA": (True, True)}
+    for module in ("export.merge", "chat.network"):
+        assert not {"LoRA", "QLoRA", "Full"} & set(vars(importlib.import_module(f"lit_sft.{module}")))

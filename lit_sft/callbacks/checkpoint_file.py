@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 from lit_sft.errors import ConfigError, TrainingError
@@ -32,7 +33,14 @@ CONTENTS: dict[str, Any] = {
 
 
 class CheckpointFile(TorchCheckpointIO):
-    """Writes under a temporary name and renames; refuses what was cut off or damaged."""
+    """Writes under a temporary name and renames; refuses what was cut off or damaged.
+
+    Args:
+        checked: A checkpoint whose checksums this process has compared already.
+    """
+
+    def __init__(self, checked: Path | None = None) -> None:
+        self._checked = checked
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint; the one that has the name is kept until the new one is on the disk.
@@ -52,12 +60,25 @@ class CheckpointFile(TorchCheckpointIO):
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Map a checkpoint into memory: of sharded weights each process reads its own part only.
 
+        All processes of a run must call it; they take the file that the first one was given.
+
         Raises:
             ConfigError: If it is not whole; torch itself does not compare checksums.
         """
-        if not is_whole_archive(Path(path)):
+        whole = self._whole_for_all(Path(path))
+        if whole is None:
             raise _damaged(path)
-        return read_checkpoint(path)
+        return read_checkpoint(whole)
+
+    def _whole_for_all(self, path: Path) -> Path | None:
+        """The checkpoint of the first process if it is whole: only that one reads it through, which takes minutes."""
+        is_connected = dist.is_available() and dist.is_initialized()
+        verdict: list[Path | None] = [None]
+        if not is_connected or dist.get_rank() == 0:
+            verdict = [path if path == self._checked or is_whole_archive(path) else None]
+        if is_connected:
+            dist.broadcast_object_list(verdict, src=0)
+        return verdict[0]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -97,6 +118,8 @@ def _foreign(path: Path) -> ConfigError:
 
 def link(path: Path, name: Path) -> None:
     """Let `name` be the same file as `path`; what had the name before has it until then.
+
+    Where a file cannot have two names (FAT, SMB shares, mounted buckets) it becomes a copy.
 
     Raises:
         TrainingError: If that cannot be done.

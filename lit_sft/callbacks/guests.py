@@ -35,13 +35,9 @@ class Guests(Callback):
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # Lightning declares no callbacks
         for callback in callbacks:
             if isinstance(callback, LearningRateFinder):
-                raise ConfigError(
-                    "LearningRateFinder cannot work: model.schedule sets the rate of every step. Leave it out"
-                )
+                raise ConfigError(f"LearningRateFinder cannot work: {SCHEDULED}. Leave it out")
             if isinstance(callback, StochasticWeightAveraging):
-                log.warning(
-                    "StochasticWeightAveraging: swa_lrs has no effect, model.schedule sets the rate of every step"
-                )
+                log.warning("StochasticWeightAveraging: swa_lrs has no effect, for %s", SCHEDULED)
         # A callback from elsewhere may log anything.
         packages = {type(callback).__module__.partition(".")[0] for callback in callbacks}
         if isinstance(pl_module, SummedLoss) and packages <= {"lightning", "lit_sft"}:

@@ -16,8 +16,6 @@ from lit_sft.errors import ConfigError
 from lit_sft.generation.strategies import Greedy, Strategy
 from lit_sft.runs.folder import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
-from lit_sft.tuning.lora import ADAPTER_CONFIG, LoRA
-from lit_sft.tuning.qlora import QLoRA
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +28,7 @@ class Source:
     checkpoint: Checkpoint
     adapter: Path | None = None
     dtype: torch.dtype | None = None
-    quantization: QLoRA | None = None
+    quantization: Tuning | None = None
     strategy: Strategy | None = None
     untuned: str | None = None
 
@@ -50,6 +48,11 @@ class Network:
         self.checkpoint = source.checkpoint
         self.tokenizer = source.checkpoint.load_tokenizer()
         on_gpu = torch.cuda.is_available()
+        placed = None
+        if source.adapter:
+            from lit_sft.tuning.adapter_loading import place_adapter
+
+            placed = place_adapter(source.adapter, self.checkpoint)
         dtype = source.dtype or (torch.bfloat16 if on_gpu else torch.float32)
         if source.quantization:
             precision = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}.get(dtype, "32-true")
@@ -58,11 +61,9 @@ class Network:
             base = self.checkpoint.load_model(dtype=dtype)
         self.model: Any = base.to("cuda" if on_gpu else "cpu")  # type: ignore[arg-type]
         self.wrapped: Any = None
-        if source.adapter:
-            from peft import PeftModel
-
+        if placed:
             # peft replaces the layers in place, so that `model` has the adapter too.
-            self.wrapped = PeftModel.from_pretrained(base, source.adapter).eval()
+            self.wrapped = placed.attach(base, is_trainable=False).eval()
 
     @contextmanager
     def adapter(self, is_on: bool) -> Iterator[None]:
@@ -74,7 +75,7 @@ class Network:
                 yield
 
 
-def source_of_run(run: Path, dtype: torch.dtype | None, quantization: QLoRA | None) -> Source:
+def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | None) -> Source:
     """What a run trained, in the dtype and on the quantization that it trained with unless told otherwise.
 
     Raises:
@@ -93,8 +94,8 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: QLoRA | No
         raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --resume {run}")
     family = {"family": options.get("family", "auto"), "prompt_format": options.get("prompt_format")}
     dtype = dtype or half_or_full(str(config["trainer"]["precision"] or "32-true"))
-    if isinstance(tuning, LoRA):
-        if isinstance(tuning, QLoRA):
+    if tuning.exports_adapter:
+        if tuning.quantizes_base:
             quantization = quantization or tuning
         base = open_checkpoint(options["checkpoint"], **family)
         return Source(base, exported, dtype, quantization, strategy)
@@ -106,14 +107,3 @@ def _first_strategy(given: Any) -> Strategy:
     """Of those that a run answers with."""
     built = build("generation", Strategy | list[Strategy], given) if given else Greedy()
     return built[0] if isinstance(built, list) else built
-
-
-def check_adapter(adapter: str | None) -> Path | None:
-    """The folder of a PEFT adapter.
-
-    Raises:
-        ConfigError: If it is none.
-    """
-    if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
-        raise ConfigError(f"--adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
-    return Path(adapter) if adapter else None

@@ -43,6 +43,11 @@ class Checkpoint(TextInterface):
         return [file for file in files if file.is_file()]
 
     @property
+    def deciding_classes(self) -> tuple[type, ...]:
+        """The family, which chooses prompt format and tokenizer."""
+        return (type(self.family),)
+
+    @property
     def weight_files(self) -> list[Path]:
         """Files that hold the weights; safetensors where there are both.
 

@@ -102,7 +102,7 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
     """
     tensors: dict[str, StoredTensor] = {}
     for file in weight_files(folder):
-        tensors.update(_open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file))
+        tensors.update(open_weights_file(file))
     source = weights_source(folder)
     if source.suffix == ".json":
         for name, shard in read_index(source).items():
@@ -111,6 +111,15 @@ def open_weights(folder: Path) -> dict[str, StoredTensor]:
                     f"{folder / shard} lacks tensor {name}, listed in {source.name}; download both again"
                 )
     return tensors
+
+
+def open_weights_file(file: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file by name, as `open_weights` gives those of a folder.
+
+    Raises:
+        CheckpointError: If it is truncated or damaged, or holds anything but tensors.
+    """
+    return _open_safetensors(file) if file.suffix == ".safetensors" else _open_bin(file)
 
 
 def _open_safetensors(file: Path) -> dict[str, StoredTensor]:

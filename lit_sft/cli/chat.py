@@ -52,7 +52,7 @@ def chat(
     import torch
     from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
-    from lit_sft.chat.network import Source, check_adapter, source_of_run
+    from lit_sft.chat.network import Source, source_of_run
     from lit_sft.checkpoint.opening import open_checkpoint
     from lit_sft.tuning.qlora import QLoRA
 
@@ -65,7 +65,7 @@ def chat(
         source = source_of_run(folder, chosen, quantized)
     else:
         opened = open_checkpoint(str(checkpoint), family, prompt_format)
-        source = Source(opened, check_adapter(adapter), chosen, quantized)
+        source = Source(opened, Path(adapter) if adapter else None, chosen, quantized)
     _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
 
 

@@ -11,8 +11,8 @@ import logging
 import os
 import shutil
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +72,8 @@ HARMLESS_WARNINGS = (
 )
 
 register_type(torch.device)  # an option of Lightning's StochasticWeightAveraging, which config.yaml must hold
+
+CURVES = "tensorboard"
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
@@ -158,8 +160,8 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         if given.logger in (None, True):
             # Where the run goes on, what a later step left in the curves counts no more.
-            step = _step_of(self._resumed) if self._resumed else None
-            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir="tensorboard", purge_step=step)
+            step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
+            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step)
         if self.subcommand != "fit":
             # Only a fit is a run; measuring one must not write curves into it.
             kwargs["logger"] = False
@@ -181,7 +183,7 @@ class CLI(LightningCLI):
             if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
                 callback.default_name = BASE_PREDICTIONS
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
-        trainer.strategy.checkpoint_io = CheckpointFile()
+        trainer.strategy.checkpoint_io = CheckpointFile(checked=self._resumed)
         return trainer
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -206,6 +208,7 @@ class CLI(LightningCLI):
         try:
             with (
                 locked(folder) if is_writer else nullcontext(),
+                self._without_curves_if_refused(folder) if is_writer and self._resumed else nullcontext(),
                 savers[0].signals.caught() if savers else nullcontext(),
             ):
                 super()._run_subcommand(subcommand)
@@ -217,6 +220,22 @@ class CLI(LightningCLI):
             if folder == self._made and not is_run(folder):
                 # It failed before it began: nothing of it is worth keeping.
                 shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _without_curves_if_refused(self, folder: Path) -> Iterator[None]:
+        """Lightning opens a file of curves, which ends those before, ahead of reading the checkpoint."""
+        curves = folder / CURVES
+        known = set(curves.glob("*"))
+        try:
+            yield
+        except BaseException:
+            (record,) = [callback for callback in self.trainer.callbacks if isinstance(callback, RunRecord)]  # type: ignore[attr-defined]
+            if not record.already_saved:
+                for logger in self.trainer.loggers:
+                    logger.finalize("aborted")
+                for made in set(curves.glob("*")) - known:
+                    made.unlink()
+            raise
 
     def _run_folder(self) -> Path:
         if self.subcommand != "fit":
@@ -231,7 +250,8 @@ class CLI(LightningCLI):
         folder = Path(launched) if launched else None
         if resume:
             folder = folder or (unfinished_run(runs, config["name"]) if resume == "auto" else Path(resume))
-            self._resumed = newest_checkpoint(folder) if folder else None
+            # The first process looks whether it is whole, and tells the others once they are connected.
+            self._resumed = newest_checkpoint(folder, is_checked=process_rank() == 0) if folder else None
             if resume != "auto" and not self._resumed:
                 raise ConfigError(f"{folder} holds no whole checkpoint such as {LAST_CHECKPOINT} to go on with")
         if launched:
@@ -241,7 +261,7 @@ class CLI(LightningCLI):
         if not folder or not self._resumed:
             folder = self._made = new_run(runs, config["name"])
         check_writable(folder)
-        if self._resumed:
+        if self._resumed and process_rank() == 0:
             log.info("going on with %s from step %d", folder, _step_of(self._resumed))
         os.environ[RUN_FOLDER] = str(folder)
         return folder

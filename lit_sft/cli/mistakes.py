@@ -1,4 +1,4 @@
-"""Which exceptions of libraries are mistakes of the user, and what to say of them in one line."""
+"""Which errors are the user's to put right, and what to say of them."""
 
 from __future__ import annotations
 

@@ -26,13 +26,14 @@ MAX_WEIGHT = 1000
 class Finding:
     """Something wrong with one record: skipped, or kept after a repair.
 
-    `reason` is a short stable name; `excerpt` the beginning of the record.
+    `reason` is a short stable name; `excerpt` the beginning of the record; `detail` what else is known of it.
     """
 
     source: str
     reason: str
     excerpt: str
     is_kept: bool
+    detail: str = ""
 
 
 Report = Callable[[Finding], None]
@@ -150,11 +151,14 @@ class Corpus(ABC):
             raise BadRecord("unknown-layout")
         if group:
             record[self.group_key] = group
-        kind = str(record.get(self.group_key) or "") if self.group_key else ""
-        if self.groups and kind not in self.groups:
-            return Reading(None, repairs, kind)
         self._repairs = repairs
-        conversation = self.parse(record)
+        try:
+            kind = str(record.get(self.group_key) or "") if self.group_key else ""
+            if self.groups and kind not in self.groups:
+                return Reading(None, repairs, kind)
+            conversation = self.parse(record)
+        except RecursionError:
+            raise BadRecord("nested-too-deeply") from None
         return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
 
     def conversations(self, report: Report) -> Iterator[Conversation]:

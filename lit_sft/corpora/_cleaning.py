@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from lit_sft.corpora._reading import BYTE_ORDER_MARK, MAX_RECORD_BYTES
+from lit_sft.corpora._splitting import BYTE_ORDER_MARK, MAX_RECORD_BYTES
 from lit_sft.errors import BadRecord
 
 _SUSPICIOUS_ESCAPE = re.compile(rb"\\u(?:00[01]|007|[dD][89a-fA-F])")

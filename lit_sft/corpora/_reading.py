@@ -7,7 +7,6 @@ record costs that record and not those after it.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zlib
@@ -21,17 +20,20 @@ from typing import Any
 
 import zstandard
 
+from lit_sft.corpora._splitting import BYTE_ORDER_MARK, MAX_RECORD_BYTES, Element, Splitter
 from lit_sft.errors import DataError
-
-MAX_RECORD_BYTES = 1 << 20
-"""A longer record is none of these corpora (their longest is 15,000 characters) but a broken file."""
-
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 GZIP, ZSTD, ZIP = COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
 CHUNK_BYTES = 1 << 16
+PART_BYTES = 1 << 10
 HEAD_BYTES = 1 << 12  # enough to tell the container
+
+MAX_RATIO = 200
+"""Text becomes about five times smaller, the same record again and again a hundred times."""
+
+MIN_BOMB_BYTES = 1 << 28
+"""No harm is done by less."""
 
 _ARRAY = re.compile(rb"\[\s*(?:[{\]]|$)")
 _OBJECT_OF_ARRAYS = re.compile(rb'\{\s*(?:"[^"\n]*"\s*:\s*\[|\}|$)')
@@ -43,14 +45,15 @@ class RawRecord:
     """Bytes of one record; where it is longer than MAX_RECORD_BYTES, not all of them.
 
     `line` is that of its first byte, counted from 1, `nth` its place among the records that begin on that line, also
-    from 1; `group` the key of the array it stands in, if the file is an object of arrays.
+    from 1; `group` the key of the array it stands in, if the file is an object of arrays; `num_bytes` how long it is.
     """
 
     file: Path
     line: int
     nth: int
     data: bytes
-    group: str = ""
+    group: str
+    num_bytes: int
 
     @property
     def source(self) -> str:
@@ -72,7 +75,10 @@ def find_files(path: str | list[str]) -> list[Path]:
     files: list[Path] = []
     for given in [path] if isinstance(path, str) else path:
         pattern = os.path.expanduser(given)
-        found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
+        try:
+            found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
+        except (OSError, ValueError) as error:  # longer than a name may be, or with a NUL in it
+            raise DataError(f"data file not found: {pattern!r} ({error})") from None
         if not found:
             raise DataError(f"data file not found: {pattern}")
         files += [Path(name) for name in found]
@@ -106,10 +112,10 @@ def read_records(file: Path, *, has_groups: bool = False) -> Iterator[RawRecord]
     level = _level_of_records(head, has_groups)
     everything = chain([head], chunks)
     last_line = count = 0
-    for line, data, group in _lines(everything) if level is None else _Splitter(level).split(everything):
+    for line, data, group, num_bytes in _lines(everything) if level is None else Splitter(level).split(everything):
         count = count + 1 if line == last_line else 1
         last_line = line
-        yield RawRecord(file, line, count, data, group)
+        yield RawRecord(file, line, count, data, group, num_bytes)
 
 
 def has_record_a_line(file: Path, *, has_groups: bool = False) -> bool:
@@ -146,140 +152,42 @@ def _chunks(file: Path) -> Iterator[bytes]:
 def _decompressed(file: Path, chunks: Iterable[bytes], new_decoder: Callable[[], Any]) -> Iterator[bytes]:
     """The content of one or more compressed streams; an incomplete one is an error, for it hides how much is lost."""
     decoder = new_decoder()
+    num_read = num_written = 0
     try:
         for chunk in chunks:
-            rest = chunk
-            while rest:
-                if decoder.eof:
-                    decoder = new_decoder()
-                yield decoder.decompress(rest)
-                rest = decoder.unused_data
+            # Four bytes of zstd may be 128 KB: a small part at a time keeps what one call returns small, too.
+            parts = (chunk[start : start + PART_BYTES] for start in range(0, len(chunk), PART_BYTES))
+            for part in parts:
+                num_read += len(part)
+                rest = part
+                while rest:
+                    if decoder.eof:
+                        decoder = new_decoder()
+                    content = decoder.decompress(rest)
+                    num_written += len(content)
+                    if num_written > max(MIN_BOMB_BYTES, MAX_RATIO * num_read):
+                        raise DataError(
+                            f"{file} unpacks to more than {MAX_RATIO} times its size: this is no text, but a broken "
+                            "file or a trap. If it is neither, unpack it and name the file in it"
+                        )
+                    yield content
+                    rest = decoder.unused_data
     except (zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{file} is damaged ({error}). Download it again") from None
     if not decoder.eof:
         raise DataError(f"{file} is cut off: its compressed stream has no end. Download it again")
 
 
-def _lines(chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes, str]]:
+def _lines(chunks: Iterable[bytes]) -> Iterator[Element]:
     """Lines by number, split at LF only: U+2028 and its like occur inside JSON strings."""
-    number, pending = 1, b""
+    number, pending, num_bytes = 1, b"", 0
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for line in ended:
-            yield number, pending + line, ""
-            number, pending = number + 1, b""
+            yield Element(number, pending + line, "", num_bytes + len(line))
+            number, pending, num_bytes = number + 1, b"", 0
+        num_bytes += len(rest)
         if len(pending) <= MAX_RECORD_BYTES:
             pending += rest
     if pending:
-        yield number, pending, ""
-
-
-class _Splitter:
-    """Cuts the elements out of brackets without parsing them.
-
-    Goes on behind a broken element where it can: a JSON text cannot hold a raw line break, so that a lost quotation
-    mark ends with its line; brackets are matched by kind; and in an object `{` can only follow a colon, so that any
-    other opens a new record.
-    """
-
-    _tokens = re.compile(rb'"(?:[^"\\\n]++|\\[^\n])*+(?:"|(?=\\?\n)|(?P<unfinished>\\?\Z))|[{}\[\],:]')
-
-    def __init__(self, record_level: int) -> None:
-        self._record_level = record_level
-        self._level = 0  # brackets of the file that are open
-        self._open = bytearray()  # brackets of the record that are open
-        self._previous = b""
-        self._group = b'""'
-        self._record = b""
-        self._line = self._first_line = 1
-        self._data = b""
-        self._position = 0  # up to where the data is taken or passed over
-
-    def split(self, chunks: Iterable[bytes]) -> Iterator[tuple[int, bytes, str]]:
-        """(line, bytes, group) of every element."""
-        for number, chunk in enumerate(chunks):
-            self._data, self._position = self._data[self._position :] + chunk, 0
-            if not number and self._data.startswith(BYTE_ORDER_MARK):
-                # It stands before the first record then, where it is noticed and reported.
-                self._record, self._position = BYTE_ORDER_MARK, len(BYTE_ORDER_MARK)
-            for token in self._tokens.finditer(self._data):
-                if token["unfinished"] is not None:
-                    self._wait(token[0], token.start(), token["unfinished"])
-                    break
-                yield from self._read(token[0], token.start(), token.end())
-            else:
-                self._pass(len(self._data))
-        self._pass(len(self._data))
-        if self._level and not self._record:
-            self._record, self._first_line = b"<end of file>", self._line
-        yield from self._end()
-
-    def _read(self, token: bytes, start: int, end: int) -> Iterator[tuple[int, bytes, str]]:
-        mark = token[:1]
-        if self._level < self._record_level:
-            if mark == b'"':
-                self._group = token
-            elif mark in b"[{":
-                self._level += 1
-            elif mark in b"]}":
-                self._level = max(self._level - 1, 0)
-            self._skip(end)
-        elif mark in b"{[":
-            if mark == b"{" and self._previous != b":" and self._open.endswith(b"{"):
-                self._take(start)
-                yield from self._end()
-            self._open += mark
-        elif mark in b"}]" and self._open:
-            position = self._open.rfind(b"{" if mark == b"}" else b"[")
-            if position >= 0:
-                del self._open[position:]
-            if not self._open:
-                self._take(end)
-                yield from self._end()
-        elif (mark == b"," or (mark == b"]" and self._level)) and not self._open:
-            self._take(start)
-            yield from self._end()
-            self._skip(end)
-            self._level -= mark == b"]"
-        self._previous = mark
-
-    def _wait(self, text: bytes, start: int, escape: bytes) -> None:
-        """Leave a text that is not at its end for the next chunk, unless it is too long to be any."""
-        self._pass(start)
-        if len(text) > MAX_RECORD_BYTES:
-            self._pass(len(self._data))
-            self._data, self._position = b'"' + escape, 0
-
-    def _pass(self, end: int) -> None:
-        if self._level == self._record_level:
-            self._take(end)
-        else:
-            self._skip(end)
-
-    def _take(self, end: int) -> None:
-        piece = self._data[self._position : end]
-        if not self._record or self._record == BYTE_ORDER_MARK:
-            begun = piece.lstrip()
-            self._line += piece[: len(piece) - len(begun)].count(b"\n")
-            self._first_line, piece = self._line, begun
-        if len(self._record) <= MAX_RECORD_BYTES:
-            self._record += piece
-        self._line += piece.count(b"\n")
-        self._position = end
-
-    def _skip(self, end: int) -> None:
-        self._line += self._data.count(b"\n", self._position, end)
-        self._position = end
-
-    def _end(self) -> Iterator[tuple[int, bytes, str]]:
-        record, self._record = self._record.rstrip(), b""
-        self._open.clear()
-        if record and record != BYTE_ORDER_MARK:
-            yield self._first_line, record, _text(self._group)
-
-
-def _text(token: bytes) -> str:
-    try:
-        return str(json.loads(token))
-    except ValueError:
-        return token.decode("utf-8", errors="replace").strip('"')
+        yield Element(number, pending, "", num_bytes)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lit_sft.conversation import Batch, Example, TextInterface
 from lit_sft.corpora._base import Corpus
-from lit_sft.data.cache import default_cache
+from lit_sft.data.cache_place import cache_folder
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
 from lit_sft.data.intervals import settle_intervals
@@ -54,7 +54,8 @@ class CorpusData(LightningDataModule, ABC):
         max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
         deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
-        cache: Folder for what is prepared once, on the machine's own disk; `~/.cache/lit_sft` if not given.
+        cache: Folder for what is prepared once; `~/.cache/lit_sft` if not given, or, where that lies on a network file
+            system, a folder on the machine's own disk.
         seed: Seed of order and split; linked to `seed_everything`.
     """
 
@@ -87,7 +88,7 @@ class CorpusData(LightningDataModule, ABC):
         self.max_bad_fraction = max_bad_fraction
         self.deduplicate = deduplicate
         self.num_workers = num_workers
-        self.cache = Path(cache).expanduser() if cache else default_cache()
+        self.cache = cache_folder(cache)
         self.seed = seed
         self._order: EpochOrder | None = None
         self._start = Position()

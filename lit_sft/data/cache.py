@@ -7,11 +7,12 @@ the whole cache can be deleted at any time.
 from __future__ import annotations
 
 import hashlib
-import inspect
+import json
 import os
+import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,14 @@ from filelock import FileLock
 from lit_sft.errors import DataError
 from lit_sft.files import remove_leftovers, whole_folder
 
-CODE_THAT_DECIDES = ("conversation.py", "corpora", "families", "data")
-"""Sources of the package that decide what is in the cache."""
+CHECKSUMS = "checksums.json"
 
-
-def default_cache() -> Path:
-    """`lit_sft` in the user's cache folder (XDG base directory specification)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit_sft"
+CHECKED_BY_RECORD = "records"
+"""A file that may be as large as the corpus: its size is compared here, its records where they are read."""
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
-    """The folder, built by the first process that asks for it, while others wait.
+    """The folder, built by the first process that asks for it, while others wait; anew if it was damaged.
 
     Args:
         folder: Where the result lies.
@@ -39,14 +37,18 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> Path:
     Raises:
         DataError: If the cache cannot be written.
     """
-    if not folder.is_dir():
-        with usable(folder):
+    with usable(folder):
+        if not _is_whole(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(folder.name + ".lock")):
-                if not folder.is_dir():
+                if not _is_whole(folder):
                     remove_leftovers(folder)
+                    shutil.rmtree(folder, ignore_errors=True)  # damaged, if it is there
                     with whole_folder(folder) as partial:
                         build(partial)
+                        text = json.dumps({file.name: _sum_of(file) for file in sorted(partial.iterdir())})
+                        (partial / CHECKSUMS).write_text(text, encoding="utf-8")
+        os.utime(folder)  # it was used now; what is not used for long is removed
     return folder
 
 
@@ -61,7 +63,7 @@ def usable(folder: Path, *damage: type[Exception]) -> Iterator[None]:
     Raises:
         DataError: If it cannot be written or read, is full, or damaged.
     """
-    errors: tuple[type[Exception], ...] = (OSError, *damage)
+    errors: tuple[type[Exception], ...] = (OSError, NotImplementedError, *damage)  # the second: no file locks there
     try:
         yield
     except errors as error:
@@ -73,17 +75,19 @@ def usable(folder: Path, *damage: type[Exception]) -> Iterator[None]:
 
 def digest(*parts: Any) -> str:
     """A name for what was made from these parts."""
-    return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
-@cache
-def code_digest(*classes: type) -> str:
-    """A name for the code that decides what is in the cache, and for that of classes from elsewhere."""
-    package = Path(__file__).parents[1]
-    files = [file for name in CODE_THAT_DECIDES for file in _sources(package / name)]
-    files += [Path(inspect.getfile(cls)) for cls in classes]
-    return digest(*(file.read_bytes() for file in files))
+def _is_whole(folder: Path) -> bool:
+    """Whether the folder is there and its files are what they were when it was built."""
+    try:
+        sums = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        return all(_sum_of(folder / name) == found for name, found in sums.items()) and bool(sums)
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        return False
 
 
-def _sources(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+def _sum_of(file: Path) -> list[int]:
+    """Size and checksum of a file."""
+    size = file.stat().st_size
+    return [size, 0 if file.name == CHECKED_BY_RECORD else zlib.crc32(file.read_bytes())]

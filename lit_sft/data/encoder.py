@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lit_sft.conversation import Conversation, Example, PromptFormat, TextInterface
-from lit_sft.data.cache import code_digest, digest
+from lit_sft.data.cache import digest
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.tokens import EncodedRecords, TokenStore
 from lit_sft.data.workers import in_workers
@@ -61,6 +62,7 @@ class Encoding(ABC):
         """Tokens of usable records; one that does not fit is left out, with the reason."""
         examples: list[Example] = []
         remarks: list[str] = []
+        details: dict[int, str] = {}
         for record in records.tolist():
             try:
                 conversation = corpus.conversation(record)
@@ -71,13 +73,15 @@ class Encoding(ABC):
             except BadRecord as bad:
                 examples.append(Example([], []))
                 remarks.append(bad.reason)
+                if bad.detail:
+                    details[record] = bad.detail
                 continue
             except Exception as error:
                 error.add_note(f"in the record at {conversation.source}")
                 raise
             examples.append(example)
             remarks.append(example.truncation)
-        return EncodedRecords.of(records, examples, remarks)
+        return EncodedRecords.of(records, examples, remarks, details)
 
 
 class EncodedCorpus:
@@ -120,9 +124,10 @@ def encoded_corpora(
 ) -> list[EncodedCorpus]:
     """The corpora with the tokens that are there already."""
     writing = fingerprint_of(text, encoding)
+    deciding = (__name__, *text.deciding_classes, type(encoding.prompt_format), type(encoding.tokenizer))
     corpora = []
     for number, corpus in enumerate(scanned):
-        code = code_digest(type(corpus.corpus), type(encoding.prompt_format), type(encoding))
+        code = code_digest(*deciding, type(corpus.corpus), type(encoding))
         folder = cache / "tokens" / digest(corpus.fingerprint, type(encoding).__qualname__, writing, code)
         corpora.append(EncodedCorpus(corpus, TokenStore(folder, len(corpus.records)), number))
     return corpora

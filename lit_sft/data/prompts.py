@@ -71,7 +71,7 @@ def encode_prompts(
             reference = conversation.reference()
             answered = prompt_format.encode_turns(conversation, tokenizer)[-1] if reference else None
         except BadRecord as bad:
-            raise DataError(f"{conversation.source}: the model's prompt format cannot write it: {bad.reason}") from None
+            raise DataError(f"{conversation.source}: the model's prompt format cannot write it: {bad}") from None
         yield Prompt(
             input_ids=input_ids,
             text="\n".join(message.content for message in asked.messages),

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,9 +41,10 @@ class Quarantine:
     def findings(self) -> Iterator[Finding]:
         """The first thousand records of each reason and corpus."""
         for corpus in self._corpora:
+            details = corpus.store.details
             for is_kept, reason, numbers in _found_in(corpus):
                 for number in numbers[:MAX_LISTED].tolist():
-                    yield corpus.scanned.finding(number, reason, is_kept=is_kept)
+                    yield corpus.scanned.finding(number, reason, is_kept=is_kept, detail=details.get(number, ""))
 
     def refuse_any(self) -> None:
         """Stop at the first record that is not used.
@@ -52,15 +54,16 @@ class Quarantine:
         """
         for finding in self.findings():
             if not finding.is_kept and finding.reason != EMPTY_LINE:
+                detail = f" ({finding.detail})" if finding.detail else ""
                 raise DataError(
-                    f"{finding.source}: {finding.reason}: {finding.excerpt[:80]!r}. "
+                    f"{finding.source}: {finding.reason}{detail}: {finding.excerpt[:80]!r}. "
                     "Repair the record, or set on_bad_record: skip"
                 )
 
     def write(self, path: Path) -> None:
         """One JSON object for each listed finding, then one with all counts."""
         counts = {"skipped": dict(self.skipped), "kept_after_repair": dict(self.repaired)}
-        lines = [*(asdict(finding) for finding in self.findings()), {"counts": counts}]
+        lines = [*(_listed(finding) for finding in self.findings()), {"counts": counts}]
         write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), errors="replace")
 
     def __str__(self) -> str:
@@ -76,6 +79,11 @@ class Quarantine:
         for corpus in self._corpora:
             found.update({reason: len(numbers) for kept, reason, numbers in _found_in(corpus) if kept == is_kept})
         return found
+
+
+def _listed(finding: Finding) -> dict[str, Any]:
+    """An entry of the list, without a detail that there is not."""
+    return {name: value for name, value in asdict(finding).items() if name != "detail" or value}
 
 
 def _found_in(corpus: EncodedCorpus) -> Iterator[tuple[bool, str, np.ndarray[tuple[int], np.dtype[np.int64]]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, lru_cache, partial
@@ -20,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._reading import MAX_RECORD_BYTES, has_record_a_line, read_records, source_name
-from lit_sft.data.cache import build_once, code_digest, digest, usable
+from lit_sft.corpora._reading import has_record_a_line, read_records, source_name
+from lit_sft.corpora._splitting import MAX_RECORD_BYTES
+from lit_sft.data.cache import CHECKSUMS, build_once, digest, usable
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.errors import DataError
 
 CHUNK_BYTES = 1 << 22
 
-MAX_BYTES_AT_ONCE = 1 << 26
+MAX_BYTES_AT_ONCE = 1 << 23
 """Consecutive records of more bytes are read one by one."""
 
 
@@ -56,7 +59,7 @@ class FileRecords:
     def read(self, number: int) -> bytes:
         """The bytes of a record; of one that is too long to be any, only the first."""
         start, end = int(self._offsets[number]), int(self._offsets[number + 1])
-        return os.pread(self._descriptor, min(end - start, MAX_RECORD_BYTES + 2), start).removesuffix(b"\n")
+        return self._whole(number, os.pread(self._descriptor, min(end - start, MAX_RECORD_BYTES + 2), start))
 
     def read_range(self, start: int, stop: int) -> Iterator[bytes]:
         """The bytes of consecutive records, read at once where none of them is huge."""
@@ -65,8 +68,12 @@ class FileRecords:
             yield from map(self.read, range(start, stop))
             return
         block = os.pread(self._descriptor, offsets[-1] - offsets[0], offsets[0])
-        for begin, end in pairwise(offset - offsets[0] for offset in offsets):
-            yield block[begin:end].removesuffix(b"\n")
+        for number, (begin, end) in enumerate(pairwise(offset - offsets[0] for offset in offsets), start=start):
+            yield self._whole(number, block[begin:end])
+
+    def sizes(self) -> NDArray[np.uint64]:
+        """Bytes of each record [N] in the file."""
+        return self._array("sizes") if self._is_copy else np.diff(self._offsets)
 
     def source(self, number: int) -> str:
         """`file:line`, or `file:line#n`."""
@@ -81,6 +88,22 @@ class FileRecords:
     def group(self, number: int) -> str:
         """The key of the array in which a record stands, if any."""
         return self._groups[self._group_numbers[number]] if self._groups else ""
+
+    def _whole(self, number: int, data: bytes) -> bytes:
+        """The bytes of a record, if they are what was copied."""
+        if not self._is_copy:
+            return data.removesuffix(b"\n")
+        if zlib.crc32(data) != self._sums[number]:
+            (self._folder / CHECKSUMS).unlink(missing_ok=True)
+            raise DataError(
+                f"the cache folder {self._folder} is damaged at record {number} of {self.file}; it is made anew when "
+                "you start again"
+            )
+        return data
+
+    @cached_property
+    def _sums(self) -> NDArray[np.uint32]:
+        return self._array("sums")
 
     @cached_property
     def _places(self) -> NDArray[np.uint32]:
@@ -149,6 +172,10 @@ class Records:
                 for data, group in zip(file.read_range(first, last), groups, strict=False):
                     yield number, data, group
 
+    def sizes(self) -> NDArray[np.uint64]:
+        """Bytes of each record [N] in its file."""
+        return np.concatenate([file.sizes() for file in self.files])
+
     def source(self, number: int) -> str:
         """`file:line`, or `file:line#n`."""
         file, within = self.locate(number)
@@ -174,7 +201,7 @@ def _index_file(file: Path, has_groups: bool, cache: Path) -> FileRecords:
         state.st_mtime_ns,
         state.st_ctime_ns,
         has_groups,
-        code_digest(),
+        code_digest(__name__),
     )
     build: Callable[[Path], None]
     if has_record_a_line(file, has_groups=has_groups):
@@ -204,16 +231,21 @@ def _index_lines(file: Path, folder: Path) -> None:
 
 
 def _copy_records(file: Path, has_groups: bool, folder: Path) -> None:
-    offsets, places, groups = [0], [], []
+    offsets, places, groups, sizes, sums = [0], [], [], [], []
     names: dict[str, int] = {}
     with (folder / "records").open("wb") as copy:
         for raw in read_records(file, has_groups=has_groups):
-            copy.write(raw.data)
-            offsets.append(offsets[-1] + len(raw.data))
+            data = raw.data[: MAX_RECORD_BYTES + 2]  # enough to see that it is too long
+            copy.write(data)
+            offsets.append(offsets[-1] + len(data))
             places.append((raw.line, raw.nth))
             groups.append(names.setdefault(raw.group, len(names)))
+            sizes.append(raw.num_bytes)
+            sums.append(zlib.crc32(data))
     np.save(folder / "offsets.npy", np.array(offsets, dtype=np.uint64))
     np.save(folder / "places.npy", np.array(places, dtype=np.uint32).reshape(-1, 2))
+    np.save(folder / "sizes.npy", np.array(sizes, dtype=np.uint64))
+    np.save(folder / "sums.npy", np.array(sums, dtype=np.uint32))
     np.save(folder / "groups.npy", np.array(groups, dtype=np.uint32))
     with file.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

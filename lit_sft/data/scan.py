@@ -20,7 +20,10 @@ from tqdm import tqdm
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Corpus, Finding, excerpt
-from lit_sft.data.cache import build_once, code_digest, digest, usable
+from lit_sft.data.cache import build_once, digest, usable
+from lit_sft.data.cache_pruning import hold_cache
+from lit_sft.data.codes import Codes
+from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.records import Records, index_records
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord, DataError
@@ -57,6 +60,13 @@ class Scan:
     def good(self) -> NDArray[np.uint32]:
         """Numbers of the records that can be used."""
         return np.flatnonzero(self.verdicts == self.verdict_names.index(GOOD)).astype(np.uint32)
+
+    @property
+    def is_usable(self) -> NDArray[np.bool_]:
+        """Whether each record [N] can be used, were it not for a filter."""
+        return np.isin(
+            self.verdicts, [self.verdict_names.index(v) for v in (GOOD, LEFT_OUT) if v in self.verdict_names]
+        )
 
     @property
     def num_left_out(self) -> int:
@@ -121,27 +131,40 @@ class ScannedCorpus:
         assert conversation is not None
         return replace(conversation, source=self.records.source(number), category=kind or self.name)
 
-    def finding(self, number: int, reason: str, *, is_kept: bool) -> Finding:
+    def finding(self, number: int, reason: str, *, is_kept: bool, detail: str = "") -> Finding:
         """A finding about a record."""
-        return Finding(self.records.source(number), reason, excerpt(self.records.read(number)), is_kept)
+        return Finding(self.records.source(number), reason, excerpt(self.records.read(number)), is_kept, detail)
 
     def check(self, max_bad_fraction: float) -> None:
         """Refuse a corpus of which too much is bad: it is then the wrong file or class.
+
+        Where a bad record is longer than any good one, more than one is lost in it: a broken array may hide thousands
+        of records in a single one. It counts as often as the longest good record fits into it.
 
         Raises:
             DataError: With the reasons, how many records each has and where the first is.
         """
         bad = self.scan.bad
-        num_records = len(self.scan.good) + self.scan.num_left_out + bad.total()
-        if bad.total() > max_bad_fraction * num_records:
+        num_hidden = self._num_hidden(list(bad))
+        num_bad = bad.total() + num_hidden
+        num_records = len(self.scan.good) + self.scan.num_left_out + num_bad
+        if num_bad > max_bad_fraction * num_records:
             table = ", ".join(
                 f"{count} {name} (first {self.records.source(int(self.scan.records_with(name)[0]))})"
                 for name, count in bad.most_common()
             )
+            hidden = f"; about {num_hidden} more are lost in records that are too long" if num_hidden else ""
             raise DataError(
-                f"{bad.total()} of {num_records} records of {self.corpus.path} are bad: {table}. Check the file and "
-                f"the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
+                f"{num_bad} of {num_records} records of {self.corpus.path} are bad: {table}{hidden}. Check the file "
+                f"and the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
             )
+
+    def _num_hidden(self, bad: list[str]) -> int:
+        """How many more records than one there must be in those that are bad."""
+        places = [self.scan.records_with(name) for name in bad]
+        sizes = self.records.sizes()
+        longest = int(sizes[self.scan.is_usable].max(initial=1))
+        return sum(int((np.maximum(sizes[numbers] // longest, 1) - 1).sum()) for numbers in places)
 
 
 def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> ScannedCorpus:
@@ -150,11 +173,12 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     Raises:
         DataError: If a file is missing or empty, no record of it can be read, or a filter matches nothing.
     """
+    hold_cache(cache)
     records = index_records(corpus, cache)
     layouts = [_layout_of(corpus, records, file) for file in range(len(records.files))]
     build = partial(_scan, name, corpus, records, layouts, num_workers)
     found = ScannedCorpus(name, corpus, records, layouts)
-    folder = build_once(cache / "scans" / digest(found.fingerprint, code_digest(type(corpus))), build)
+    folder = build_once(cache / "scans" / digest(found.fingerprint, code_digest(__name__, type(corpus))), build)
     with usable(folder, ValueError, TypeError, EOFError):
         found.scan = _load(folder)
     _check_usable(found)
@@ -210,8 +234,8 @@ def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tup
 
 
 def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_workers: int, folder: Path) -> None:
-    verdict_codes = {GOOD: 0}
-    repair_codes: dict[str, int] = {}
+    verdict_codes = Codes(256, [GOOD], always=(LEFT_OUT, EMPTY_LINE))
+    repair_codes = Codes(32)
     groups: set[str] = set()
     verdicts = np.zeros(len(records), dtype=np.uint8)
     repairs = np.zeros(len(records), dtype=np.uint32)
@@ -220,19 +244,19 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
     with tqdm(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as bar:
         for (start, stop), chunk in zip(chunks, done, strict=True):
-            verdicts[start:stop] = [verdict_codes.setdefault(name, len(verdict_codes)) for name in chunk.verdicts]
+            verdicts[start:stop] = [verdict_codes.of(name) for name in chunk.verdicts]
             fingerprints[start:stop] = chunk.fingerprints
             groups |= chunk.groups
             for number, repaired in chunk.repairs.items():
                 for repair in repaired:
-                    repairs[number] |= 1 << repair_codes.setdefault(repair, len(repair_codes))
+                    repairs[number] |= 1 << repair_codes.of(repair)
             bar.update(stop - start)
     np.save(folder / "verdicts.npy", verdicts)
     np.save(folder / "repairs.npy", repairs)
     np.save(folder / "fingerprints.npy", fingerprints)
     names: dict[str, Any] = {
-        "verdict_names": list(verdict_codes),
-        "repair_names": list(repair_codes),
+        "verdict_names": verdict_codes.names,
+        "repair_names": repair_codes.names,
         "groups": sorted(groups),
     }
     (folder / "names.json").write_text(json.dumps(names, ensure_ascii=False), encoding="utf-8")
@@ -246,7 +270,7 @@ def _load(folder: Path) -> Scan:
 def _check_usable(found: ScannedCorpus) -> None:
     """Every file has a usable record, every filter matches one."""
     corpus, records, scan = found.corpus, found.records, found.scan
-    usable = np.isin(scan.verdicts, [scan.verdict_names.index(v) for v in (GOOD, LEFT_OUT) if v in scan.verdict_names])
+    usable = scan.is_usable
     for file, start, stop in zip(records.files, records.bounds[:-1], records.bounds[1:], strict=True):
         if not usable[start:stop].any():
             names = {scan.verdict_names[code] for code in np.unique(scan.verdicts[start:stop])}

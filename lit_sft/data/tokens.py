@@ -4,13 +4,19 @@ A token and its label are one word of 32 bits: the id, and a bit that says wheth
 is another id (some formats train on an earlier end of turn), a second bit is set and the label follows the tokens.
 Words are appended to one file; a table says for each record where its words begin. Records can be added in any order,
 by several processes, and a process that dies while it adds one leaves nothing but unused bytes.
+
+Disks and file systems lose and change bytes, and training on wrong tokens looks like training. So each entry of the
+table is sealed with a hash of itself and its place, without which it is no entry, and its record is encoded again; and
+it holds a checksum of the words, which is compared whenever they are read.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -23,6 +29,7 @@ from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.cache import usable
+from lit_sft.data.codes import Codes
 from lit_sft.errors import DataError
 from lit_sft.files import whole_file, write_text
 
@@ -39,11 +46,19 @@ ENTRY = np.dtype(
         ("num_words", "<u4"),
         ("num_tokens", "<u4"),  # 0 if the record was left out
         ("num_supervised", "<u4"),
-        ("remark", "u1"),
-        ("is_ready", "u1"),  # written last
-        ("unused", "<u2"),
+        ("remark", "<u4"),
+        ("checksum", "<u4"),  # of num_tokens and the words
+        ("seal", "<u4"),  # of all above and the number of the record; 0 where there is no entry
     ]
 )
+
+MAX_REMARKS = 256
+
+MAX_DETAIL = 200
+"""Characters of what is said about a record."""
+
+MAX_DETAILS_BYTES = 1 << 20
+"""The quarantine lists a thousand records of each reason; what is said of a million more is not kept."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,8 @@ class EncodedRecords:
     """What encoding made of some records, ready to be stored.
 
     `records`, `num_words`, `num_tokens`, `num_supervised` [N]; `remarks` N names: "" or what was cut, or, where
-    there are no tokens, why the record was left out; `words` of all records, one after the other.
+    there are no tokens, why the record was left out; `words` of all records, one after the other; `details` what else
+    is to be said of some records, by their numbers.
     """
 
     records: NDArray[np.int64]
@@ -60,15 +76,23 @@ class EncodedRecords:
     num_supervised: NDArray[np.int64]
     remarks: list[str]
     words: NDArray[np.uint32]
+    details: dict[int, str]
 
     @classmethod
-    def of(cls, records: NDArray[Any], examples: Sequence[Example], remarks: list[str]) -> EncodedRecords:
+    def of(
+        cls,
+        records: NDArray[Any],
+        examples: Sequence[Example],
+        remarks: list[str],
+        details: dict[int, str] | None = None,
+    ) -> EncodedRecords:
         """The words of all examples at once: an array of each would take longer than its tokens.
 
         Args:
             records: Numbers of the records [N].
             examples: What became of them [N]; without tokens where a record was left out.
             remarks: What is to be said of each [N].
+            details: What else is to be said of some, by their numbers.
         """
         num_tokens = np.array([len(example) for example in examples], dtype=np.int64)
         ends = np.cumsum(num_tokens)
@@ -82,7 +106,7 @@ class EncodedRecords:
         num_others = _count(is_other, ends)
         words = np.insert(words, ends.repeat(num_others), labels[is_other])
         num_supervised = _count(is_own, ends) + num_others
-        return cls(records, num_tokens + num_others, num_tokens, num_supervised, remarks, words)
+        return cls(records, num_tokens + num_others, num_tokens, num_supervised, remarks, words, details or {})
 
 
 def _joined(rows: Sequence[Ids]) -> NDArray[np.int64]:
@@ -94,6 +118,16 @@ def _count(flags: NDArray[np.bool_], ends: NDArray[np.int64]) -> NDArray[np.int6
     return np.diff(np.concatenate([[0], np.cumsum(flags)])[ends], prepend=0)
 
 
+def _seals(entries: NDArray[Any], records: NDArray[Any]) -> NDArray[np.uint32]:
+    """What seals each entry [N]: a hash, never 0, that another value in any field or another place would change."""
+    fields = entries.view("<u4").reshape(len(entries), ENTRY.itemsize // 4)[:, :-1]
+    mixed = (np.asarray(records).astype(np.uint32) + np.uint32(1)) * np.uint32(0x9E3779B1)
+    for column in fields.T:  # the finalizer of MurmurHash3, a word at a time (Appleby 2011)
+        mixed = (mixed ^ column) * np.uint32(0x85EBCA6B)
+        mixed ^= mixed >> np.uint32(15)
+    return np.asarray(mixed | np.uint32(1))
+
+
 def from_words(words: NDArray[np.uint32], num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """`input_ids` and `labels` [T]."""
     tokens, others = words[:num_tokens], words[num_tokens:]
@@ -102,6 +136,14 @@ def from_words(words: NDArray[np.uint32], num_tokens: int) -> tuple[NDArray[np.i
     if len(others):
         labels[(tokens & OTHER_LABEL) != 0] = others
     return ids, labels
+
+
+def _are_sealed(entries: NDArray[Any], records: NDArray[Any]) -> NDArray[np.bool_]:
+    return np.asarray(entries["seal"] == _seals(np.ascontiguousarray(entries), records))
+
+
+def _sum_of(names: list[str]) -> int:
+    return zlib.crc32(json.dumps(names).encode())
 
 
 class TokenStore:
@@ -118,30 +160,44 @@ class TokenStore:
         with usable(folder):
             folder.mkdir(parents=True, exist_ok=True)
             with self._lock():
-                if not self._table_file.exists():
+                (folder / "words").touch()
+                if not self._is_sound():
+                    (folder / "remarks.json").unlink(missing_ok=True)
                     self._make_table()
+                    self.__dict__.pop("table", None)  # the file that had the name is mapped
                 self._forget_lost_words()
+            os.utime(folder)  # as the cache's other folders: what is not used for long is removed
 
     def __reduce__(self) -> Any:
         return TokenStore, (self.folder, self.num_records)
 
     def is_ready(self, records: NDArray[Any]) -> NDArray[np.bool_]:
         """Whether each record has been encoded."""
-        return np.asarray(self.table["is_ready"][records] != 0)
+        return _are_sealed(self.table[records], records)
 
     def num_tokens(self, records: NDArray[Any]) -> NDArray[np.int64]:
         """Length of each encoded record; 0 for one that was left out."""
         return np.asarray(self.table["num_tokens"][records]).astype(np.int64)
 
     def read(self, record: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`input_ids` and `labels` [T] of an encoded record."""
+        """`input_ids` and `labels` [T] of an encoded record.
+
+        Raises:
+            DataError: If they are not those that were stored; they are encoded again in the next run.
+        """
         entry = self.table[record]
         # Not memory-mapped: the pages of a large corpus would count as memory of the process.
         num_bytes = int(entry["num_words"]) * 4
         data = os.pread(self._descriptor, num_bytes, int(entry["start"]) * 4)
-        if len(data) != num_bytes:
-            raise DataError(f"the cache folder {self.folder} is damaged; delete it")
-        return from_words(np.frombuffer(data, dtype="<u4"), int(entry["num_tokens"]))
+        num_tokens = int(entry["num_tokens"])
+        if len(data) != num_bytes or zlib.crc32(data, num_tokens) != entry["checksum"]:
+            with usable(self.folder), self._lock():
+                self._write_entries(np.array([record]), np.zeros(1, dtype=ENTRY))
+            raise DataError(
+                f"the cache folder {self.folder} is damaged at record {record}, which is encoded again: start again. "
+                "If that happens more than once, check the disk or name another place with data.cache"
+            )
+        return from_words(np.frombuffer(data, dtype="<u4"), num_tokens)
 
     def remark(self, record: int) -> str:
         """What was cut from an encoded record, or why it was left out; "" if all is well."""
@@ -151,25 +207,44 @@ class TokenStore:
     def remark_names(self) -> list[str]:
         """Names by the numbers in the table."""
         file = self.folder / "remarks.json"
-        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))] if file.exists() else [""]
+        return list(json.loads(file.read_text(encoding="utf-8"))["names"]) if file.exists() else [""]
+
+    @property
+    def details(self) -> dict[int, str]:
+        """What else is to be said of some records, by their numbers."""
+        file = self.folder / "details.jsonl"
+        found: dict[int, str] = {}
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+            with suppress(ValueError, TypeError):  # the process that wrote it may have died
+                record, detail = json.loads(line)
+                found[int(record)] = str(detail)
+        return found
 
     def append(self, encoded: EncodedRecords) -> None:
         """Keep encoded records, but those that are there already."""
         with usable(self.folder), self._lock():
-            fresh = ~self.is_ready(encoded.records)
+            fresh = ~_are_sealed(self._read_entries(encoded.records), encoded.records)
             if not fresh.any():
                 return
+            words = encoded.words.astype("<u4").tobytes()
             with (self.folder / "words").open("ab") as file:
                 file.write(bytes(-file.tell() % 4))  # what a process that died left unfinished
                 start = file.tell() // 4
-                file.write(encoded.words.astype("<u4").tobytes())
-            starts = start + np.concatenate([[0], np.cumsum(encoded.num_words)[:-1]])
-            records = encoded.records[fresh]
-            self.table["start"][records] = starts[fresh]
+                file.write(words)
+            ends = np.cumsum(encoded.num_words)
+            entries = np.zeros(len(encoded.records), dtype=ENTRY)
+            entries["start"] = start + ends - encoded.num_words
             for name in ("num_words", "num_tokens", "num_supervised"):
-                self.table[name][records] = getattr(encoded, name)[fresh]
-            self.table["remark"][records] = self._remark_codes(encoded.remarks)[fresh]
-            self.table["is_ready"][records] = 1
+                entries[name] = getattr(encoded, name)
+            entries["remark"] = self._remark_codes(encoded.remarks)
+            stretches = zip((4 * (ends - encoded.num_words)).tolist(), (4 * ends).tolist(), strict=True)
+            entries["checksum"] = [
+                zlib.crc32(words[begin:end], num_tokens)
+                for (begin, end), num_tokens in zip(stretches, encoded.num_tokens.tolist(), strict=True)
+            ]
+            entries["seal"] = _seals(entries, encoded.records)
+            self._write_entries(encoded.records[fresh], entries[fresh])
+            self._append_details(encoded.details)
 
     def _make_table(self) -> None:
         (self.folder / "words").touch()
@@ -182,16 +257,49 @@ class TokenStore:
         """Encode again what a power failure took from the end of the words."""
         num_words = (self.folder / "words").stat().st_size // 4
         ends = self.table["start"] + self.table["num_words"]
-        if len(ends) and ends.max() > num_words:
-            self.table["is_ready"][ends > num_words] = 0
+        lost = np.flatnonzero((ends > num_words) & (self.table["seal"] != 0))
+        self._write_entries(lost, np.zeros(len(lost), dtype=ENTRY))
 
-    def _remark_codes(self, remarks: list[str]) -> NDArray[np.uint8]:
+    def _is_sound(self) -> bool:
+        """Whether the table is whole, and every remark in it has a name: otherwise nothing in it means anything."""
+        if not self._table_file.exists() or self._table_file.stat().st_size != self.num_records * ENTRY.itemsize:
+            return False
+        file = self.folder / "remarks.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"names": [""]}
+            names, is_whole = content["names"], content.get("checksum", _sum_of([""])) == _sum_of(content["names"])
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
+        sealed = self.table["remark"][self.is_ready(np.arange(self.num_records))]
+        return bool(is_whole and sealed.max(initial=0) < len(names))
+
+    def _read_entries(self, records: NDArray[Any]) -> NDArray[Any]:
+        """Entries as they are in the file: what another machine wrote may not have reached a mapped table."""
+        with self._table_file.open("rb", buffering=0) as file:
+            size = ENTRY.itemsize
+            data = b"".join(os.pread(file.fileno(), size, record * size) for record in records.tolist())
+        return np.frombuffer(data, dtype=ENTRY)
+
+    def _write_entries(self, records: NDArray[Any], entries: NDArray[Any]) -> None:
+        """Each by itself: a mapped page would take along what it holds of the entries of another machine."""
+        with self._table_file.open("r+b", buffering=0) as file:
+            for record, entry in zip(records.tolist(), entries, strict=True):
+                os.pwrite(file.fileno(), entry.tobytes(), record * ENTRY.itemsize)
+
+    def _remark_codes(self, remarks: list[str]) -> NDArray[np.uint32]:
         names = self.remark_names
-        codes = {name: code for code, name in enumerate(names)}
-        found = np.array([codes.setdefault(remark, len(codes)) for remark in remarks], dtype=np.uint8)
-        if len(codes) > len(names):
-            write_text(self.folder / "remarks.json", json.dumps(list(codes)))
+        codes = Codes(MAX_REMARKS, names)
+        found = np.array([codes.of(remark) for remark in remarks], dtype=np.uint32)
+        if len(codes.names) > len(names):
+            content = {"names": codes.names, "checksum": _sum_of(codes.names)}
+            write_text(self.folder / "remarks.json", json.dumps(content))
         return found
+
+    def _append_details(self, details: dict[int, str]) -> None:
+        with (self.folder / "details.jsonl").open("a", encoding="utf-8") as file:
+            for record, detail in details.items():
+                if file.tell() < MAX_DETAILS_BYTES:
+                    file.write(json.dumps([record, detail[:MAX_DETAIL]]) + "\n")
 
     def _lock(self) -> FileLock:
         return FileLock(self.folder / "lock")
@@ -202,8 +310,8 @@ class TokenStore:
 
     @cached_property
     def table(self) -> Any:
-        """An entry for each record, shared by all processes."""
-        return np.memmap(self._table_file, dtype=ENTRY, mode="r+", shape=(self.num_records,))
+        """An entry for each record, as all processes of the machine see it."""
+        return np.memmap(self._table_file, dtype=ENTRY, mode="r", shape=(self.num_records,))
 
     @cached_property
     def _descriptor(self) -> int:

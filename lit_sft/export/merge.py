@@ -30,7 +30,11 @@ MAX_POSITIONS = 64
 
 
 def merge(
-    run: str, output: str, dtype: Literal["bfloat16", "float16", "float32"] | None = None, prompts: str | None = None
+    run: str,
+    output: str,
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    prompts: str | None = None,
+    original_names: bool = False,
 ) -> None:
     """Merge the adapter of a LoRA or QLoRA run into its base, and write the result in the base's original layout.
 
@@ -42,6 +46,8 @@ def merge(
         output: Folder to make; must not exist.
         dtype: Type of the merged weights; that in which the run computed with its base if not given.
         prompts: What to measure on, in one of the forms that predict takes; the run's held-out prompts if not given.
+        original_names: Merge the parts of the adapter instead: write a PEFT adapter of the modules of the original
+            code (W_pack, query_key_value, qkv_proj), for those who serve with that; refused where it is not exact.
 
     Raises:
         UserError: If the run has no adapter, the output folder exists, or nothing is there to measure on.
@@ -54,16 +60,21 @@ def merge(
 
     from lit_sft.data._asking import AskingData
     from lit_sft.tuning._base import half_or_full
-    from lit_sft.tuning.qlora import QLoRA
 
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
-    if not isinstance(data, AskingData):
-        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     checkpoint, tuning = stage.checkpoint, stage.tuning
     adapter = _adapter(folder, tuning)
+    if original_names:
+        if dtype or prompts:
+            raise ConfigError("--original_names writes the adapter as it is: leave out --dtype and --prompts")
+        write_original_adapter(checkpoint, adapter, Path(output))
+        print(f"{output}: adapter of the original modules of {checkpoint.family.name}")  # noqa: T201
+        return
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
     if not (prompts or data.validation_fraction or data.test_corpora):
         raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
@@ -75,7 +86,7 @@ def merge(
         Path(output),
         dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
         prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
-        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if isinstance(tuning, QLoRA) else None,
+        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
     )
     _tell(figures)
     print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
@@ -83,10 +94,8 @@ def merge(
 
 def _adapter(run: Path, tuning: Tuning) -> Path:
     """The PEFT folder that a run left."""
-    from lit_sft.tuning.lora import LoRA
-
     exported = run / tuning.export_name
-    if not isinstance(tuning, LoRA):
+    if not tuning.exports_adapter:
         raise ConfigError(
             f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
             f"{exported} is a checkpoint as it is"
@@ -123,14 +132,16 @@ def merge_adapter(
         nats, `max_logit_difference` the largest over positions and vocabulary.
 
     Raises:
-        ConfigError: If `output` exists or cannot be written, or the merged network gives no finite logits.
+        ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or
+            the merged network gives no finite logits.
     """
-    from peft import PeftModel
+    from lit_sft.tuning.adapter_loading import place_adapter
 
     _refuse_existing(output)
+    placed = place_adapter(adapter, checkpoint)
     asked = [ids[-checkpoint.context_length :] for ids in prompts]
-    on_quantized = _logits(PeftModel.from_pretrained(load_quantized(), adapter), asked) if load_quantized else None
-    adapted = PeftModel.from_pretrained(checkpoint.load_model(dtype=dtype), adapter)
+    on_quantized = _logits(placed.attach(load_quantized(), is_trainable=False), asked) if load_quantized else None
+    adapted = placed.attach(checkpoint.load_model(dtype=dtype), is_trainable=False)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
     logits = _logits(merged, asked)
@@ -146,15 +157,46 @@ def merge_adapter(
         figures["from_adapter_on_quantized_base"] = _difference(on_quantized, logits)
     if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
         raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
-    _write(output, checkpoint, merged, figures)
+
+    def write(folder: Path) -> None:
+        checkpoint.save_model(merged, folder)
+        write_json(folder / FIGURES, figures)
+
+    _write(output, write)
     return figures
 
 
-def _write(output: Path, checkpoint: Checkpoint, merged: Any, figures: dict[str, Any]) -> None:
+def write_original_adapter(checkpoint: Checkpoint, adapter: Path, output: Path) -> None:
+    """Write a PEFT adapter as one of the modules of the family's original code, with the same effect.
+
+    Args:
+        checkpoint: The base.
+        adapter: PEFT folder.
+        output: Folder to make; must not exist, and does not until it is complete.
+
+    Raises:
+        ConfigError: If the adapter does not fit the base, none of the original modules has its effect, or `output`
+            exists or cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    from lit_sft.tuning.adapter_file import ADAPTER_WEIGHTS, PREFIX
+    from lit_sft.tuning.adapter_loading import place_adapter
+
+    _refuse_existing(output)
+    config, tensors = place_adapter(adapter, checkpoint).original(checkpoint)
+
+    def write(folder: Path) -> None:
+        config.save_pretrained(str(folder))
+        save_file({f"{PREFIX}{k}": v.contiguous() for k, v in tensors.items()}, folder / ADAPTER_WEIGHTS[0])
+
+    _write(output, write)
+
+
+def _write(output: Path, write: Callable[[Path], None]) -> None:
     try:
         with whole_folder(output) as partial:
-            checkpoint.save_model(merged, partial)
-            write_json(partial / FIGURES, figures)
+            write(partial)
     except OSError as error:
         raise ConfigError(f"--output {output} cannot be written: {error.strerror}") from None
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lit_sft.conversation import PromptFormat
 from lit_sft.errors import ConfigError, accepted
@@ -35,6 +35,17 @@ class TinySize:
     num_heads: int = 8
     vocab_size: int = 2000
     context_length: int = 512
+
+
+class Behavior(NamedTuple):
+    """What training must know of a network.
+
+    `head` makes of the network what maps hidden states [N, H] to logits [N, V]; `mixing` is the share by which the
+    hidden states of a packed example differ from those it has alone: 0 if the examples of a row do not see each other.
+    """
+
+    head: Callable[[PreTrainedModel], torch.nn.Module] = lambda network: network.get_output_embeddings()
+    mixing: float = 0.0
 
 
 class Family(ABC):
@@ -105,6 +116,19 @@ class Family(ABC):
     def num_embeddings(self) -> int | None:
         """Rows of the embedding, as config.json gives them."""
         return self.config.get("padded_vocab_size") or self.config.get("vocab_size")
+
+    def behavior(self, network: PreTrainedModel) -> Behavior:
+        """What a loaded network does; families that are written here are plain heads on decoders that tell rows apart.
+
+        Raises:
+            CheckpointError: If the network cannot be trained.
+        """
+        return Behavior()
+
+    @property
+    def z_loss_weight(self) -> float:
+        """How many times the square of its largest logit the original adds to the loss of a position in training."""
+        return 0.0
 
     def polish_answer(self, answer: str) -> str:
         """What a chat shows of an answer, where the original cleans it up."""

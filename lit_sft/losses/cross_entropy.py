@@ -32,6 +32,7 @@ def supervised_cross_entropy(
     *,
     num_supervised: int | None = None,
     chunk_size: int | None = None,
+    z_loss_weight: float = 0.0,
 ) -> TokenTotals:
     """Next-token loss, summed; divide by the supervised tokens of the optimizer step, not of the micro-batch.
 
@@ -47,6 +48,7 @@ def supervised_cross_entropy(
         num_supervised: How many labels carry loss, those of the first position of a row apart. If not given, they
             are counted, for which the host waits for the device.
         chunk_size: Positions whose logits live at once; what suits the device if not given.
+        z_loss_weight: How many times the square of its largest logit is added to the loss of a position.
     """
     flat_labels = F.pad(labels[:, 1:], (1, 0), value=IGNORE_INDEX).flatten()
     is_supervised = flat_labels != IGNORE_INDEX
@@ -55,7 +57,7 @@ def supervised_cross_entropy(
     supervised = torch.nonzero_static(is_supervised, size=size).squeeze(1)
     targets = flat_labels[supervised]
     chosen = hidden.flatten(0, 1).index_select(0, supervised - 1)  # [N, H]
-    loss, losses, hits = head_cross_entropy(chosen, targets, head, chunk_size)
+    loss, losses, hits = head_cross_entropy(chosen, targets, head, chunk_size, z_loss_weight)
     measures = torch.stack([losses, torch.ones_like(losses), hits], dim=1).double()  # [N, 3]
     group_ids = torch.arange(num_groups, device=groups.device)[:, None]
     is_member = groups.flatten()[supervised] == group_ids  # [G, N]

@@ -102,9 +102,16 @@ def _is_named(folder: Path, name: str) -> bool:
     return not name or re.fullmatch(re.escape(name) + r"-\d{8}-\d{6}(-\d+)?", folder.name) is not None
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The whole checkpoint with which a run goes on: the last one, else the best if it ends with an optimizer step."""
+def newest_checkpoint(run: Path, *, is_checked: bool = True) -> Path | None:
+    """The whole checkpoint with which a run goes on: the last one, else the best if it ends with an optimizer step.
+
+    Args:
+        run: The run folder.
+        is_checked: Whether to read it through; processes that later take that of the first one need not.
+    """
     last, best = run / LAST_CHECKPOINT, run / BEST_CHECKPOINT
+    if not is_checked:
+        return next((path for path in (last, best) if path.is_file()), None)
     if last.is_file():
         if is_whole_archive(last):
             return last

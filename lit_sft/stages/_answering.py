@@ -40,15 +40,17 @@ class Answering(Stage):
     def token_totals(self, batch: Batch) -> TokenTotals:
         """Next-token loss, tokens and correct tokens of a micro-batch, summed by corpus."""
         network = self.causal_lm
-        # Where positions restart, every family keeps the examples of a row apart.
+        if batch.position_ids is not None:  # where they restart, another example of a packed row begins
+            self.refuse_mixing()
         decoded = network.get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
         return supervised_cross_entropy(
             decoded.last_hidden_state,
             batch.labels,
-            network.get_output_embeddings(),
+            self.behavior.head(network),
             groups=batch.corpus_ids,
             num_groups=len(batch.corpora),
             num_supervised=batch.num_supervised,
+            z_loss_weight=self.checkpoint.family.z_loss_weight,
         )
 
     def group_prompts(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.conversation import Batch
 from lit_sft.distributed.fsdp2 import FSDP2, shard, whole
 from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.families._base import Behavior
 from lit_sft.stages._compile import check_compilation, compile_blocks
 from lit_sft.stages._resuming import Resuming
 from lit_sft.stages.schedules import Cosine, Schedule
@@ -65,12 +66,14 @@ class Stage(Resuming):
         super().__init__()
         self.checkpoint = open_checkpoint(checkpoint, family, prompt_format)
         self.checkpoint.weight_files  # noqa: B018 - a folder without weights is found before the data is read
+        tuning.check(self.checkpoint)
         self.tuning = tuning
         self.make_optimizer = optimizer
         self.schedule = schedule or Cosine()
         self.gradient_checkpointing = gradient_checkpointing
         self.is_compiled = compile
         self.model: nn.Module | None = None
+        self.behavior = Behavior()
         self._epoch_share = 0.0
         self._base_rates: list[float] = []
         self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
@@ -127,20 +130,42 @@ class Stage(Resuming):
         if self.gradient_checkpointing:
             # use_reentrant=False also reaches the adapters of a base whose inputs need no gradient.
             self.tuning.causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
+        self.model = model
+        strategy = self._trainer.strategy if self._trainer else None
+        is_sharded = isinstance(strategy, FSDP2)
+        if strategy and not is_sharded:
+            self.to(strategy.root_device)
+        model.eval()  # adapters come with dropout
+        self.behavior = self.checkpoint.family.behavior(self.causal_lm)
+        self._check_packing()
         # from_pretrained returns networks in evaluation mode, and Lightning leaves it so.
-        self.model = model.train()
+        model.train()
         self._log_sizes(model)
         kinds = set(self.causal_lm._no_split_modules or ())
         blocks = [module for module in model.modules() if type(module).__name__ in kinds]
         if self.is_compiled:
             compile_blocks(blocks)
-        if self._trainer is None:
-            return
-        strategy = self._trainer.strategy
-        if isinstance(strategy, FSDP2):
+        if is_sharded:
             shard(self, blocks, self.network_methods)
-        else:
-            self.to(strategy.root_device)
+
+    def _check_packing(self) -> None:
+        """Refuse to pack before the first step, which may by chance hold no packed row."""
+        batching = getattr(getattr(self._trainer, "datamodule", None), "batching", None)
+        if batching and batching.packing and self.trainer.state.fn == "fit":
+            self.refuse_mixing()
+
+    def refuse_mixing(self) -> None:
+        """Whoever hands packed rows to the network asks first.
+
+        Raises:
+            ConfigError: If their examples would see each other.
+        """
+        if self.behavior.mixing:
+            raise ConfigError(
+                f"{self.checkpoint.path}: packed examples see each other in a network of model type "
+                f"{self.causal_lm.config.model_type} (hidden states differ by {self.behavior.mixing:.2%}). "
+                "Set packing: false in the data's init_args"
+            )
 
     def _log_sizes(self, model: nn.Module) -> None:
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]

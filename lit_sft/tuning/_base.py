@@ -49,8 +49,22 @@ class Tuning(ABC):
     export_name: ClassVar[str]
     """Folder of the run that receives what `export` writes."""
 
+    exports_adapter: ClassVar[bool] = False
+    """Whether that is a PEFT adapter for `load_base`, which `merge` merges and `chat` takes off; else a checkpoint."""
+
+    quantizes_base: ClassVar[bool] = False
+    """Whether `load_base` differs from the weights of the checkpoint."""
+
     adapter: str | None = None
     """Folder of what trained before, if it starts from such."""
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that the tuning does not suit, before data or weights are read.
+
+        Raises:
+            UserError: If it does not.
+        """
+        return
 
     @abstractmethod
     def load(self, checkpoint: Checkpoint, precision: str) -> torch.nn.Module:
@@ -60,6 +74,10 @@ class Tuning(ABC):
             checkpoint: The base.
             precision: Lightning's `trainer.precision`, for example `bf16-mixed`.
         """
+
+    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
+        """The network of the checkpoint, as adapters of this tuning train beside it."""
+        return checkpoint.load_model(dtype=half_or_full(precision))
 
     @abstractmethod
     def footprint(self, family_targets: Sequence[str]) -> Footprint:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
-from lit_sft.tuning._base import Footprint, Tuning, half_or_full
+from lit_sft.tuning._base import Footprint, Tuning
+from lit_sft.tuning.adapter_file import read_adapter_config
 
 if TYPE_CHECKING:
     import torch
@@ -19,54 +18,78 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-ADAPTER_CONFIG = "adapter_config.json"
+DEFAULTS: dict[str, Any] = {
+    "r": 16,
+    "lora_alpha": 32.0,
+    "lora_dropout": 0.0,
+    "target_modules": None,
+    "use_rslora": False,
+    "use_dora": False,
+}
+"""Of a fresh adapter, under the names of adapter_config.json."""
 
 
 class LoRA(Tuning):
     """Low-rank adapters in float32 beside a frozen base, which is in bfloat16 if the arithmetic is.
 
     Args:
-        rank: Inner dimension of the adapters.
-        alpha: Numerator of their scale alpha / rank.
-        dropout: Probability with which an input of an adapter is dropped.
+        rank: Inner dimension of the adapters, 16 if not given.
+        alpha: Numerator of their scale alpha / rank, 32 if not given.
+        dropout: Probability with which an input of an adapter is dropped, 0 if not given.
         targets: Names of the linear layers to adapt; the family's own if not given.
         rslora: Scale by alpha / sqrt(rank), so that higher ranks learn as fast (Kalajdzievski 2023, arXiv:2312.03732).
         dora: Train the length of each row of W + BA apart from its direction (Liu et al. 2024, arXiv:2402.09353);
             slower, for each step computes the whole matrix.
         lora_plus_ratio: Learning rate of B as a multiple of that of A, 16 for example (LoRA+: Hayou et al. 2024,
             arXiv:2402.12354); the same if not given.
-        adapter: A PEFT adapter folder to start from; everything but `lora_plus_ratio` is then read from it.
+        adapter: A PEFT adapter folder to start from, also one of the original code with its fused modules. What is not
+            given is read from it, and what contradicts it is refused, except `dropout`, which it leaves open.
     """
 
     export_name = "adapter"
+    exports_adapter = True
 
     def __init__(
         self,
-        rank: int = 16,
-        alpha: float = 32.0,
-        dropout: float = 0.0,
+        rank: int | None = None,
+        alpha: float | None = None,
+        *,
+        dropout: float | None = None,
         targets: list[str] | None = None,
-        rslora: bool = False,
-        dora: bool = False,
+        rslora: bool | None = None,
+        dora: bool | None = None,
         lora_plus_ratio: float | None = None,
         adapter: str | None = None,
     ) -> None:
-        if rank < 1:
+        if rank is not None and rank < 1:
             raise ConfigError(f"LoRA rank is {rank}; it must be at least 1")
-        if not 0 <= dropout < 1:
+        if dropout is not None and not 0 <= dropout < 1:
             raise ConfigError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
         if lora_plus_ratio is not None and lora_plus_ratio <= 0:
             raise ConfigError(f"LoRA lora_plus_ratio is {lora_plus_ratio}; it must be above 0")
-        if adapter and not (Path(adapter) / ADAPTER_CONFIG).is_file():
-            raise ConfigError(f"LoRA adapter {adapter} is no PEFT folder: it holds no {ADAPTER_CONFIG}")
-        self.rank = rank
-        self.alpha = alpha
-        self.dropout = dropout
-        self.targets = targets
-        self.rslora = rslora
-        self.dora = dora
+        stored = read_adapter_config(Path(adapter)) if adapter else {}
+        given = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "use_rslora": rslora, "use_dora": dora}
+        if adapter:
+            _refuse_contradictions(adapter, given, stored)
+        chosen = {**DEFAULTS, **stored, **{key: value for key, value in given.items() if value is not None}}
+        self.rank = int(chosen["r"])
+        self.alpha = float(chosen["lora_alpha"])
+        self.dropout = float(dropout if dropout is not None else chosen["lora_dropout"])
+        # A pattern in place of names is peft's own way to say most layers.
+        self.targets: list[str] | None = (
+            chosen["target_modules"] if isinstance(chosen["target_modules"], list) else None
+        )
+        self.rslora = bool(chosen["use_rslora"])
+        self.dora = bool(chosen["use_dora"])
         self.lora_plus_ratio = lora_plus_ratio
         self.adapter = adapter
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        """Whether the adapter to start from fits the network."""
+        if self.adapter:
+            from lit_sft.tuning.adapter_loading import place_adapter
+
+            place_adapter(Path(self.adapter), checkpoint)
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
         """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero.
@@ -86,9 +109,13 @@ class LoRA(Tuning):
         from peft import LoraConfig, PeftModel, get_peft_model
         from peft.tuners.lora import LoraLayer
 
+        from lit_sft.tuning.adapter_loading import place_adapter
+
+        placed = place_adapter(Path(self.adapter), checkpoint) if self.adapter else None
         model = self.load_base(checkpoint, precision)
-        if self.adapter:
-            return PeftModel.from_pretrained(model, self.adapter, is_trainable=True)
+        if placed:
+            placed.config.lora_dropout = self.dropout
+            return placed.attach(model, is_trainable=True)
         targets = self.targets or list(checkpoint.family.lora_targets)
         _check_targets(model, targets)
         config = LoraConfig(
@@ -110,44 +137,14 @@ class LoRA(Tuning):
                     layer.lora_variant["default"].init(layer, "default")
         return wrapped
 
-    @cached_property
-    def adapter_config(self) -> dict[str, Any]:
-        """What the adapter to start from says of itself; empty for a fresh one.
-
-        Raises:
-            ConfigError: If that is not a JSON object.
-        """
-        if not self.adapter:
-            return {}
-        file = Path(self.adapter) / ADAPTER_CONFIG
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{file} is not valid JSON ({error}); copy the adapter again") from None
-        if not isinstance(content, dict):
-            raise ConfigError(f"{file} is not a JSON object; copy the adapter again")
-        return content
-
     def footprint(self, family_targets: Sequence[str]) -> Footprint:
-        """Adapters of its rank beside a base of the arithmetic's type; those of the adapter to start from, if any."""
-        stored = self.adapter_config
-        targets = stored.get("target_modules", self.targets)
-        return Footprint(
-            rank=int(stored.get("r", self.rank)),
-            # A pattern in place of names is peft's own way to say most layers.
-            targets=tuple(targets) if isinstance(targets, list) else tuple(family_targets),
-            dropout=float(stored.get("lora_dropout", self.dropout)),
-            dora=bool(stored.get("use_dora", self.dora)),
-        )
+        """Adapters of its rank beside a base of the arithmetic's type."""
+        targets = tuple(self.targets or family_targets)
+        return Footprint(rank=self.rank, targets=targets, dropout=self.dropout, dora=self.dora)
 
     def choices(self) -> dict[str, str | float]:
         """Rank and alpha."""
-        stored = self.adapter_config
-        return {"alpha": float(stored.get("lora_alpha", self.alpha)), "rank": int(stored.get("r", self.rank))}
-
-    def load_base(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
-        """The frozen base."""
-        return checkpoint.load_model(dtype=half_or_full(precision))
+        return {"alpha": self.alpha, "rank": self.rank}
 
     def rate_factor(self, name: str) -> float:
         """B may learn faster than A."""
@@ -175,6 +172,26 @@ def _unless_autocast(x: Any, dtype: torch.dtype) -> Any:
     import torch
 
     return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
+
+
+def _refuse_contradictions(adapter: str, given: dict[str, Any], stored: dict[str, Any]) -> None:
+    """What an adapter was made with cannot be chosen anew; two answers to one question are a mistake in one of them."""
+    options = {
+        "r": "rank",
+        "lora_alpha": "alpha",
+        "target_modules": "targets",
+        "use_rslora": "rslora",
+        "use_dora": "dora",
+    }
+    for key, value in given.items():
+        own = stored.get(key, DEFAULTS[key])
+        if value is None or value == own or (isinstance(own, list) and set(own) == set(value)):
+            continue
+        option = options[key]
+        raise ConfigError(
+            f"LoRA {option} is {value}, but the adapter {adapter} has {own}. Leave {option} out, or give what the "
+            "adapter has"
+        )
 
 
 def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:

@@ -28,13 +28,15 @@ class QLoRA(LoRA):
         kwargs: What LoRA takes.
     """
 
+    quantizes_base = True
+
     def __init__(
         self, quant_type: Literal["nf4", "fp4", "int8"] = "nf4", double_quant: bool = True, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.quant_type = quant_type
         self.double_quant = double_quant
-        if quant_type == "int8" and self.footprint(()).dora:
+        if quant_type == "int8" and self.dora:
             raise ConfigError(
                 "QLoRA dora does not work on int8: peft loses the scales of an int8 layer when it computes the lengths "
                 "of its rows. Use quant_type nf4, or dora: false"

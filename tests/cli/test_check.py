@@ -24,7 +24,7 @@ def test_every_part_is_tried_and_nothing_is_left(
     assert main(["check", "--config", write_config()]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     done = [words[0] for words in lines if "OK" in words]
-    assert done == ["memory", "data", "end", "train", "validate", "save", "resume", "predict"]
+    assert done == ["memory", "data", "first", "train", "validate", "save", "resume", "predict"]
     assert not list((tmp_path / "scratch").iterdir())
     assert not (tmp_path / "runs").exists()
 

@@ -1,6 +1,7 @@
 """From a configuration to a run folder and answers, as a user does it."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from peft import PeftModel
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -21,9 +23,12 @@ from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
+from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.configuration import KINDS
 from lit_sft.data.sft import SFTData
+from lit_sft.errors import ConfigError
 from lit_sft.plugins import members_of
+from lit_sft.preflight.plan import refuse_mps
 
 pytestmark = pytest.mark.slow  # as a whole
 
@@ -492,3 +497,72 @@ def test_every_parameter_that_a_configuration_can_set_is_documented(cls: type) -
     parser.add_class_arguments(cls, skip={"text"} if cls is SFTData else None)
     undocumented = [action.dest for action in parser._actions if not action.help]
     assert undocumented == []
+
+
+def refused_by(action: Callable[[], object]) -> str | None:
+    try:
+        action()
+    except Exception as error:
+        found = mistake_behind(error)
+        return str(found) if found else None
+    return None
+
+
+def test_what_lightning_refuses_in_a_configuration_is_one_line(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in ("--trainer.val_check_interval=100", "--trainer.devices=0"):
+        assert main(["fit", "--config", write_config(), option]) == 2
+        assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("kind", [ValueError, MisconfigurationException])
+def test_what_our_own_code_gives_lightning_is_a_traceback(kind: type[Exception]) -> None:
+    """A frame of ours stands between the command line and Lightning."""
+
+    def named(module: str, function: Callable[[], object]) -> Callable[[], object]:
+        scope: dict[str, Any] = {"__name__": module, "function": function}
+        exec("def call():\n    function()", scope)
+        return scope["call"]  # type: ignore[no-any-return]
+
+    scope: dict[str, Any] = {"__name__": "lightning.pytorch.trainer", "kind": kind}
+    exec("def fail():\n    raise kind('bad')", scope)
+    ours = named("lit_sft.stages.sft", scope["fail"])
+    assert refused_by(named("lit_sft.cli.fit", named("lightning.pytorch.loops", ours))) is None
+    assert refused_by(named("lit_sft.cli.fit", scope["fail"])) == "bad"
+
+
+def test_a_bug_while_a_mistake_is_handled_is_a_bug() -> None:
+    def fail() -> None:
+        try:
+            raise ConfigError("the user's")
+        except ConfigError:
+            raise KeyError("ours")  # noqa: B904 - what is tested
+
+    def passed_on() -> None:
+        try:
+            raise ConfigError("the user's")
+        except ConfigError as error:
+            raise RuntimeError("passed on") from error
+
+    assert refused_by(fail) is None
+    assert refused_by(passed_on) == "the user's"
+
+
+def test_an_apple_gpu_is_refused_with_the_remedy(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["fit", "--config", write_config(), "--trainer.accelerator", "mps"]) == 2
+    assert "Set it to cpu" in capsys.readouterr().err
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refuse_mps("cpu")
+    for accelerator in ("auto", "gpu"):
+        with pytest.raises(ConfigError, match="MPS"):
+            refuse_mps(accelerator)
+
+
+def test_a_missing_kernel_for_4_bits_on_a_cpu_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    assert main(["--version"]) == 0
+    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
+    assert not caplog.records

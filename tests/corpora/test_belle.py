@@ -9,7 +9,7 @@ from reading import said
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Finding
-from lit_sft.corpora._reading import MAX_RECORD_BYTES
+from lit_sft.corpora._splitting import MAX_RECORD_BYTES
 from lit_sft.corpora.belle import Belle
 from lit_sft.errors import BadRecord, DataError
 

@@ -9,7 +9,7 @@ import pytest
 import zstandard
 from reading import read, said, write_lines
 
-from lit_sft.corpora._reading import MAX_RECORD_BYTES
+from lit_sft.corpora._splitting import MAX_RECORD_BYTES
 from lit_sft.corpora.belle import Belle
 from lit_sft.errors import DataError
 

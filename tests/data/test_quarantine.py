@@ -2,14 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fakes import LetterText
+from fakes import LetterFormat, LetterText
 
+from lit_sft.conversation import Conversation
 from lit_sft.corpora.belle import Belle
 from lit_sft.data import quarantine
 from lit_sft.data.sft import SFTData
-from lit_sft.errors import DataError
+from lit_sft.errors import BadRecord, DataError
 
 GOOD = '{"instruction": "q", "input": "", "output": "answer"}'
 
@@ -64,6 +66,24 @@ def test_all_are_counted_though_not_all_are_listed(tmp_path: Path, monkeypatch: 
 def test_on_request_the_first_lost_record_stops_the_run(tmp_path: Path, bad: str, reason: str) -> None:
     with pytest.raises(DataError, match=f"belle.json:2: {reason}"):
         data_of(tmp_path, [GOOD, bad, GOOD], on_bad_record="error")
+
+
+def test_what_a_format_says_about_records_does_not_become_their_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chat template may refuse every record with another text."""
+
+    def refuse(self: Any, conversation: Conversation, tokenizer: Any) -> Any:
+        if "x" in conversation.messages[0].content:
+            raise BadRecord("refused", f"said of {conversation.messages[0].content}")
+        return encode(self, conversation, tokenizer)
+
+    encode = LetterFormat.encode_turns
+    monkeypatch.setattr(LetterFormat, "encode_turns", refuse)
+    data = data_of(tmp_path, [GOOD.replace("answer", "a"), *(GOOD.replace('"q"', f'"x{n}"') for n in range(300))])
+    assert data.quarantine.skipped == {"refused": 300}
+    listed = {finding.source: finding.detail for finding in data.quarantine.findings()}
+    assert listed[f"{tmp_path}/belle.json:299"] == "said of x297"
 
 
 def test_a_repaired_record_or_an_empty_line_does_not_stop_it(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reading import write_lines
 
+from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.data import scan
 from lit_sft.data.records import index_records
 from lit_sft.data.scan import ScannedCorpus, scan_corpus
-from lit_sft.errors import DataError
+from lit_sft.errors import BadRecord, DataError
 
 RECORDS = [{"instruction": f"问{i}", "input": "", "output": f"答{i}"} for i in range(30)]
 LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
@@ -90,6 +92,30 @@ def test_verdicts_repairs_and_filters_are_counted(tmp_path: Path) -> None:
     assert found.scan.repaired_records("crlf").tolist() == [2]
     assert found.scan.repaired_records("control-characters").tolist() == [6]
     assert found.scan.fingerprints[0] == found.scan.fingerprints[2] == found.scan.fingerprints[6]
+
+
+class Talkative(Belle):
+    """A corpus of a user, who writes a text of its own into every reason."""
+
+    def parse(self, record: dict[str, Any]) -> Conversation:
+        number = int(record["instruction"])
+        if number % 2:
+            raise BadRecord(f"number {number} is odd")
+        self.repaired(f"number {number} is even")
+        return super().parse(record)
+
+
+def test_there_may_be_more_reasons_and_repairs_than_numbers_for_them(tmp_path: Path) -> None:
+    lines = [{"instruction": f"{number}", "output": "a" * (1 + (number == 598))} for number in range(600)]
+    file = write_lines(tmp_path / "belle.json", *lines)
+    found = scanned(Talkative(file, max_characters=4), tmp_path)
+    assert len(found.scan.good) == 299
+    assert found.scan.num_left_out == 1
+    assert found.scan.bad.total() == 300
+    assert found.scan.bad["number 1 is odd"] == 1
+    assert found.scan.bad["other"] > 40
+    assert found.scan.repaired_records("number 0 is even").tolist() == [0]
+    assert len(found.scan.repaired_records("other")) > 200
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
@@ -186,6 +212,12 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path
     after = scanned(Belle(str(file)), tmp_path)
     assert after.fingerprint != before.fingerprint
     assert after.conversation(0).messages[0].content == "答0"
+
+
+def test_who_is_meant_is_a_part_of_what_is_said() -> None:
+    """ChatGLM3 names the tool that a message is for."""
+    called = [Conversation([Message("user", "q"), Message("assistant", "a", name=name)]) for name in ("", "add", "sub")]
+    assert len({scan.fingerprint(conversation) for conversation in called}) == 3
 
 
 def test_deep_nesting_costs_only_its_record(tmp_path: Path) -> None:

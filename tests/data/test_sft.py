@@ -2,6 +2,7 @@
 
 import json
 from hashlib import sha256
+from importlib.metadata import version
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from fakes import LetterText
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
-from lit_sft.data import order
+from lit_sft.data import deciding_code, order
 from lit_sft.data.encoder import Encoding
 from lit_sft.data.sft import SFTData
 from lit_sft.data.tokens import TokenStore
@@ -291,13 +292,26 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, cache: str) -> 
         data_of(tmp_path, ["answer"] * 4, cache=cache.format(tmp=tmp_path))
 
 
-@pytest.mark.parametrize("name", ["offsets.npy", "meta.json", "verdicts.npy", "names.json"])
-def test_a_damaged_cache_is_named(tmp_path: Path, name: str) -> None:
-    corpora = data_of(tmp_path, ["answer"] * 4, cache=str(tmp_path / "cache")).corpora
-    (file,) = (tmp_path / "cache").glob(f"*/*/{name}")
-    file.write_bytes(file.read_bytes()[:3])
-    with pytest.raises(DataError, match=f"the cache folder {file.parent} cannot be used .* Delete it"):
-        SFTData(LetterText(), corpora, max_length=32, cache=str(tmp_path / "cache")).setup("fit")
+@pytest.mark.parametrize("name", ["offsets.npy", "meta.json", "verdicts.npy", "names.json", "checksums.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[:3], lambda data: data[:-2] + bytes([data[-2] ^ 1]) + data[-1:]])
+def test_what_is_damaged_in_the_cache_is_made_anew(tmp_path: Path, name: str, damage: Any) -> None:
+    data = data_of(tmp_path, ["answer"] * 4, cache=str(tmp_path / "cache"))
+    for file in (tmp_path / "cache").glob(f"*/*/{name}"):
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole))
+        again = SFTData(LetterText(), data.corpora, max_length=32, cache=str(tmp_path / "cache"))
+        again.setup("fit")
+        assert sources(again.train_dataloader())
+        assert file.read_bytes() == whole
+
+
+def test_tokens_of_another_version_of_a_library_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data_of(tmp_path, ["answer"] * 4, cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(deciding_code, "version", lambda name: "0.0" if name == "sentencepiece" else version(name))
+    deciding_code.code_digest.cache_clear()
+    data_of(tmp_path, ["answer"] * 4, cache=str(tmp_path / "cache"))
+    deciding_code.code_digest.cache_clear()
+    assert len(list((tmp_path / "cache" / "tokens").iterdir())) == 2
 
 
 def test_a_home_folder_may_be_written_in_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

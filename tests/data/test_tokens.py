@@ -2,6 +2,7 @@
 
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,9 +81,9 @@ def test_what_a_dying_process_left_unfinished_is_passed_over(tmp_path: Path) -> 
     assert again.read(3)[0].tolist() == [10, 11, 12]
 
 
-def test_the_table_costs_no_more_than_24_bytes_a_record(tmp_path: Path) -> None:
+def test_the_table_costs_no_more_than_32_bytes_a_record(tmp_path: Path) -> None:
     TokenStore(tmp_path / "store", 1000)
-    assert (tmp_path / "store" / "table").stat().st_size == 1000 * ENTRY.itemsize == 24_000
+    assert (tmp_path / "store" / "table").stat().st_size == 1000 * ENTRY.itemsize == 32_000
 
 
 def test_words_that_a_power_failure_took_are_encoded_again(tmp_path: Path) -> None:
@@ -99,5 +100,84 @@ def test_words_that_vanish_while_they_are_used_are_an_error(tmp_path: Path) -> N
     store.append(encoded([2, 3]))
     with (tmp_path / "store" / "words").open("r+b") as file:
         file.truncate(4 * 4)
-    with pytest.raises(DataError, match="is damaged; delete it"):
+    with pytest.raises(DataError, match="is damaged at record 3"):
         store.read(3)
+
+
+def test_tokens_that_changed_on_the_disk_are_refused_once_and_encoded_again(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 4)
+    store.append(encoded([2, 3]))
+    words = tmp_path / "store" / "words"
+    content = words.read_bytes()
+    for damaged in (bytes(len(content)), content[:8] + b"\x01" + content[9:]):
+        words.write_bytes(damaged)
+        with pytest.raises(DataError, match="is damaged at record 3, which is encoded again: start again"):
+            store.read(3)
+        assert store.is_ready(np.arange(4)).tolist() == [False, False, True, False]
+        store.append(encoded([3]))
+        assert store.read(3)[0].tolist() == [10, 11, 12]
+        words.write_bytes(content)
+        store = TokenStore(tmp_path / "store", 4)
+        store.append(encoded([3]))
+
+
+@pytest.mark.parametrize("field", ENTRY.names or ())
+def test_an_entry_that_changed_on_the_disk_is_none(tmp_path: Path, field: str) -> None:
+    store = TokenStore(tmp_path / "store", 4)
+    store.append(encoded([2, 3], remark="reply-cut"))
+    table = np.memmap(tmp_path / "store" / "table", dtype=ENTRY, mode="r+")
+    table[field][3] ^= 1
+    table[1] = table[2]
+    for found in (store, TokenStore(tmp_path / "store", 4)):
+        assert found.is_ready(np.arange(4)).tolist() == [False, False, True, False]
+
+
+def break_text(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:9])
+
+
+def change_name(file: Path) -> None:
+    file.write_text(file.read_text().replace("reply-cut", "reply-bad"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("table", break_text), ("remarks.json", break_text), ("remarks.json", change_name), ("remarks.json", Path.unlink)],
+)
+def test_a_store_whose_parts_do_not_belong_together_begins_anew(tmp_path: Path, name: str, damage: Any) -> None:
+    TokenStore(tmp_path / "store", 4).append(encoded([2, 3], remark="reply-cut"))
+    damage(tmp_path / "store" / name)
+    store = TokenStore(tmp_path / "store", 4)
+    assert not store.is_ready(np.arange(4)).any()
+    store.append(encoded([2], remark="reply-cut"))
+    assert store.remark(2) == "reply-cut"
+
+
+def test_machines_that_do_not_see_each_others_pages_keep_what_each_has_written(tmp_path: Path) -> None:
+    """On a network file system a mapped table is as old as the page; locks and files are as they are everywhere."""
+    machines = [TokenStore(tmp_path / "store", 40) for _ in range(2)]
+    for machine in machines:
+        machine.table = np.array(machine.table)
+    for record in range(0, 40, 2):
+        machines[0].append(encoded([record]))
+        machines[1].append(encoded([record, record + 1]))
+    found = TokenStore(tmp_path / "store", 40)
+    assert found.is_ready(np.arange(40)).all()
+    assert [found.read(record)[0].tolist() for record in range(40)] == [[*range(10, 10 + n)] for n in range(40)]
+
+
+def test_there_may_be_more_remarks_than_numbers_for_them(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 400)
+    for record in range(400):
+        store.append(encoded([record], remark=f"reason {record}"))
+    assert [store.remark(record) for record in (0, 253, 300, 399)] == ["reason 0", "reason 253", "other", "other"]
+
+
+def test_what_is_said_of_a_record_is_kept_beside_its_reason(tmp_path: Path) -> None:
+    store = TokenStore(tmp_path / "store", 4)
+    for record, detail in ((2, "no system message, please"), (3, "x" * 1000)):
+        store.append(EncodedRecords.of(np.array([record]), [Example([], [])], ["refused"], {record: detail}))
+    with (tmp_path / "store" / "details.jsonl").open("a") as file:
+        file.write('[1, "half')
+    assert store.details == {2: "no system message, please", 3: "x" * 200}
+    assert store.remark(2) == store.remark(3) == "refused"

@@ -139,6 +139,11 @@ def test_a_run_is_merged_and_measured_on_its_held_out_prompts(
     assert (figures["dtype"], figures["num_prompts"]) == ("float32", 1)
     assert figures["from_adapter_on_base"]["max_logit_difference"] < 1e-5
 
+    original = ["--original_names", "true", "--output", str(tmp_path / "original")]
+    assert main(["merge", "--run", str(run), *original]) == 0
+    assert "W_pack" in json.loads((tmp_path / "original" / "adapter_config.json").read_text())["target_modules"]
+    capsys.readouterr()
+
     assert main(["merge", "--run", str(run), "--output", str(output)]) == 2
     assert capsys.readouterr().err == f"error: {output} exists; give a folder that does not\n"
 

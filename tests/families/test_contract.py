@@ -1,5 +1,6 @@
 """What holds for every family found in the folder, on a tiny checkpoint of each."""
 
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,8 @@ def test_no_remote_code_remains_in_the_loaded_config(subject: Subject) -> None:
 def test_text_survives_encoding(subject: Subject, text: str) -> None:
     ids = subject.tokenizer.encode_text(text)
     decoded = subject.tokenizer.decode(ids, skip_special_tokens=True)
-    assert decoded.split() == text.split() or subject.checkpoint.family.name.startswith("chatglm-6b")
+    # The model of ChatGLM-6B writes full-width characters as their ordinary ones, which is its normal form.
+    assert decoded.split() in (text.split(), unicodedata.normalize("NFKC", text).split())
 
 
 @pytest.mark.parametrize(
@@ -302,8 +304,10 @@ def test_eager_and_sdpa_attention_agree(subject: Subject) -> None:
 def test_bfloat16_has_no_nan_over_the_whole_context(subject: Subject) -> None:
     model = subject.checkpoint.load_model(dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
+    length = subject.checkpoint.context_length
     ids = list(subject.encode(TWO_TURNS).input_ids)
-    input_ids = torch.tensor([ids, (ids * SIZE.context_length)[: len(ids)]])
+    input_ids = torch.tensor([(ids * length)[:length]])
+    assert input_ids.shape[1] == length == SIZE.context_length
     with torch.no_grad():
         exact = subject.model(input_ids=input_ids).logits
         rounded = model(input_ids=input_ids).logits.float()

@@ -14,14 +14,14 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_sft import open_checkpoint
 from lit_sft.families.shared import packed_attention
-from lit_sft.families.shared.packed_attention import attend, borders_of
+from lit_sft.families.shared.packed_attention import Borders, attend, borders_of
 
 LENGTHS = [[3, 5, 4], [12]]
 PREFIXES = [[2, 0, 4], [7]]
 SCALE = 0.3
 
 
-def packed(num_heads: int, num_key_heads: int, *, has_prefix: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def packed(num_heads: int, num_key_heads: int, *, has_prefix: bool = False) -> tuple[Tensor, Tensor, Tensor, Borders]:
     """Two rows of 12 tokens, and the borders of their examples."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, n, 12, 8) for n in (num_heads, num_key_heads, num_key_heads))
@@ -96,6 +96,21 @@ def test_every_example_attends_to_itself_alone(
         monkeypatch.setattr(packed_attention, "_one_by_one", on_a_gpu)
     mixed, _ = attend(module, query, key, value, borders, scaling=SCALE)
     torch.testing.assert_close(mixed, expected(query, key, value, has_prefix=has_prefix))
+
+
+def test_a_mask_is_a_mask_and_borders_are_borders_whatever_their_numbers_are() -> None:
+    query, key, value, borders = packed(4, 4)
+    assert isinstance(borders, Borders)
+    assert type(borders[0, 0]) is Tensor
+    module: Any = torch.nn.Module()
+    module.is_causal = True
+    biases = torch.zeros(2, 1, 12, 12).masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf)
+    one_example_a_row = torch.stack([torch.arange(12) == 0] * 2)
+    masked, _ = attend(module, query, key, value, biases, scaling=SCALE)
+    alone, _ = attend(module, query, key, value, borders_of(one_example_a_row), scaling=SCALE)
+    torch.testing.assert_close(masked, alone)
+    with pytest.raises(RuntimeError):  # no example boundaries, but a mask of a wrong type
+        attend(module, query, key, value, borders.as_subclass(Tensor), scaling=SCALE)
 
 
 def test_a_kernel_is_taken_only_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:

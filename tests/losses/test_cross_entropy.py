@@ -1,5 +1,7 @@
 """The loss at supervised positions equals the loss of the full logits."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.nn.Linear]:
     return hidden, labels, torch.nn.Linear(8, 20, dtype=torch.float64)
 
 
-def of_one_group(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, **options: int) -> TokenTotals:
+def of_one_group(hidden: torch.Tensor, labels: torch.Tensor, head: torch.nn.Module, **options: Any) -> TokenTotals:
     return supervised_cross_entropy(hidden, labels, head, torch.zeros_like(labels), 1, **options)
 
 
@@ -167,6 +169,38 @@ def test_the_loss_of_a_token_that_is_known_well_is_not_zero() -> None:
     head = torch.nn.Identity()
     loss, _, _ = head_cross_entropy(logits.requires_grad_(), torch.tensor([0]), head)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(logits, torch.tensor([0])), rtol=1e-5, atol=0)
+
+
+def test_a_token_that_ties_with_another_for_the_first_place_is_not_correct() -> None:
+    """In bfloat16 one row of random logits in twenty has two that are the highest."""
+    logits = torch.tensor([[1.0, 3.0, 3.0], [3.0, 1.0, 3.0], [1.0, 3.0, 2.0], [3.0, 3.0, 3.0]])
+    targets = torch.tensor([1, 2, 1, 0])
+    for values in (logits.clone(), logits.clone().requires_grad_()):
+        with torch.set_grad_enabled(values.requires_grad):
+            _, losses, is_first = head_cross_entropy(values, targets, torch.nn.Identity())
+        assert is_first.tolist() == [False, False, True, False]
+    expected = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [4, 1000])
+@pytest.mark.parametrize("is_normalized", [True, False])
+def test_the_z_loss_of_a_position_is_the_square_of_its_largest_logit(is_normalized: bool, chunk_size: int) -> None:
+    hidden, labels, _ = inputs()
+    hidden = hidden.detach().float().requires_grad_()
+    head = NormHead(8, 20) if is_normalized else torch.nn.Linear(8, 20)
+    totals = of_one_group(hidden, labels, head, chunk_size=chunk_size, z_loss_weight=0.1)
+    logits, targets = head(hidden)[:, :-1].reshape(-1, 20), labels[:, 1:].reshape(-1)
+    plain = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    expected = plain + 0.1 * logits[targets != IGNORE_INDEX].max(-1).values.square().sum()
+    torch.testing.assert_close(totals.loss, expected)
+    torch.testing.assert_close(totals.by_group[0, 0].float(), expected)
+    wanted = torch.autograd.grad(expected, [hidden, *head.parameters()])
+    for gradient, other in zip(torch.autograd.grad(totals.loss, [hidden, *head.parameters()]), wanted, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        held_out = of_one_group(hidden, labels, head, chunk_size=chunk_size, z_loss_weight=0.1)
+    torch.testing.assert_close(held_out.loss, expected.detach())
 
 
 def test_half_precision_is_summed_in_float32() -> None:

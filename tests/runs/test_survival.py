@@ -19,6 +19,7 @@ from lit_sft.__main__ import main
 from lit_sft.callbacks import checkpoint_file
 from lit_sft.callbacks.checkpoint_file import CheckpointFile
 from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.runs import folder
 from lit_sft.runs.folder import newest_checkpoint, unfinished_run
 from lit_sft.runs.lock import locked
 
@@ -298,6 +299,57 @@ def test_only_runs_of_the_same_name_are_looked_at(tmp_path: Path) -> None:
         (tmp_path / name / "summary.json").touch()
     with pytest.raises(ConfigError, match="all 2 are finished, a-20260101-000000-2 last"):
         unfinished_run(tmp_path, "a")
+
+
+def test_going_on_reads_the_checkpoint_through_once(
+    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_config(trainer={"max_steps": 1})
+    assert main(["fit", "--config", config]) == 0
+    (run,) = runs_named(tmp_path, Path(config).stem)
+    read = count_checks(monkeypatch)
+    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "2"]) == 0
+    assert len(read) == 1
+
+
+@pytest.mark.parametrize("is_whole", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_several_processes_the_first_reads_a_checkpoint_through_and_tells_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, is_whole: bool
+) -> None:
+    path, own = tmp_path / "best.ckpt", tmp_path / ("best.ckpt" if rank == 0 else "last.ckpt")
+    CheckpointFile().save_checkpoint({"step": 1}, path)
+    if not is_whole:
+        path.write_bytes(path.read_bytes()[:-40])
+
+    def broadcast(verdict: list[Path | None], src: int) -> None:
+        verdict[0] = path if is_whole else None
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(checkpoint_file, "read_checkpoint", lambda path: {"read": path})
+    read = count_checks(monkeypatch)
+    if is_whole:
+        assert CheckpointFile().load_checkpoint(own) == {"read": path}
+    else:
+        with pytest.raises(ConfigError, match="damaged or cut off"):
+            CheckpointFile().load_checkpoint(own)
+    assert len(read) == (rank == 0)
+
+
+def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that are read through from now on."""
+    read: list[Path] = []
+    original = folder.is_whole_archive
+
+    def watched(path: Path) -> bool:
+        read.append(path)
+        return original(path)
+
+    monkeypatch.setattr(folder, "is_whole_archive", watched)
+    monkeypatch.setattr(checkpoint_file, "is_whole_archive", watched)
+    return read
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(

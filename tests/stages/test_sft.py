@@ -1,5 +1,8 @@
 """Supervised fine-tuning: what a step computes, and what stops a run."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,9 @@ import torch
 from lightning import Callback, Trainer
 from torch.optim import SGD
 
+from lit_sft.conversation import Example
 from lit_sft.corpora.belle import Belle
+from lit_sft.data.collate import collate
 from lit_sft.data.sft import SFTData
 from lit_sft.errors import TrainingError
 from lit_sft.losses.cross_entropy import TokenTotals
@@ -60,9 +65,8 @@ class Gradients(Callback):
     def __init__(self) -> None:
         self.found: dict[str, torch.Tensor] = {}
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: SFT, optimizer: Any) -> None:  # type: ignore[override]
-        grads = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
-        self.found = grads or self.found
+    def on_train_batch_end(self, trainer: Trainer, pl_module: SFT, *args: Any) -> None:  # type: ignore[override]
+        self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -77,6 +81,7 @@ def test_accumulated_micro_batches_of_uneven_length_give_the_gradients_of_one_ba
         fit(stage_of(tiny_folder), uneven_corpus, tmp_path, keep, rows=rows_, **options)
         gradients.append(keep.found)
     whole, parts = gradients
+    assert whole
     tolerance = 1e-5 if precision == "32-true" else 2e-2
     for name, gradient in whole.items():
         assert (parts[name] - gradient).norm() <= tolerance * gradient.norm(), name
@@ -178,6 +183,14 @@ def test_a_harmful_loss_stops_before_the_weights_change_and_names_step_and_recor
     assert all(torch.isfinite(parameter).all() for parameter in stage.parameters())
 
 
+def test_a_first_batch_in_which_no_answer_ends_is_called_faulty(tiny_folder: Path) -> None:
+    stage = stage_of(tiny_folder)
+    (end, *_) = stage.checkpoint.prompt_format.stop_token_ids(stage.tokenizer)
+    ending, endless = (collate([[Example([20, 30, last], [-100, 30, last])]], 0) for last in (end, 31))
+    assert stage.check_first_batch(ending) is None
+    assert "supervises no end of an answer" in str(stage.check_first_batch(endless))
+
+
 def test_norms_and_biases_are_spared_weight_decay(tiny_folder: Path, uneven_corpus: Path, tmp_path: Path) -> None:
     stage = stage_of(tiny_folder, optimizer=lambda groups: SGD(groups, lr=0.1, weight_decay=0.3))
     trainer = fit(stage, uneven_corpus, tmp_path)
@@ -212,3 +225,26 @@ def test_a_checkpoint_of_another_tuning_is_refused_with_the_difference(
     other.trainer = trainer
     with pytest.raises(TrainingError, match=r"lora_A.* has shape \(4, 64\) in it and \(8, 64\) here"):
         other.on_load_checkpoint(stored)
+
+
+@pytest.mark.parametrize("weight", [0, 0.25])
+def test_baichuan_2_trains_with_the_z_loss_that_its_config_asks_for(
+    tiny: Callable[[str], Path], uneven_corpus: Path, tmp_path: Path, weight: float
+) -> None:
+    """As the original has it: the mean square of the largest logits, here of the positions that carry loss."""
+    folder = Path(shutil.copytree(tiny("baichuan2-7b"), tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    largest: list[torch.Tensor] = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: SFT) -> None:  # type: ignore[override]
+            head = pl_module.causal_lm.get_output_embeddings()
+            head.register_forward_hook(lambda module, args, logits: largest.append(logits.detach().amax(-1)))
+
+    losses = []
+    for stated in (weight, 0):
+        (folder / "config.json").write_text(json.dumps({**config, "z_loss_weight": stated}))
+        stage = SFT(checkpoint=str(folder), tuning=Full(), family="baichuan2-7b", schedule=Constant(0.0))
+        losses.append(float(fit(stage, uneven_corpus, tmp_path, Watch()).callback_metrics["train/loss"]))
+    expected = weight * float(largest[0].square().mean())
+    assert losses[0] - losses[1] == pytest.approx(expected, rel=1e-3, abs=1e-6)

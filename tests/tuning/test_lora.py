@@ -1,5 +1,6 @@
 """What the options of LoRA and QLoRA do, and what of them is refused."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -129,6 +130,37 @@ def test_a_run_may_start_from_an_adapter_of_any_kind(tiny: Tiny, tmp_path: Path)
     assert trained[0] == trained[1]
     with pytest.raises(ConfigError, match="dora does not work on int8"):
         QLoRA("int8", adapter=str(folder))
+
+
+def test_only_rank_and_alpha_may_be_given_by_position() -> None:
+    kinds = [parameter.kind.name for parameter in inspect.signature(LoRA).parameters.values()]
+    assert kinds == ["POSITIONAL_OR_KEYWORD"] * 2 + ["KEYWORD_ONLY"] * 6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rank": 4}, "rank is 4, but the adapter .* has 2. Leave rank out, or give what the adapter has"),
+        ({"alpha": 1.0}, "alpha is 1.0, but the adapter .* has 8.0"),
+        ({"targets": ["q_proj"]}, "targets is .*q_proj.*, but the adapter .* has .*k_proj"),
+        ({"rslora": True}, "rslora is True, but the adapter .* has False"),
+        ({"dora": True}, "dora is True, but the adapter .* has False"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_contradicts_the_adapter_to_start_from_is_refused(
+    options: dict[str, Any], said: str, tiny: Tiny, tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny("baichuan-7b"))
+    first = LoRA(2, 8.0, targets=["q_proj", "k_proj"], dropout=0.25)
+    folder = str(first.export(first.load(checkpoint, "32-true"), tmp_path, checkpoint))
+    with pytest.raises(ConfigError, match=said):
+        LoRA(adapter=folder, **options)
+    taken = LoRA(adapter=folder, rank=2, targets=["k_proj", "q_proj"], dropout=0.5)
+    assert (taken.rank, taken.alpha, set(taken.targets or [])) == (2, 8.0, {"q_proj", "k_proj"})
+    config: Any = taken.load(checkpoint, "32-true").peft_config["default"]
+    assert config.lora_dropout == 0.5
+    assert LoRA(adapter=folder).dropout == 0.25
 
 
 @pytest.mark.parametrize(

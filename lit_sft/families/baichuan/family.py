@@ -93,6 +93,11 @@ class BaichuanFamily(Family):
         """The released models read 4096 tokens."""
         return int(self._required("max_position_embeddings" if self.has_rotary_positions else "model_max_length"))
 
+    @property
+    def z_loss_weight(self) -> float:
+        """What config.json of a Baichuan 2 says: 0 in all released ones."""
+        return float(self.config.get("z_loss_weight", 0)) if self.is_second_generation else 0.0
+
     def chat_limits(self) -> ChatLimits:
         """Role marks and lengths of the chat formats, which base models lack: then those of the chat models."""
         generation = _read_json(self.folder / "generation_config.json")

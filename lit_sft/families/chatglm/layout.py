@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_sft.families.shared.packed_attention import borders_of
+from lit_sft.families.shared.packed_attention import Borders, borders_of
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Layout:
         # Padding that sees nothing would be NaN; what it sees instead is nowhere read.
         return (sees_BKK | ~sees_BKK.any(-1, keepdim=True))[:, None]
 
-    def borders(self) -> torch.Tensor:
-        """The same without padding, as `_segments.attend` takes it."""
+    def borders(self) -> Borders:
+        """The same without padding, as `packed_attention.attend` takes it."""
         starts_BK = self.segment != torch.nn.functional.pad(self.segment[:, :-1], (1, 0), value=-1)
         return borders_of(starts_BK, self.is_prefix)
 

@@ -28,7 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat
 from lit_sft.errors import CheckpointError, ConfigError
-from lit_sft.families._base import Family, TinySize
+from lit_sft.families._base import Behavior, Family, TinySize
+from lit_sft.families.native.probe import behavior_of
 from lit_sft.families.native.prompts import ChatTemplateFormat, encode_text
 from lit_sft.families.shared.history import fitting
 from lit_sft.families.shared.packed_rows import separate_packed
@@ -173,6 +174,10 @@ class Native(Family):
         if model.config.model_type in PLAIN_DECODERS:
             separate_packed(model.get_decoder())
         return model
+
+    def behavior(self, network: PreTrainedModel) -> Behavior:
+        """Found out with a few tokens, for model types differ."""
+        return behavior_of(network)
 
     def build(self) -> PreTrainedModel:
         """Random weights."""

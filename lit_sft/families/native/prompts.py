@@ -163,7 +163,7 @@ def _render(tokenizer: Any, chat: list[dict[str, str]], *, is_prompt: bool = Fal
     try:
         return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=is_prompt))
     except TemplateError as error:
-        raise BadRecord(f"chat-template-refuses: {error}") from None
+        raise BadRecord("chat-template-refuses", str(error)) from None
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

@@ -1,9 +1,7 @@
 """Attention of packed rows, within each of their examples: no mask of a whole row, and no work that a mask undoes.
 
-An attention function of transformers. What arrives in place of a mask are the borders of the examples, int32
-[1, 1, 1, S + 1]: places in the batch [B * T], laid out row after row, at which an example begins, and the end;
-transformers hands on whatever has four dimensions. A second line, [1, 1, 2, S + 1], says where the prefix of each
-example ends, whose tokens see all of it (ChatGLM-6B).
+An attention function of transformers. What arrives in place of a mask are the `Borders` of the examples, which have
+four dimensions because transformers hands on whatever has.
 """
 
 from __future__ import annotations
@@ -28,6 +26,20 @@ SDPA_BY_SEGMENT = "sdpa_by_segment"
 """Its name. Without packed rows it is transformers' `sdpa`."""
 
 
+class Borders(Tensor):
+    """Where the examples of packed rows begin and end, int32 [1, 1, 1, S + 1]: what kernels call `cu_seqlens`.
+
+    Places in the batch [B * T], laid out row after row, at which an example begins, and the end. A second line,
+    [1, 1, 2, S + 1], says where the prefix of each example ends, whose tokens see all of it (ChatGLM-6B).
+    """
+
+    dense: Tensor | None = None
+    """The mask that says the same, once a layer needed it."""
+
+    # What is computed from borders are plain tensors.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # as torch documents it
+
+
 def goes_by_segment(network: PreTrainedModel) -> bool:
     """Whether a network attends with `attend`; compiled blocks are better off with one mask for all of them."""
     if network.config._attn_implementation != SDPA_BY_SEGMENT:
@@ -36,8 +48,8 @@ def goes_by_segment(network: PreTrainedModel) -> bool:
     return all(block._compiled_call_impl is None for blocks in lists for block in blocks)
 
 
-def borders_of(starts_BT: Tensor, is_prefix_BT: Tensor | None = None) -> Tensor:
-    """What `attend` takes for a mask.
+def borders_of(starts_BT: Tensor, is_prefix_BT: Tensor | None = None) -> Borders:
+    """What `attend` takes in place of a mask.
 
     Args:
         starts_BT: Where an example begins; in the first column always.
@@ -45,10 +57,10 @@ def borders_of(starts_BT: Tensor, is_prefix_BT: Tensor | None = None) -> Tensor:
     """
     borders = F.pad(starts_BT.flatten().nonzero().squeeze(1), (0, 1), value=starts_BT.numel())
     if is_prefix_BT is None:
-        return borders.int()[None, None, None]
+        return borders.int()[None, None, None].as_subclass(Borders)
     num_before = F.pad(is_prefix_BT.flatten().cumsum(0), (1, 0))[borders]
     prefix_ends = borders + F.pad(num_before.diff(), (0, 1))
-    return torch.stack([borders, prefix_ends]).int()[None, None]
+    return torch.stack([borders, prefix_ends]).int()[None, None].as_subclass(Borders)
 
 
 def attend(
@@ -61,8 +73,11 @@ def attend(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Mixed values [B, T, N, H] of queries [B, N, T, H] and keys and values [B, K, T, H], K dividing N."""
-    if attention_mask is not None and attention_mask.dtype == torch.int32:
+    """Mixed values [B, T, N, H] of queries [B, N, T, H] and keys and values [B, K, T, H], K dividing N.
+
+    `attention_mask` is one of transformers, or the `Borders` of packed examples.
+    """
+    if isinstance(attention_mask, Borders):
         if _can_go_by_segment(query, dropout):
             return _by_segment(query, key, value, attention_mask[0, 0], dropout, scaling), None
         attention_mask = _dense_once(attention_mask, query)
@@ -168,14 +183,13 @@ def _segments_of(borders: Tensor, query: Tensor) -> tuple[Tensor, Tensor]:
     return segment.view(num_rows, length), is_prefix.view(num_rows, length)
 
 
-def _dense_once(attention_mask: Tensor, query: Tensor) -> Tensor:
+def _dense_once(borders: Borders, query: Tensor) -> Tensor:
     """The mask that says the same, for all layers."""
     if torch.compiler.is_compiling():
-        return _dense(attention_mask[0, 0], query)
-    dense: Tensor | None = getattr(attention_mask, "dense", None)
-    if dense is None:
-        dense = attention_mask.dense = _dense(attention_mask[0, 0], query)  # type: ignore[attr-defined]
-    return dense
+        return _dense(borders[0, 0], query)
+    if borders.dense is None:
+        borders.dense = _dense(borders[0, 0], query)
+    return borders.dense
 
 
 def _dense(borders: Tensor, query: Tensor) -> Tensor:

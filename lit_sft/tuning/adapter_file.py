@@ -1,0 +1,155 @@
+"""A PEFT adapter folder as it was written, by whatever program: read without the hub, and refused where it is no LoRA.
+
+Only headers are read here. Where the tensors belong is the matter of `original_names` and `adapter_loading`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_sft.checkpoint.files import refuse_pointer
+from lit_sft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from lit_sft.checkpoint.weights import StoredTensor
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+PREFIX = "base_model.model."
+"""What peft puts before every name."""
+
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initializations that subtract from the base what they put into the adapter, so that it fits a changed base only."""
+
+BEYOND_TENSORS = ("alora_invocation_tokens", "arrow_config", "layer_replication", "target_parameters")
+"""Options that change how peft computes, or with which layers, in ways that a network of ours does not follow."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A LoRA adapter on disk.
+
+    Args:
+        folder: Where it stands.
+        config: Its adapter_config.json.
+        tensors: By the name of the module and part, without peft's prefix; none is empty.
+    """
+
+    folder: Path
+    config: LoraConfig
+    tensors: dict[str, StoredTensor]
+
+
+def read_adapter(folder: Path) -> AdapterFile:
+    """Open the adapter in `folder`.
+
+    Raises:
+        ConfigError: If it is not a folder with a LoRA adapter, or an adapter that needs more than its tensors.
+        CheckpointError: If the weights are damaged or hold anything but tensors.
+    """
+    from lit_sft.checkpoint.weights import open_weights_file
+
+    content = read_adapter_config(folder)
+    tensors = open_weights_file(_weights_file(folder))
+    if not tensors:
+        raise ConfigError(f"adapter {folder} holds no tensors; save it again")
+    if empty := [name for name, tensor in tensors.items() if 0 in tensor.shape]:
+        raise ConfigError(
+            f"adapter {folder}: {len(empty)} of {len(tensors)} tensors are empty, the first {empty[0]}: it was saved "
+            "under ZeRO-3 without gathering the weights; save it again (stage3_gather_16bit_weights_on_model_save)"
+        )
+    for name, tensor in tensors.items():
+        if not name.startswith(PREFIX):
+            raise ConfigError(
+                f"adapter {folder}: the tensor {name} does not begin with {PREFIX}, as peft names them: no tensor of "
+                "that name belongs to this model; save it with peft's save_pretrained"
+            )
+        if not tensor.is_floating_point():
+            raise ConfigError(f"adapter {folder}: the tensor {name} holds {tensor.layout.dtype}, not weights")
+    return AdapterFile(folder, _lora_config(folder, content), {k.removeprefix(PREFIX): v for k, v in tensors.items()})
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """The adapter_config.json in `folder`, which is of a LoRA adapter.
+
+    Raises:
+        ConfigError: If there is none, or it is of another kind.
+    """
+    if not folder.is_dir():
+        raise ConfigError(
+            f"adapter {folder} is not a folder; adapters are not downloaded: give a folder that holds {ADAPTER_CONFIG}"
+        )
+    file = folder / ADAPTER_CONFIG
+    if not file.is_file():
+        raise ConfigError(f"adapter {folder} is not a PEFT folder: it holds no {ADAPTER_CONFIG}")
+    refuse_pointer(file)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} does not hold a JSON object")
+    if content.get("enable_lora"):
+        raise ConfigError(
+            f"{file} was made by peft before 0.3 (key enable_lora), which computed a fused layer in another way; "
+            "merge it with the peft that made it, or train it again"
+        )
+    kind = content.get("peft_type")
+    if kind != "LORA":
+        raise ConfigError(f"{file}: adapters of type {kind} are not supported; LORA (with rsLoRA and DoRA) is")
+    if not content.get("target_modules"):
+        raise ConfigError(f"{file} names no target_modules; give the layers that the adapter was trained on")
+    return content
+
+
+def _weights_file(folder: Path) -> Path:
+    for name in ADAPTER_WEIGHTS:
+        if (folder / name).is_file():
+            refuse_pointer(folder / name)
+            return folder / name
+    raise ConfigError(f"adapter {folder} holds no {' or '.join(ADAPTER_WEIGHTS)}; is the download complete?")
+
+
+def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
+    """Keys that peft does not know, and so ignores, must say nothing."""
+    from peft import LoraConfig
+
+    file = folder / ADAPTER_CONFIG
+    for key in BEYOND_TENSORS:
+        if content.get(key):
+            raise ConfigError(f"{file}: adapters with {key} are not supported")
+    start = str(content.get("init_lora_weights")).lower()
+    if start.startswith(CHANGES_BASE):
+        raise ConfigError(
+            f"{file} says init_lora_weights {start}, which trains on a changed base; save the adapter as plain LoRA "
+            "(path_initial_model_for_weight_conversion of peft's save_pretrained)"
+        )
+    known = {field.name for field in fields(LoraConfig)}
+    for key in content.keys() - known:
+        if content[key]:
+            raise ConfigError(
+                f"{file} has {key}: {json.dumps(content[key])}, which this peft does not know; upgrade it"
+            )
+    # The head of a classifier is no part of our networks; its tensors then find no place.
+    given = {key: value for key, value in content.items() if key in known} | {"task_type": "CAUSAL_LM"}
+    _check_sizes(file, content)
+    try:
+        return LoraConfig(**given)
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{file} is not a configuration of LoRA: {str(error).partition(chr(10))[0]}") from None
+
+
+def _check_sizes(file: Path, content: dict[str, Any]) -> None:
+    """Numbers that peft takes as they come, to fail where it computes with them."""
+    for key, default in (("r", 8), ("lora_alpha", 8)):
+        value = content.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise ConfigError(f"{file}: {key} is {json.dumps(value)}; it must be a number above 0")
+    for key in ("rank_pattern", "alpha_pattern"):
+        if not isinstance(content.get(key) or {}, dict):
+            raise ConfigError(f"{file}: {key} must be an object of names and numbers")

@@ -1,0 +1,119 @@
+"""An adapter on a network: every tensor of its file has a place, and every place a tensor, or nothing is loaded."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from peft import LoraConfig, PeftModelForCausalLM
+from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
+
+from lit_sft.errors import ConfigError
+from lit_sft.tuning.adapter_file import PREFIX, AdapterFile, read_adapter
+from lit_sft.tuning.original_names import Piece, to_network, to_original
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lit_sft.checkpoint.opening import Checkpoint
+
+
+@dataclass(frozen=True)
+class PlacedAdapter:
+    """An adapter that was compared with the network of a checkpoint, down to the shape of each tensor.
+
+    Args:
+        file: As it stands on disk, perhaps under the names of the original code.
+        config: For the network.
+        pieces: By the name of a tensor in the network's adapter, where it stands in the file.
+    """
+
+    file: AdapterFile
+    config: LoraConfig
+    pieces: dict[str, Piece]
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The tensors of the network's adapter by name."""
+        read = {name: tensor[...] for name, tensor in self.file.tensors.items()}
+        return {
+            name: read[piece.source] if piece.rows is None else read[piece.source][piece.rows]
+            for name, piece in self.pieces.items()
+        }
+
+    def attach(self, network: PreTrainedModel, *, is_trainable: bool) -> PeftModelForCausalLM:
+        """The loaded network with the adapter, its layers replaced in place."""
+        self.config.inference_mode = not is_trainable
+        wrapped = PeftModelForCausalLM(network, self.config)
+        set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": tensor for name, tensor in self.tensors().items()})
+        return wrapped
+
+    def original(self, checkpoint: Checkpoint) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
+        """The adapter as one of the original modules: its configuration, and its tensors by name.
+
+        Raises:
+            ConfigError: If there is none with the same effect.
+        """
+        with torch.device("meta"):
+            network = checkpoint.family.build()
+        try:
+            config, tensors = to_original(self.config, self.tensors(), network)
+        except ConfigError as error:
+            raise ConfigError(f"adapter {self.file.folder} has no form under the original names: {error}") from None
+        config.base_model_name_or_path = str(checkpoint.path.resolve())
+        config.inference_mode = True
+        return config, tensors
+
+
+def place_adapter(folder: Path, checkpoint: Checkpoint) -> PlacedAdapter:
+    """Compare the adapter in `folder` with the network of a checkpoint; no weights are read.
+
+    Raises:
+        ConfigError: If it is not a LoRA adapter, or not one for this network, naming the first tensor at fault.
+        CheckpointError: If its file is damaged.
+    """
+    file = read_adapter(folder)
+    with torch.device("meta"):
+        network = checkpoint.family.build()
+    shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
+    try:
+        config, pieces = to_network(file.config, shapes, network)
+    except ConfigError as error:
+        raise ConfigError(f"adapter {folder} does not fit {checkpoint.path}: {error}") from None
+    placed = PlacedAdapter(file, config, pieces)
+    _compare(placed, network, checkpoint)
+    return placed
+
+
+def _compare(placed: PlacedAdapter, network: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """What peft makes of the configuration, on "meta", has exactly these tensors."""
+    misfit = f"adapter {placed.file.folder} does not fit {checkpoint.path}"
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped: Any = PeftModelForCausalLM(network, placed.config, low_cpu_mem_usage=True)
+            expected = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    except Exception as error:  # peft has an error of its own for each option that does not suit a network
+        raise ConfigError(f"{misfit}: {str(error).partition(chr(10))[0]}") from None
+    places = {name.removeprefix(PREFIX): tensor.shape for name, tensor in expected.items()}
+    for name, piece in sorted(placed.pieces.items()):
+        if name not in places:
+            raise ConfigError(f"{misfit}: the tensor {piece.source} has no place; its configuration does not name it")
+        shape = piece.shape(placed.file.tensors[piece.source].shape)
+        if shape != tuple(places[name]):
+            needed = f"the model needs {list(places[name])}{_hint(name)}"
+            raise ConfigError(f"{misfit}: the tensor {piece.source} is {list(shape)}, {needed}")
+    if missing := sorted(places.keys() - placed.pieces.keys()):
+        raise ConfigError(
+            f"{misfit}: it lacks {len(missing)} of {len(places)} tensors, the first {missing[0]}, which its "
+            "configuration asks for"
+        )
+
+
+def _hint(name: str) -> str:
+    is_vocabulary = name.endswith(".weight") and "lora_" not in name and ("embed" in name or "head" in name)
+    return (
+        ": it was trained with a resized vocabulary, so it needs the checkpoint of that size" if is_vocabulary else ""
+    )
