@@ -67,7 +67,7 @@ class ShortErrorParser(ArgumentParser):
         # A misspelt option must not pass as the beginning of another.
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
 
-    def parse_path(self, path: str | os.PathLike[str], **options: Any) -> Namespace:  # type: ignore[override]
+    def parse_path(self, path: str | os.PathLike[str], **options: Any) -> Namespace:
         """A configuration file; jsonargparse would read it in the encoding of the locale.
 
         Raises:
@@ -76,11 +76,13 @@ class ShortErrorParser(ArgumentParser):
         file = Path(path)
         text = read_configuration(file)
         with chdir(file.absolute().parent):  # files that it names for its parts lie beside it
-            return self.parse_string(text, path=file.name, **options)
+            parsed: Namespace = self.parse_string(text, path=file.name, **options)
+        return parsed
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """As jsonargparse does, with `~` and environment variables in paths replaced."""
-        return _with_expanded_paths(super().parse_args(*args, **options))
+        parsed: Namespace = _with_expanded_paths(super().parse_args(*args, **options))
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the short form.
