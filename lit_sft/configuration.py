@@ -41,8 +41,12 @@ PATH_OPTIONS = {
 }
 """Options that name files and folders, wherever they stand."""
 
+LIGHTNINGS = {"callbacks": "lightning.pytorch.callbacks", "logger": "lightning.pytorch.loggers"}
+"""Key of a configuration -> module with the short names that Lightning knows for it."""
+
 # What jsonargparse says, in the order in which the parts of one message are looked for.
 CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
+MISSING_PACKAGE = re.compile(r"No module named '(?!lit_sft)(\w+)|pip install (?:-U )?['\"]?([A-Za-z][\w.-]*)")
 KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
 UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
@@ -73,12 +77,12 @@ class ShortErrorParser(ArgumentParser):
         text = read_configuration(file)
         with chdir(file.absolute().parent):  # files that it names for its parts lie beside it
             parsed: Namespace = self.parse_string(text, path=file.name, **options)
-            return parsed
+        return parsed
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
         """As jsonargparse does, with `~` and environment variables in paths replaced."""
-        expanded: Namespace = _with_expanded_paths(super().parse_args(*args, **options))
-        return expanded
+        parsed: Namespace = _with_expanded_paths(super().parse_args(*args, **options))
+        return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise the short form.
@@ -95,6 +99,8 @@ class ShortErrorParser(ArgumentParser):
     def shorten(self, message: str) -> str:
         """The innermost problem in a message of jsonargparse, in one line."""
         place = ".".join(key for key in KEY.findall(message) if "[" not in key)
+        if missing := missing_package(message):
+            return f"{place}: {missing}" if place else missing
         if found := UNKNOWN_OPTION.search(message):
             classes = CLASS_PROBLEM.findall(message)
             names = _parameters(classes[-1]) if classes else self._options_near(found[1])
@@ -108,7 +114,7 @@ class ShortErrorParser(ArgumentParser):
         if found := UNKNOWN_CLASS.search(message):
             kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
-            names = list(discover(chosen)) if chosen else []
+            names = list(discover(chosen)) if chosen else _names_of_lightning(place)
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
@@ -133,6 +139,21 @@ class ShortErrorParser(ArgumentParser):
         }
         level = sorted(dest for dest in options if dest.rpartition(".")[0] == prefix)
         return level or sorted({dest.partition(".")[0] for dest in options})
+
+
+def missing_package(message: str) -> str | None:
+    """What to install, where a message says that a class of a configuration needs a package that is not there."""
+    found = MISSING_PACKAGE.search(message)
+    if not found:
+        return None
+    name, classes = found[1] or found[2], CLASS_PROBLEM.findall(message)
+    needed = f"{classes[-1].rpartition('.')[2]} needs a package" if classes else "a package is needed"
+    return f"{needed} that is not installed: pip install {name}"
+
+
+def _names_of_lightning(place: str) -> list[str]:
+    module = LIGHTNINGS.get(place.rpartition(".")[2])
+    return list(import_module(module).__all__) if module else []
 
 
 def expanded(path: str) -> str:

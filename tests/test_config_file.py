@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -66,7 +65,7 @@ def test_home_and_environment_stand_in_every_option_that_is_a_path(monkeypatch: 
     parser = ShortErrorParser()
     for option in ("checkpoint", "output", "runs", "name"):
         parser.add_argument(f"--{option}", type=str | list[str] | None)
-    parser.add_argument("--corpora", type=list[dict[str, Any]])
+    parser.add_argument("--corpora", type=list[dict[str, list[str]]])
     words = ["--checkpoint=$MODELS/a", "--output=${NOT_SET}/b", '--runs=["~/c"]', "--name=~/$MODELS"]
     read = parser.parse_args([*words, '--corpora=[{"path": ["~/d", "$MODELS/e"]}]'])
     assert read.checkpoint == "/models/a"

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jsonargparse.typing import register_type
 from lightning import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers.utils.logging import disable_progress_bar
@@ -25,6 +27,7 @@ from transformers.utils.logging import disable_progress_bar
 from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
+from lit_sft.callbacks.guests import Guests
 from lit_sft.callbacks.hyperparameters import HyperParameters
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.preflight import Preflight
@@ -67,6 +70,8 @@ HARMLESS_WARNINGS = (
     "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
     "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
 )
+
+register_type(torch.device)  # an option of Lightning's StochasticWeightAveraging, which config.yaml must hold
 
 CURVES = "tensorboard"
 
@@ -161,11 +166,15 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        if config.get("enable_progress_bar") in (None, True):
+        given = config.get("callbacks") or []
+        if any(isinstance(callback, ProgressBar) for callback in (given if isinstance(given, list) else [given])):
+            config["enable_progress_bar"] = True  # `false` says: without ours
+        elif config.get("enable_progress_bar") in (None, True):
             callbacks = [*callbacks, RunProgress()]
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            callbacks += [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+            own = [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+            callbacks = [Guests(), *callbacks, *own]
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         for callback in callbacks:

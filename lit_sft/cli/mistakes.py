@@ -8,7 +8,7 @@ import traceback
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lit_sft.configuration import user_error_in
+from lit_sft.configuration import missing_package, user_error_in
 from lit_sft.errors import ConfigError, UserError
 
 
@@ -21,8 +21,10 @@ def mistake_behind(error: Exception) -> UserError | None:
         return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError(f"a configuration is not UTF-8: {said}")
+    if isinstance(error, ValueError | ImportError) and (missing := missing_package(str(error))):
+        return ConfigError(missing)
+    if isinstance(error, RuntimeError) and "more than one stateful callback" in said:
+        return ConfigError(f"trainer.callbacks: {said[:400]}")
     is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)
     return ConfigError(said[:400]) if is_refusal else None
 

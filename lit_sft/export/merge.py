@@ -14,7 +14,7 @@ from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
 from lit_sft.files import whole_folder, write_json
-from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run
+from lit_sft.runs.folder import CONFIG, is_run
 
 if TYPE_CHECKING:
     import torch
@@ -101,10 +101,7 @@ def _adapter(run: Path, tuning: Tuning) -> Path:
             f"{exported} is a checkpoint as it is"
         )
     if not exported.is_dir():
-        raise ConfigError(
-            f"{run} holds no {tuning.export_name}/: it did not finish. Go on with it: fit --config {run / CONFIG} "
-            f"--ckpt_path {run / LAST_CHECKPOINT}"
-        )
+        raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Resume it: fit --resume {run}")
     return exported
 
 
