@@ -161,6 +161,9 @@ class Encoder:
 
     def need(self, selection: Selection, what: str = "examples") -> None:
         """Return when all of these records are encoded: at once here, or by the process that does it."""
+        # One process of a machine writes tokens, the others read the same files; the store itself says what is ready,
+        # so no message passes between them. A waiting process must notice by itself that nobody will write any more:
+        # its parent is the one that encodes or the launcher of both, and when that ends the system gives it another.
         while not self._is_ready(selection):
             if self._is_first:
                 self._encode_now(selection, what)

@@ -160,6 +160,11 @@ class EpochOrder(Sampler[MicroBatch]):
         return _part(self._records_of(epoch), slice(0, WINDOW))
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        # Every rank walks the whole stream of blocks and takes its own share of each step, so ranks need not talk to
+        # each other and a batch depends on (seed, epoch) only. Reading is one step ahead of what is handed out: only
+        # that shows which step is the last, whose progress is 1. The position behind each step is remembered by its
+        # number, as loaders fetch ahead and a checkpoint asks for the step that was trained on, not the last one
+        # fetched. A resumed run cuts only the windows from its position on.
         position = self._start if self._start.epoch == self._epoch else Position(self._epoch)
         blocks = self._blocks(position)
         share_of_rank = self._batching.num_blocks

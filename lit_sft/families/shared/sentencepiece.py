@@ -257,6 +257,10 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
 
 def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
     """Merge rules of a sentencepiece BPE model, best first; it stores only the merged pieces and their scores."""
+    # Sentencepiece joins two neighbors whenever the joined text is a piece, the one with the best score first, however
+    # it was made in training. A Rust BPE knows only pairs with ranks. So every cut of a piece into two pieces becomes a
+    # rule, with the rank of the piece's score: then both join the same neighbors in the same order. Sorted by score
+    # alone, and in the order of the model where scores are equal, the rules of one piece stay side by side.
     score = {piece.piece: piece.score for piece in pieces if piece.type == _Piece.NORMAL}
     ranked: list[tuple[float, int, str, str]] = []
     for order, merged in enumerate(score):
