@@ -1,11 +1,13 @@
 """What the tests of all corpora need: write records, read them back."""
 
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Corpus, Finding
+from lit_sft.data.scan import FILTERED, GOOD, scan_corpus
 
 
 def said(conversation: Conversation) -> list[tuple[str, str]]:
@@ -15,9 +17,19 @@ def said(conversation: Conversation) -> list[tuple[str, str]]:
 
 def read(corpus: Corpus) -> tuple[list[Conversation], list[tuple[str, str]]]:
     """Conversations, and (place behind the file name, reason) of each finding."""
-    findings: list[Finding] = []
-    conversations = list(corpus.conversations(findings.append))
+    conversations, findings = read_findings(corpus)
     return conversations, [(place(finding.source), finding.reason) for finding in findings]
+
+
+def read_findings(corpus: Corpus) -> tuple[list[Conversation], list[Finding]]:
+    """Conversations and findings in the order of the file, by the scan with which training begins."""
+    found = scan_corpus("Corpus", corpus, corpus.files[0].parent / "cache", num_workers=0)
+    scan = found.scan
+    verdicts = [name for name in scan.verdict_names if name not in {GOOD, FILTERED}]
+    reasons = [(n, name, False) for name in verdicts for n in scan.records_with(name).tolist()]
+    reasons += [(n, name, True) for name in scan.repair_names for n in scan.repaired_records(name).tolist()]
+    findings = [found.finding(n, name, is_kept=is_kept) for n, name, is_kept in sorted(reasons, key=itemgetter(0))]
+    return [found.conversation(number) for number in scan.good.tolist()], findings
 
 
 def place(source: str) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._cleaning import decode_record
 from lit_sft.corpora._fields import Fields, is_supervised
-from lit_sft.corpora._reading import find_files, read_records
+from lit_sft.corpora._reading import find_files
 from lit_sft.errors import BadRecord, ConfigError, DataError
 
 MAX_NAMES = 30
@@ -38,9 +38,6 @@ class Finding:
     excerpt: str
     is_kept: bool
     detail: str = ""
-
-
-Report = Callable[[Finding], None]
 
 
 class Reading(NamedTuple):
@@ -181,35 +178,6 @@ class Corpus(ABC):
         for reason in unused:
             self.repaired(reason)
         return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
-
-    def conversations(self, report: Report) -> Iterator[Conversation]:
-        """Every conversation of the files that the filters want, in order; whatever is wrong goes to `report`.
-
-        Raises:
-            DataError: If a file is missing or empty, no record in it can be read, or a filter matches nothing.
-        """
-        groups: set[str] = set()
-        for file in self.files:
-            layout: frozenset[str] | None = None
-            num_usable = 0
-            reasons: set[str] = set()
-            for raw in read_records(file, has_groups=self.has_groups, record_keys=self.record_keys):
-                try:
-                    layout = layout or self.layout_in(raw.data)
-                    conversation, repairs, group = self.read(raw.data, layout, raw.group)
-                except BadRecord as bad:
-                    reasons.add(bad.reason)
-                    report(Finding(raw.source, bad.reason, excerpt(raw.data), is_kept=False))
-                    continue
-                num_usable += 1
-                groups.add(group)
-                if conversation is not None:
-                    for reason in repairs:
-                        report(Finding(raw.source, reason, excerpt(raw.data), is_kept=True))
-                    yield replace(conversation, source=raw.source)
-            if not num_usable:
-                raise self.unreadable(file, reasons)
-        self.check_groups(groups)
 
     def layout_in(self, data: bytes) -> frozenset[str] | None:
         """The layout of a record in bytes; None if it is broken, or of no layout of this corpus."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
-from lit_sft.corpora._base import UNUSED_KEY, Corpus, Finding, to_utf8
+from lit_sft.corpora._base import Corpus, excerpt, to_utf8
 from lit_sft.corpora._fields import is_filled
-from lit_sft.corpora._reading import content_of, find_files
+from lit_sft.corpora._reading import content_of, find_files, read_records
 from lit_sft.corpora._turns import CHAT_ROLES, entries_of, first_text, messages_of, said_before, system_of, text_of
+from lit_sft.data.scan import EMPTY_LINE
 from lit_sft.errors import BadRecord, DataError
 
 _RECORDS = re.compile(rb'\[\s*(?:[{\[\]"]|$)|\{\s*(?:["}]|$)')
@@ -69,7 +70,7 @@ def read_prompts(path: str | Path) -> list[Conversation]:
     (path,) = find_files(str(path))
     content = content_of(path)
     if _RECORDS.match(content.removeprefix(b"\xef\xbb\xbf").lstrip()[:4096]):
-        return list(PromptRecords(str(path)).conversations(_refuse))
+        return _read_records(path)
     try:
         text = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
@@ -106,7 +107,20 @@ def encode_prompts(
         )
 
 
-def _refuse(finding: Finding) -> None:
-    if finding.reason.startswith(UNUSED_KEY) or (not finding.is_kept and finding.reason != "empty-line"):
-        expected = f". Expected {PromptRecords.layout}"
-        raise DataError(f"{finding.source}: {finding.reason}: {finding.excerpt[:80]!r}{expected}")
+def _read_records(path: Path) -> list[Conversation]:
+    corpus = PromptRecords(str(path), unused_keys="refuse")
+    (layout,) = corpus.layouts
+    found: list[Conversation] = []
+    for raw in read_records(path, record_keys=corpus.record_keys):
+        try:
+            conversation = corpus.read(raw.data, layout).conversation
+        except BadRecord as bad:
+            if bad.reason == EMPTY_LINE:
+                continue
+            beginning = excerpt(raw.data)[:80]
+            raise DataError(f"{raw.source}: {bad.reason}: {beginning!r}. Expected {corpus.layout}") from None
+        assert conversation is not None  # there is no filter
+        found.append(replace(conversation, source=raw.source))
+    if not found:
+        raise corpus.unreadable(path, ())
+    return found

@@ -15,6 +15,7 @@ import pytest
 import torch
 from goldens import golden_checkpoint
 from peft import LoraConfig, get_peft_model
+from reading import read
 
 from lit_sft import open_checkpoint
 from lit_sft.chat.network import Network, Source
@@ -101,8 +102,9 @@ def test_saved_conversation_is_read_back_by_the_corpus(tiny: Tiny, tmp_path: Pat
     talk.answer("你好")
     file = tmp_path / "saved.jsonl"
     talk.command(f"/save {file}")
-    (read,) = JsonlChat(str(file)).conversations(lambda finding: pytest.fail(str(finding)))
-    assert [message.content for message in read.messages] == ["你是小向导。", *(m.content for m in talk.messages)]
+    (saved,), findings = read(JsonlChat(str(file)))
+    assert not findings
+    assert [message.content for message in saved.messages] == ["你是小向导。", *(m.content for m in talk.messages)]
 
 
 def test_strategy_is_set_and_mistakes_leave_it_as_it_was(tiny: Tiny) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading import said
+from reading import read_findings, said
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Finding
@@ -17,8 +17,7 @@ GOOD = '{"instruction": "问\\n", "input": "", "output": "\\n答"}'
 
 
 def read(path: Path) -> tuple[list[Conversation], list[Finding]]:
-    findings: list[Finding] = []
-    return list(Belle(str(path)).conversations(findings.append)), findings
+    return read_findings(Belle(str(path)))
 
 
 def test_edges_are_stripped_and_the_inside_is_kept() -> None:

@@ -1,6 +1,7 @@
 """Every record is read once, before training, and what is in it is known."""
 
 import gzip
+import hashlib
 import json
 import os
 import resource
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from reading import write_lines
+from hypothesis import given
+from hypothesis import strategies as st
+from reading import said, write_lines
 
 from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora.belle import Belle
@@ -44,24 +47,53 @@ def scanned(corpus: Any, tmp_path: Path, num_workers: int = 0) -> ScannedCorpus:
 def test_any_record_can_be_read_by_its_number_from_any_container(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "belle.json"
     file.write_bytes(content)
-    corpus = Belle(str(file))
-    in_order = list(corpus.conversations(lambda finding: None))
-    found = scanned(corpus, tmp_path)
+    found = scanned(Belle(str(file)), tmp_path)
     assert found.scan.good.tolist() == [*range(30)]
-    assert [found.conversation(number) for number in reversed(range(30))] == in_order[::-1]
+    assert [said(found.conversation(number)) for number in reversed(range(30))] == [
+        [("user", record["instruction"]), ("assistant", record["output"])] for record in reversed(RECORDS)
+    ]
+
+
+CONTAINERS: dict[str, Callable[[list[Any]], str]] = {
+    "lines": lambda records: "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records),
+    "array": json.dumps,
+    "array-over-lines": lambda records: json.dumps(records, indent=1, ensure_ascii=False),
+}
+TEXTS = st.text(st.characters(exclude_categories=("Cc", "Cs", "Z")), min_size=1) | st.sampled_from(
+    ['"', "\\", "}, {", '"}, {"instruction": "', "[", "]}", "a\nb", "{\n}", '\\"']
+)
+
+
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=20), st.sampled_from(list(CONTAINERS)), st.booleans())
+def test_a_scan_finds_every_record_in_order_with_its_texts_in_any_container(
+    tmp_path_factory: pytest.TempPathFactory, talks: list[tuple[str, str]], container: str, is_compressed: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "containers"  # one cache, which holds a file open
+    folder.mkdir(exist_ok=True)
+    content = CONTAINERS[container](
+        [{"instruction": asked, "input": "", "output": answered} for asked, answered in talks]
+    )
+    data = content.encode()
+    file = folder / f"{hashlib.sha256(data).hexdigest()}.{is_compressed}"
+    file.write_bytes(gzip.compress(data) if is_compressed else data)
+    found = scanned(Belle(str(file)), folder)
+    assert found.scan.good.tolist() == [*range(len(talks))]
+    assert [said(found.conversation(number)) for number in range(len(talks))] == [
+        [("user", asked), ("assistant", answered)] for asked, answered in talks
+    ]
 
 
 def test_records_of_several_files_are_numbered_through(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(LINES, encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps(RECORDS[:3]), encoding="utf-8")
-    corpus = Belle(str(tmp_path / "[ab].json"))
-    found = scanned(corpus, tmp_path)
+    found = scanned(Belle(str(tmp_path / "[ab].json")), tmp_path)
     assert [found.conversation(number).source for number in (29, 30, 32)] == [
         f"{tmp_path}/a.json:30",
         f"{tmp_path}/b.json:1",
         f"{tmp_path}/b.json:1#3",
     ]
-    assert [found.conversation(number) for number in range(33)] == list(corpus.conversations(lambda finding: None))
+    in_order = [record["instruction"] for record in [*RECORDS, *RECORDS[:3]]]
+    assert [found.conversation(number).messages[0].content for number in range(33)] == in_order
 
 
 def test_a_scenario_is_known_by_the_array_it_stands_in(tmp_path: Path) -> None:
