@@ -1,12 +1,15 @@
 """What the tests of all corpora need: write records, read them back."""
 
 import json
+import os
 from operator import itemgetter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from lit_sft.conversation import Conversation
 from lit_sft.corpora._base import Corpus, Finding
+from lit_sft.data import cache_pruning
 from lit_sft.data.scan import FILTERED, GOOD, scan_corpus
 
 
@@ -23,7 +26,17 @@ def read(corpus: Corpus) -> tuple[list[Conversation], list[tuple[str, str]]]:
 
 def read_findings(corpus: Corpus) -> tuple[list[Conversation], list[Finding]]:
     """Conversations and findings in the order of the file, by the scan with which training begins."""
-    found = scan_corpus("Corpus", corpus, corpus.files[0].parent / "cache", num_workers=0)
+    with TemporaryDirectory() as folder:  # nothing is known from a reading before
+        cache = Path(folder)
+        try:
+            return _scan(corpus, cache)
+        finally:
+            if cache in cache_pruning._held:
+                os.close(cache_pruning._held.pop(cache))
+
+
+def _scan(corpus: Corpus, cache: Path) -> tuple[list[Conversation], list[Finding]]:
+    found = scan_corpus("Corpus", corpus, cache, num_workers=0)
     scan = found.scan
     verdicts = [name for name in scan.verdict_names if name not in {GOOD, FILTERED}]
     reasons = [(n, name, False) for name in verdicts for n in scan.records_with(name).tolist()]
