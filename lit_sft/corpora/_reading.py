@@ -50,7 +50,8 @@ class RawRecord:
     """Bytes of one record; where it is longer than MAX_RECORD_BYTES, not all of them.
 
     `line` is that of its first byte, counted from 1, `nth` its place among the records that begin on that line, also
-    from 1; `group` the key of the array it stands in, if the file is an object of arrays; `num_bytes` how long it is.
+    from 1; `group` the key of the array it stands in, if the file is an object of arrays; `num_bytes` how long it is
+    if it was cut out of brackets, 0 if it is a line.
     """
 
     file: Path
@@ -206,14 +207,13 @@ def _decompressed(file: Path, chunks: Iterable[bytes], new_decoder: Callable[[],
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[Element]:
     """Lines by number, split at LF only: U+2028 and its like occur inside JSON strings."""
-    number, pending, num_bytes = 1, b"", 0
+    number, pending = 1, b""
     for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
         for line in ended:
-            yield Element(number, pending + line, "", num_bytes + len(line))
-            number, pending, num_bytes = number + 1, b"", 0
-        num_bytes += len(rest)
+            yield Element(number, pending + line, "", num_bytes=0)
+            number, pending = number + 1, b""
         if len(pending) <= MAX_RECORD_BYTES:
             pending += rest
     if pending:
-        yield Element(number, pending, "", num_bytes)
+        yield Element(number, pending, "", num_bytes=0)

@@ -33,7 +33,10 @@ _BOUNDARY = re.compile(
 
 
 class Element(NamedTuple):
-    """Bytes of a record, not all where there are more than MAX_RECORD_BYTES; `num_bytes` counts all of them."""
+    """Bytes of a record, not all where there are more than MAX_RECORD_BYTES; `num_bytes` counts all of them.
+
+    It is 0 where the record is a line: only where brackets could not be matched are other records hidden in one.
+    """
 
     line: int
     data: bytes

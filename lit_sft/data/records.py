@@ -72,8 +72,8 @@ class FileRecords:
             yield self._whole(number, block[begin:end])
 
     def sizes(self) -> NDArray[np.uint64]:
-        """Bytes of each record [N] in the file."""
-        return self._array("sizes") if self._is_copy else np.diff(self._offsets)
+        """Bytes of each record [N] that was cut out of brackets; 0 for a line, which is one record however long."""
+        return self._array("sizes") if self._is_copy else np.zeros(len(self), dtype=np.uint64)
 
     def source(self, number: int) -> str:
         """`file:line`, or `file:line#n`."""
@@ -173,7 +173,7 @@ class Records:
                     yield number, data, group
 
     def sizes(self) -> NDArray[np.uint64]:
-        """Bytes of each record [N] in its file."""
+        """Bytes of each record [N] that was cut out of brackets; 0 for a line."""
         return np.concatenate([file.sizes() for file in self.files])
 
     def source(self, number: int) -> str:

@@ -138,8 +138,8 @@ class ScannedCorpus:
     def check(self, max_bad_fraction: float) -> None:
         """Refuse a corpus of which too much is bad: it is then the wrong file or class.
 
-        Where a bad record is longer than any good one, more than one is lost in it: a broken array may hide thousands
-        of records in a single one. It counts as often as the longest good record fits into it.
+        A bad line counts once. A bad record of an array that is longer than any good one counts as often as the longest
+        good record fits into it: where brackets cannot be matched, thousands of records may be hidden in a single one.
 
         Raises:
             DataError: With the reasons, how many records each has and where the first is.

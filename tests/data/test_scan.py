@@ -5,6 +5,7 @@ import json
 import os
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -218,6 +219,22 @@ def test_who_is_meant_is_a_part_of_what_is_said() -> None:
     """ChatGLM3 names the tool that a message is for."""
     called = [Conversation([Message("user", "q"), Message("assistant", "a", name=name)]) for name in ("", "add", "sub")]
     assert len({scan.fingerprint(conversation) for conversation in called}) == 3
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_a_bad_line_counts_once_however_long_it_is(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    file = tmp_path / "belle.json"
+    file.write_bytes(compress(b'{"instruction": "' + b"x" * (2 << 20) + b"\n" + LINES.encode()))
+    scanned(Belle(str(file)), tmp_path).check(max_bad_fraction=0.04)
+
+
+def test_what_hides_in_an_array_that_cannot_be_split_counts_by_its_length(tmp_path: Path) -> None:
+    file = tmp_path / "belle.json"
+    text = json.dumps(RECORDS)
+    file.write_text(text[:-1] + ", [" + text[1:-1].replace('"instruction"', '"other"') + "]]")
+    reasons = r"27 of 57 records .* are bad: 1 not-an-object .*; about 26 more are lost"
+    with pytest.raises(DataError, match=reasons):
+        scanned(Belle(str(file)), tmp_path).check(max_bad_fraction=0.4)
 
 
 def test_deep_nesting_costs_only_its_record(tmp_path: Path) -> None:
