@@ -35,10 +35,10 @@ CONFIGURED_VERBS = {
     "compare": ("lit_sft.cli.compare", "compare a model before and after tuning: a report to publish"),
 }
 FUNCTION_VERBS = {
-    "tiny": ("lit_sft.checkpoint.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "tiny": ("lit_sft.cli.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
     "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
-    "merge": ("lit_sft.export.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
-    "summary": ("lit_sft.runs.summary:summary", "print what a run learned"),
+    "merge": ("lit_sft.cli.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
+    "summary": ("lit_sft.cli.summary:summary", "print what a run learned"),
 }
 EPILOG = """\
 Every verb explains itself: python -m lit_sft VERB --help

@@ -40,6 +40,9 @@ def _steady(stream: TextIO | None) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
-    raw = io.BufferedWriter(_Steady(stream.fileno(), "w", closefd=False))
+    try:
+        raw = io.BufferedWriter(_Steady(stream.fileno(), "w", closefd=False))
+    except io.UnsupportedOperation:  # kept in memory, where nobody stops reading
+        return stream
     is_unbuffered = stream.line_buffering or stream.write_through
     return io.TextIOWrapper(raw, stream.encoding, line_buffering=is_unbuffered)

@@ -44,3 +44,17 @@ def test_files_that_the_documents_name_exist(document: str) -> None:
     named = set(re.findall(r"`((?:lit_sft|configs|experiments|docs|tests)/[\w./-]+)`", text))
     missing = {name for name in named if not (ROOT / name).exists()}
     assert not {name for name in missing if not re.search(r"[A-Z]{3,}|\*", name)}
+
+
+def test_families_know_nothing_of_each_other() -> None:
+    families = ROOT / "lit_sft" / "families"
+    rooms = {path.name for path in families.iterdir() if path.is_dir() and not path.name.startswith("_")} - {"shared"}
+    assert len(rooms) > 4
+    known = {
+        f"{file.relative_to(families)} -> {other}"
+        for room in rooms | {"shared"}
+        for file in (families / room).rglob("*.py")
+        for other in re.findall(r"lit_sft\.families\.(\w+)", file.read_text(encoding="utf-8"))
+        if other in rooms - {room}
+    }
+    assert not known

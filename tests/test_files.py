@@ -72,7 +72,7 @@ def test_a_file_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_the_user_beside_a_tiny_model_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_sft.checkpoint import tiny
+    from lit_sft.cli import tiny
 
     monkeypatch.setattr(tiny, "find_family", lambda name: None)
     (tmp_path / "m.partial").mkdir()

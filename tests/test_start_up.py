@@ -32,7 +32,7 @@ def test_import_and_help_load_no_torch() -> None:
 
 
 def test_summary_of_a_run_loads_no_torch() -> None:
-    code = f"import sys, lit_sft.runs.summary; assert not [name for name in {HEAVY} if name in sys.modules]"
+    code = f"import sys, lit_sft.cli.summary; assert not [name for name in {HEAVY} if name in sys.modules]"
     assert run("-c", code).returncode == 0
 
 

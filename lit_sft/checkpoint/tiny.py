@@ -3,61 +3,27 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 
-from lit_sft.checkpoint.opening import find_family
-from lit_sft.display import visible
-from lit_sft.errors import CheckpointError, ConfigError, DataError
+from lit_sft.errors import ConfigError, DataError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.files import whole_folder
 
-DEFAULT = TinySize()
 
-
-def tiny(
-    output: str,
-    family: str = "baichuan-7b",
-    text: str | None = None,
-    seed: int = 42,
-    hidden_size: int = DEFAULT.hidden_size,
-    intermediate_size: int = DEFAULT.intermediate_size,
-    num_layers: int = DEFAULT.num_layers,
-    num_heads: int = DEFAULT.num_heads,
-    vocab_size: int = DEFAULT.vocab_size,
-    context_length: int = DEFAULT.context_length,
-) -> None:
-    """Make a small random checkpoint in the original on-disk layout, with a tokenizer trained on your text.
+def write_tiny(folder: Path, family: type[Family], texts: list[str], size: TinySize, seed: int) -> None:
+    """A checkpoint of a family in `folder`, which does not exist until it is complete.
 
     Args:
-        output: Folder to make; must not exist.
-        family: Name of the model family.
-        text: UTF-8 file that the tokenizer is trained on: plain lines, or JSON Lines, of which the values count.
-            The demo corpus if not given.
-        seed: Seed of the weights.
-        hidden_size: Width of the residual stream.
-        intermediate_size: Width of the feed-forward layer.
-        num_layers: Number of blocks.
-        num_heads: Attention heads; twice their number must divide `hidden_size`.
-        vocab_size: Rows of the embedding; at most as many pieces of the tokenizer.
-        context_length: Tokens the network can read at once.
+        folder: Where to write.
+        family: Which.
+        texts: What the tokenizer is trained on.
+        size: Of the network.
+        seed: Of the weights.
 
     Raises:
-        UserError: If the folder exists, the text is missing or the sizes do not fit together.
+        ConfigError: If it cannot be written, or no tokenizer of that size can be trained on the texts.
     """
-    folder = Path(output)
-    if folder.exists() or folder.is_symlink():
-        raise CheckpointError(f"{folder} exists; give a folder that does not")
-    size = TinySize(hidden_size, intermediate_size, num_layers, num_heads, vocab_size, context_length)
-    _check(size)
-    texts = _texts(Path(text)) if text else demo_texts()
-    _write(folder, find_family(family), texts, size, seed)
-    num_bytes = sum(file.stat().st_size for file in folder.iterdir())
-    print(f"{visible(output)}: {family}, {num_bytes / 1e6:.1f} MB in {len(list(folder.iterdir()))} files")  # noqa: T201
-
-
-def _write(folder: Path, family: type[Family], texts: list[str], size: TinySize, seed: int) -> None:
     import torch
 
     torch.manual_seed(seed)
@@ -75,10 +41,15 @@ def _write(folder: Path, family: type[Family], texts: list[str], size: TinySize,
 def demo_texts() -> list[str]:
     """What is said in the demo corpus."""
     with resources.as_file(resources.files("lit_sft.demo") / "belle_train.json") as file:
-        return _texts(file)
+        return texts_in(file)
 
 
-def _texts(file: Path) -> list[str]:
+def texts_in(file: Path) -> list[str]:
+    """Plain lines, or the values of JSON Lines.
+
+    Raises:
+        DataError: If the file is missing, or not UTF-8.
+    """
     if not file.is_file():
         raise DataError(f"text to train the tokenizer on not found: {file}")
     try:
@@ -93,11 +64,3 @@ def _texts(file: Path) -> list[str]:
             record = line
         texts += [value for value in record.values() if isinstance(value, str)] if isinstance(record, dict) else [line]
     return texts
-
-
-def _check(size: TinySize) -> None:
-    for field in fields(size):
-        if getattr(size, field.name) < 1:
-            raise ConfigError(f"{field.name} must be at least 1")
-    if size.hidden_size % (2 * size.num_heads):
-        raise ConfigError(f"hidden_size {size.hidden_size} must be a multiple of twice num_heads {size.num_heads}")

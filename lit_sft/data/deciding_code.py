@@ -23,8 +23,8 @@ LIBRARIES = ("jinja2", "orjson", "sentencepiece", "tokenizers", "transformers")
 """Another version of these may read a record, render a template or cut a text in another way."""
 
 UNDECIDING = re.compile(
-    r"_?(\w*network|\w*weights|alibi\w*|rotary|norm_head|packing|packed_\w+|saving|tiny|cache\w*|deciding_code|workers"
-    r"|errors|plugins|__init__)"
+    r"\w*network|\w*weights|alibi_dimensions|norm_head|packed_\w+|probe|saving|tiny|cache\w*|deciding_code|workers"
+    r"|errors|plugins|files|display|__init__"
 )
 """Modules that the others import, and that have no say in texts or ids: the network's side, and plain tools."""
 

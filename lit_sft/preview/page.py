@@ -46,6 +46,8 @@ def write_page(preview: Preview, file: Path) -> None:
         raise ConfigError(f"--html {file} is not a regular file, and is left as it is. Give another")
     if file.exists() and file.stat().st_size and MARK not in file.read_bytes()[:1000]:
         raise ConfigError(f"--html {file} is not a page of preview, and is left as it is. Give another")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--html {file} cannot be written: No such file or directory")
     try:
         write_text(file, page(preview), errors="replace")
     except OSError as error:

@@ -1,31 +1,15 @@
-"""What a run learned, as text for the terminal. Loads no torch: `python -m lit_sft summary` answers at once."""
+"""What a run learned, as text for the terminal. Loads no torch."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lit_sft.display import shortened, visible
-from lit_sft.errors import ConfigError
-from lit_sft.runs.folder import SUMMARY, command, newest_run
+from lit_sft.runs.folder import command
 
 METRICS = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}
 MAX_SHOWN = 300
-
-
-def summary(run: str | None = None, runs: str = "runs") -> None:
-    """Print what a run learned.
-
-    Args:
-        run: Run folder; the newest one if not given.
-        runs: Where runs are looked for.
-    """
-    folder = Path(run) if run else newest_run(Path(runs))
-    file = folder / SUMMARY
-    if not file.is_file():
-        raise ConfigError(f"{folder} holds no {SUMMARY}: the run did not finish")
-    print(render(folder, json.loads(file.read_text(encoding="utf-8"))))  # noqa: T201
 
 
 def render(folder: Path, content: dict[str, Any]) -> str:

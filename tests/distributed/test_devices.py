@@ -41,7 +41,7 @@ STRATEGIES = ("ddp", "fsdp2")
 ROWS_OF_A_STEP = 8
 SAVED_STEP = 6
 """In the middle of the second epoch."""
-WORKER = str(Path(__file__).with_name("several_fits.py"))
+WORKER = str(Path(__file__).parents[1] / "several_fits.py")
 
 
 @dataclasses.dataclass

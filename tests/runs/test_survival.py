@@ -364,7 +364,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(TrainingError, match=f"last.ckpt could not be written: No space left .* is kept: {path}"):
         CheckpointFile().save_checkpoint({"step": 2}, path)
-    assert CheckpointFile().load_checkpoint(path) == {"step": 1}
+    assert torch.load(path, weights_only=True) == {"step": 1}
     assert list(tmp_path.iterdir()) == [path]
 
 

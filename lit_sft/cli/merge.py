@@ -1,0 +1,105 @@
+"""The verb merge: the adapter of a run into the weights of its base."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from lit_sft.configuration import stage_and_data
+from lit_sft.display import visible
+from lit_sft.errors import ConfigError
+from lit_sft.export.merge import FIGURES, merge_adapter, refuse_existing, write_original_adapter
+from lit_sft.runs.folder import CONFIG, is_run
+
+if TYPE_CHECKING:
+    from lit_sft.tuning._base import Tuning
+
+MAX_PROMPTS = 16
+
+
+def merge(
+    run: str,
+    output: str,
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
+    prompts: str | None = None,
+    original_names: bool = False,
+) -> None:
+    """Merge the adapter of a LoRA or QLoRA run into its base, and write the result in the base's original layout.
+
+    The adapter of a QLoRA run goes into the base that is not quantized, which it was not trained on: merge.json in
+    the output folder says how far the merged model is from the one that was trained.
+
+    Args:
+        run: Run folder.
+        output: Folder to make; must not exist.
+        dtype: Type of the merged weights; that in which the run computed with its base if not given.
+        prompts: What to measure on, in one of the forms that predict takes; the run's held-out prompts if not given.
+        original_names: Merge the parts of the adapter instead: write a PEFT adapter of the modules of the original
+            code (W_pack, query_key_value, qkv_proj), for those who serve with that; refused where it is not exact.
+
+    Raises:
+        UserError: If the run has no adapter, the output folder exists, or nothing is there to measure on.
+    """
+    folder = Path(run)
+    refuse_existing(Path(output))
+    if not is_run(folder):
+        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
+    import torch
+
+    from lit_sft.data._asking import AskingData
+    from lit_sft.tuning._base import half_or_full
+
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    if prompts:
+        config["data"]["init_args"]["prompts"] = prompts
+    stage, data = stage_and_data(config)
+    checkpoint, tuning = stage.checkpoint, stage.tuning
+    adapter = _adapter(folder, tuning)
+    if original_names:
+        if dtype or prompts:
+            raise ConfigError("--original_names writes the adapter as it is: leave out --dtype and --prompts")
+        write_original_adapter(checkpoint, adapter, Path(output))
+        print(f"{output}: adapter of the original modules of {checkpoint.family.name}")  # noqa: T201
+        return
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
+    if not (prompts or data.validation_fraction or data.test_corpora):
+        raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
+    data.setup("predict")
+    precision = str(config["trainer"]["precision"] or "32-true")
+    figures = merge_adapter(
+        checkpoint,
+        adapter,
+        Path(output),
+        dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
+        prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
+        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
+    )
+    _tell(figures)
+    print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+
+
+def _adapter(run: Path, tuning: Tuning) -> Path:
+    """The PEFT folder that a run left."""
+    exported = run / tuning.export_name
+    if not tuning.exports_adapter:
+        raise ConfigError(
+            f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "
+            f"{exported} is a checkpoint as it is"
+        )
+    if not exported.is_dir():
+        raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Resume it: fit --resume {run}")
+    return exported
+
+
+def _tell(figures: dict[str, Any]) -> None:
+    for name, key in (("base", "from_adapter_on_base"), ("quantized base", "from_adapter_on_quantized_base")):
+        if found := figures.get(key):
+            differs = (
+                f"KL divergence {found['kl_divergence']:.2g} nats, logits differ by {found['max_logit_difference']:.2g}"
+            )
+            print(f"against the adapter on the {name}: {differs}")  # noqa: T201
