@@ -23,7 +23,7 @@ CLASSES: dict[str, type[Corpus]] = {
     "safety_prompts": SafetyPrompts,
 }
 
-# Conversations, messages in them, and records skipped by reason. None is repaired.
+# Conversations, messages in them, and records by what was found in them: why they were skipped, or keys not read.
 COUNTS: dict[str, tuple[int, int, dict[str, int]]] = {
     "belle/Belle_open_source_0.5M.json": (804, 1608, {}),
     "belle/Belle_sampled_qwen.json": (215, 430, {}),
@@ -48,7 +48,7 @@ COUNTS: dict[str, tuple[int, int, dict[str, int]]] = {
     "safety_prompts/instruction_attack_scenarios.json": (6, 12, {}),
     "safety_prompts/prompts_only/instruction_attack_scenarios.json": (0, 0, {"no-answer": 969}),
     "safety_prompts/prompts_only/typical_safety_scenarios.json": (0, 0, {"no-answer": 1120}),
-    "safety_prompts/proxy/cipherchat_baseline_zh.json": (77, 154, {}),
+    "safety_prompts/proxy/cipherchat_baseline_zh.json": (77, 154, {"unused-key _response_model": 77}),
     "safety_prompts/proxy/moss_harmless_turn1.json": (34, 68, {}),
     "safety_prompts/typical_safety_scenarios.json": (9, 18, {}),
 }
@@ -65,12 +65,12 @@ def test_every_record_is_accounted_for(name: str, tmp_path: Path) -> None:
     if not (DATA / name).is_file():
         pytest.skip("real samples of the corpora not found in shared/data")
     corpus = CLASSES[name.split("/")[0]](str(DATA / name))
-    num_conversations, num_messages, skipped = COUNTS[name]
+    num_conversations, num_messages, findings = COUNTS[name]
     # Evaluation sets and prompts without responses have nothing to train on, which is an error.
-    reasons = rf"could be read as \w+ \({', '.join(skipped)}\)"
+    reasons = rf"could be read as \w+ \({', '.join(findings)}\)"
     with nullcontext() if num_conversations else pytest.raises(DataError, match=reasons):
         found = scan_corpus(name, corpus, tmp_path, num_workers=0)
         conversations = [found.conversation(number) for number in found.scan.good.tolist()]
         assert len(conversations) == num_conversations
         assert sum(len(conversation.messages) for conversation in conversations) == num_messages
-        assert found.scan.findings == skipped
+        assert found.scan.findings == findings
