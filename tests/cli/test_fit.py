@@ -430,7 +430,7 @@ class TestMistakes:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is no file"),
+            (["--ckpt_path", "none.ckpt"], "--ckpt_path none.ckpt is not a file"),
             (["--run", "x"], "--run and --base are for validate, test and predict"),
             (["--name", "../x"], "--name '../x' is not the name of a folder"),
             (["--runs", "/proc/none"], "no run folder can be made in /proc/none"),

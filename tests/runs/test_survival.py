@@ -15,6 +15,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lit_sft import files
 from lit_sft.__main__ import main
 from lit_sft.callbacks import checkpoint_file
 from lit_sft.callbacks.checkpoint_file import CheckpointFile
@@ -221,7 +222,7 @@ def test_resume_auto_says_what_it_looked_for(
     assert main(["fit", "--resume", "auto"]) == 2
     assert "--config" in capsys.readouterr().err
     assert main(["fit", "--config", config, "--resume", str(tmp_path)]) == 2
-    assert "holds no whole checkpoint" in capsys.readouterr().err
+    assert "holds no whole training checkpoint" in capsys.readouterr().err
 
 
 HOLDER = """
@@ -414,12 +415,18 @@ def test_a_configuration_is_never_half_written(
     (run,) = runs_named(tmp_path, "a")
     before = (run / "config.yaml").read_bytes()
 
-    def torn(self: Any, config: Any, path: str, **options: Any) -> None:
-        Path(path).write_text("model:")
-        raise KeyboardInterrupt
+    flush = files._flush
+    torn: list[str] = []
 
-    monkeypatch.setattr("lit_sft.cli.fit.Parser.save", torn)
+    def tear(path: Path) -> None:
+        if path.name.startswith("config.yaml"):
+            torn.append(path.read_text(encoding="utf-8"))
+            raise KeyboardInterrupt
+        flush(path)
+
+    monkeypatch.setattr(files, "_flush", tear)
     assert main(["fit", "--resume", str(run), "--trainer.max_steps", "4"]) != 0
+    assert "max_steps: 4" in torn[0]
     assert (run / "config.yaml").read_bytes() == before
 
 
