@@ -1,6 +1,6 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
 # make test         everything that must hold before a change lands
-# make quick        the tests without the slow ones, in under a minute
+# make quick        the tests without the slow ones
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
 
