@@ -50,7 +50,7 @@ class Network:
         on_gpu = torch.cuda.is_available()
         placed = None
         if source.adapter:
-            from lit_sft.tuning.adapter_loading import place_adapter
+            from lit_sft.tuning._adapter_loading import place_adapter
 
             placed = place_adapter(source.adapter, self.checkpoint)
         dtype = source.dtype or (torch.bfloat16 if on_gpu else torch.float32)

@@ -48,7 +48,7 @@ def merge_adapter(
         ConfigError: If the adapter does not fit the base to the last tensor, `output` exists or cannot be written, or
             the merged network gives no finite logits.
     """
-    from lit_sft.tuning.adapter_loading import place_adapter
+    from lit_sft.tuning._adapter_loading import place_adapter
 
     refuse_existing(output)
     placed = place_adapter(adapter, checkpoint)
@@ -93,8 +93,8 @@ def write_original_adapter(checkpoint: Checkpoint, adapter: Path, output: Path) 
     """
     from safetensors.torch import save_file
 
-    from lit_sft.tuning.adapter_file import ADAPTER_WEIGHTS, PREFIX
-    from lit_sft.tuning.adapter_loading import place_adapter
+    from lit_sft.tuning._adapter_file import ADAPTER_WEIGHTS, PREFIX
+    from lit_sft.tuning._adapter_loading import place_adapter
 
     refuse_existing(output)
     config, tensors = place_adapter(adapter, checkpoint).original(checkpoint)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import ConfigError, accepted
+from lit_sft.tuning._adapter_file import read_adapter_config
 from lit_sft.tuning._base import Footprint, Tuning
-from lit_sft.tuning.adapter_file import read_adapter_config
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ class LoRA(Tuning):
     def check(self, checkpoint: Checkpoint) -> None:
         """Whether the adapter to start from fits the network."""
         if self.adapter:
-            from lit_sft.tuning.adapter_loading import place_adapter
+            from lit_sft.tuning._adapter_loading import place_adapter
 
             place_adapter(Path(self.adapter), checkpoint)
 
@@ -109,7 +109,7 @@ class LoRA(Tuning):
         from peft import LoraConfig, PeftModel, get_peft_model
         from peft.tuners.lora import LoraLayer
 
-        from lit_sft.tuning.adapter_loading import place_adapter
+        from lit_sft.tuning._adapter_loading import place_adapter
 
         placed = place_adapter(Path(self.adapter), checkpoint) if self.adapter else None
         model = self.load_base(checkpoint, precision)

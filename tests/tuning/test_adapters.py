@@ -18,7 +18,7 @@ from lit_sft.checkpoint.weights import open_weights
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.export.merge import merge_adapter, write_original_adapter
 from lit_sft.stages.sft import SFT
-from lit_sft.tuning.adapter_loading import place_adapter
+from lit_sft.tuning._adapter_loading import place_adapter
 from lit_sft.tuning.lora import LoRA
 
 Tiny = Callable[[str], Path]

@@ -1,6 +1,6 @@
 """A PEFT adapter folder as it was written, by whatever program: read without the hub, and refused where it is no LoRA.
 
-Only headers are read here. Where the tensors belong is the matter of `original_names` and `adapter_loading`.
+Only headers are read here. Where the tensors belong is the matter of `_original_names` and `_adapter_loading`.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from peft import LoraConfig, PeftModelForCausalLM
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
 from lit_sft.errors import ConfigError
-from lit_sft.tuning.adapter_file import PREFIX, AdapterFile, read_adapter
-from lit_sft.tuning.original_names import Piece, to_network, to_original
+from lit_sft.tuning._adapter_file import PREFIX, AdapterFile, read_adapter
+from lit_sft.tuning._original_names import Piece, to_network, to_original
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
