@@ -86,6 +86,31 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Preference:
+    """Answers to one prompt, the best first: at least two, of one assistant message each.
+
+    `margin` says by how much the first is better than the second, where that is known (Llama 2, section 3.2.2).
+    """
+
+    prompt: Sequence[Message]
+    answers: Sequence[Message]
+    margin: float | None = None
+    source: str = ""
+    category: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """One answer to a prompt, and whether it is a good one (unpaired preference data)."""
+
+    prompt: Sequence[Message]
+    answer: Message
+    is_good: bool
+    source: str = ""
+    category: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedTurn:
     """Ids of one round. `reply_ids` ends with the end-of-turn token, and is empty where the model must answer.
 
