@@ -103,6 +103,17 @@ class Tuning(ABC):
         """While it is open, `model` before anything trained answers as its checkpoint does."""
         return nullcontext()
 
+    def keep_reference(self, model: Any) -> None:
+        """Keep the network as it is before it trains, if that costs little, for `reference_of`."""
+        return
+
+    def reference_of(self, model: Any) -> AbstractContextManager[Any] | None:
+        """While it is open, `model` answers as when `keep_reference` was called; None if that was not kept.
+
+        Only where no gradients are recorded.
+        """
+        return None
+
     def why_not_sharded(self) -> str | None:
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""
         return None

@@ -156,15 +156,31 @@ class LoRA(Tuning):
         return network
 
     def base_of(self, model: Any) -> AbstractContextManager[Any]:
-        """Without the adapter, which may be one to start from."""
-        context: AbstractContextManager[Any] = model.disable_adapter()
-        return context
+        """Without the adapter, which may be one to start from; only where no gradients are recorded."""
+        from lit_sft.tuning._switching import using
+
+        return using(model, None)
+
+    def keep_reference(self, model: Any) -> None:
+        """A frozen copy of the adapter to start from; a fresh adapter changes nothing, so that the base does."""
+        if self.adapter:
+            from lit_sft.tuning._switching import REFERENCE, add_frozen_copy
+
+            add_frozen_copy(model, REFERENCE)
+
+    def reference_of(self, model: Any) -> AbstractContextManager[Any] | None:
+        """With the adapter to start from, or without any."""
+        from lit_sft.tuning._switching import REFERENCE, using
+
+        return using(model, REFERENCE if REFERENCE in model.peft_config else None)
 
     def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
         """A PEFT folder that `peft.PeftModel.from_pretrained` opens on the loaded base."""
         model.peft_config["default"].base_model_name_or_path = str(checkpoint.path.resolve())
         # "auto" would ask the hub whether the vocabulary was resized.
-        model.save_pretrained(folder, save_embedding_layers=False, state_dict=weights)
+        model.save_pretrained(
+            folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
+        )
 
 
 def _unless_autocast(x: Any, dtype: torch.dtype) -> Any:
