@@ -19,5 +19,4 @@ class Export(Callback):
         """
         state = trainer.strategy.lightning_module_state_dict()
         if trainer.is_global_zero:
-            weights = {name.removeprefix("model."): weight for name, weight in state.items()}
-            pl_module.tuning.export(pl_module.model, Path(trainer.default_root_dir), pl_module.checkpoint, weights)
+            pl_module.export(Path(trainer.default_root_dir), state)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -160,6 +161,7 @@ class CompareCLI(FitReader):
             stage.on_load_checkpoint(stored)  # refuses one of another model or tuning
             stage.load_state_dict(stored["state_dict"], strict=False)
         with (
+            torch.no_grad(),
             self.trainer.precision_plugin.forward_context(),
             nullcontext() if state.weights else stage.tuning.base_of(stage.model),
         ):

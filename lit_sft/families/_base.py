@@ -75,6 +75,7 @@ class Family(ABC):
         if name not in formats:
             raise ConfigError(f"family {self.name} has no prompt format {name!r}. {accepted(name, formats)}")
         self.prompt_format = formats[name]
+        self.prompt_format_name = name
 
     @classmethod
     @abstractmethod

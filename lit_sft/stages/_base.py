@@ -6,6 +6,8 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import torch
@@ -131,6 +133,7 @@ class Stage(Resuming):
             # use_reentrant=False also reaches the adapters of a base whose inputs need no gradient.
             self.tuning.causal_lm(model).activation_checkpointing_enable({"use_reentrant": False})
         self.model = model
+        self.add_parts()
         strategy = self._trainer.strategy if self._trainer else None
         is_sharded = isinstance(strategy, FSDP2)
         if strategy and not is_sharded:
@@ -147,6 +150,10 @@ class Stage(Resuming):
             compile_blocks(blocks)
         if is_sharded:
             shard(self, blocks, self.network_methods)
+
+    def add_parts(self) -> None:
+        """Put beside the loaded network what the stage needs, before it goes to its device and is shared out."""
+        return
 
     def _check_packing(self) -> None:
         """Refuse to pack before the first step, which may by chance hold no packed row."""
@@ -271,6 +278,24 @@ class Stage(Resuming):
             shares.append((trainer.current_epoch + self._epoch_progress) / trainer.max_epochs)
         # Beyond its end a schedule would turn the rate negative, or up again.
         return min(1.0, max(shares))
+
+    def export(self, folder: Path, state: dict[str, Any]) -> Path:
+        """Write what trained in the standard format of its kind.
+
+        Args:
+            folder: Of the run.
+            state: Whole weights of this stage by name.
+
+        Returns:
+            The folder in it that was written.
+        """
+        weights = {name.removeprefix("model."): weight for name, weight in state.items() if name.startswith("model.")}
+        beside = partial(self.write_parts, state=state)
+        return self.tuning.export(self.model, folder, self.checkpoint, weights, beside=beside)
+
+    def write_parts(self, folder: Path, state: dict[str, Any]) -> None:
+        """Write beside the exported weights what the stage put beside the network."""
+        return
 
     def gradient_norm(self) -> torch.Tensor:
         """Euclidean norm of all gradients."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,12 +133,30 @@ class Tuning(ABC):
             weights: What trained by name, where the model holds a part of it only.
         """
 
-    def export(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> Path:
-        """`save` into `folder/export_name`, replaced as a whole: nothing half-written is left under that name."""
+    def export(
+        self,
+        model: Any,
+        folder: Path,
+        checkpoint: Checkpoint,
+        weights: dict[str, Any] | None = None,
+        *,
+        beside: Callable[[Path], None] | None = None,
+    ) -> Path:
+        """`save` into `folder/export_name`, replaced as a whole: nothing half-written is left under that name.
+
+        Args:
+            model: What `load` returned.
+            folder: Of the run.
+            checkpoint: The base.
+            weights: What trained by name, where the model holds a part of it only.
+            beside: Writes more into the same folder.
+        """
         target = folder / self.export_name
         remove_leftovers(target)
         with whole_folder(target) as partial:
             self.save(model, partial, checkpoint, weights)
+            if beside:
+                beside(partial)
             shutil.rmtree(target, ignore_errors=True)
         return target
 

@@ -1,0 +1,200 @@
+"""A reward model: a number for each answer, trained so that the better of two has the higher one (Bradley-Terry)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lit_sft.conversation import PairBatch
+from lit_sft.errors import ConfigError
+from lit_sft.losses.ranking import Ranking, ranking_losses
+from lit_sft.stages._sequences import (
+    answer_lengths,
+    last_positions,
+    pair_weights,
+    refuse_dropout,
+    refuse_random_layers,
+)
+from lit_sft.stages._summed import SummedLoss
+from lit_sft.tuning._base import Tuning
+from lit_sft.tuning._heads import HEAD_FILE, REWARD_FILE, ScalarHead
+
+NUM_BINS = 10
+"""Of the probabilities from 1/2 to 1 that a pair is judged with, for the calibration."""
+
+
+class RankingTotals(NamedTuple):
+    """Sums over a micro-batch; see `Totals`."""
+
+    loss: Tensor
+    by_group: Tensor
+
+
+class Reward(SummedLoss):
+    """Reward modelling on ranked answers, a head of one number on the last token of each.
+
+    Args:
+        checkpoint: Model folder in its original layout.
+        tuning: Which weights train, beside the head.
+        centering: Weight of the squared sum of the two rewards of a pair, which keeps rewards near 0
+            (Eisenstein et al. 2023, arXiv:2312.09244); 0.01 for example. It bends them a little.
+        kwargs: What every stage takes.
+    """
+
+    measures = (
+        "accuracy",
+        "margin",
+        "longer_wins",
+        "num_answers",
+        "rewards",
+        "squared_rewards",
+        "lengths",
+        "squared_lengths",
+        "rewards_times_lengths",
+        *(f"{name}_{bin}" for bin in range(NUM_BINS) for name in ("right", "expected")),
+    )
+    best_by = ("val/accuracy", "max")
+
+    def __init__(self, checkpoint: str, tuning: Tuning, *, centering: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(checkpoint, tuning, **kwargs)
+        if centering < 0:
+            raise ConfigError(f"centering is {centering}; it must be at least 0")
+        refuse_dropout(tuning, self.checkpoint)
+        self.centering = centering
+        self.head: nn.Module | None = None
+        self.statistics: dict[str, float] = {}
+        """Accuracy, mean and standard deviation of the rewards in the latest validation."""
+
+    def add_parts(self) -> None:
+        """The head of one number; that of the vocabulary has no part in the score."""
+        network = self.causal_lm
+        refuse_random_layers(network, self.checkpoint)
+        # Drawn by the seed of the run alone: the same on every process.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed())
+            self.head = ScalarHead(hidden_size_of(network))
+        embedding, vocabulary = network.get_input_embeddings(), network.get_output_embeddings()
+        if vocabulary is not None and getattr(vocabulary, "weight", None) is not getattr(embedding, "weight", None):
+            vocabulary.requires_grad_(False)
+
+    def scores(self, batch: PairBatch) -> Tensor:
+        """The reward of each answer [S], float32."""
+        if batch.position_ids is not None:
+            self.refuse_mixing()
+        decoded = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        )
+        assert self.head is not None
+        rewards: Tensor = self.head(decoded.last_hidden_state.flatten(0, 1)[last_positions(batch)])
+        return rewards
+
+    def forward(self, batch: PairBatch) -> RankingTotals:  # type: ignore[override]
+        """Loss and what is measured, a mean over records: all pairs of a ranking together count as one."""
+        rewards = self.scores(batch)
+        ranking = ranking_losses(rewards, batch.pairs, batch.margins, self.centering)
+        weights = pair_weights(batch)
+        by_pair = torch.stack([ranking.losses.detach(), torch.ones_like(weights), *_of_pairs(ranking, batch)], dim=1)
+        by_answer = _of_answers(rewards.detach(), batch)
+        sums = torch.zeros(len(batch.corpora), 2 + len(self.measures), dtype=torch.float64, device=rewards.device)
+        before = 2 + self.measures.index("num_answers")
+        columns = [*range(before), *range(before + by_answer.shape[1], sums.shape[1])]
+        corpus_of_pair = batch.sequence_corpora[batch.pairs[:, 0]]
+        for corpus in range(len(batch.corpora)):
+            # Not a product with ones and zeros: a loss that is NaN would be that of all groups.
+            of_pairs = torch.where((corpus_of_pair == corpus)[:, None], by_pair * weights[:, None], 0.0)
+            of_answers = torch.where((batch.sequence_corpora == corpus)[:, None], by_answer, 0.0)
+            sums[corpus, columns] = of_pairs.double().sum(0)
+            sums[corpus, before : before + by_answer.shape[1]] = of_answers.sum(0)
+        return RankingTotals((ranking.losses * weights).sum(), sums)
+
+    def means(self, loss: float, count: float, *sums: float) -> dict[str, float]:
+        """Accuracy, margin, what the length alone would give, calibration, and how rewards lie."""
+        total = dict(zip(self.measures, sums, strict=True))
+        n = total["num_answers"]
+        mean, mean_length = total["rewards"] / n, total["lengths"] / n
+        std = math.sqrt(max(0.0, total["squared_rewards"] / n - mean**2))
+        std_length = math.sqrt(max(0.0, total["squared_lengths"] / n - mean_length**2))
+        covariance = total["rewards_times_lengths"] / n - mean * mean_length
+        gaps = [abs(total[f"right_{bin}"] - total[f"expected_{bin}"]) for bin in range(NUM_BINS)]
+        return {
+            "loss": loss / count,
+            "accuracy": total["accuracy"] / count,
+            "accuracy_of_longer_wins": total["longer_wins"] / count,
+            "margin": total["margin"] / count,
+            "calibration_error": sum(gaps) / count,
+            "mean_reward": mean,
+            "reward_std": std,
+            "length_correlation": covariance / (std * std_length) if std * std_length else 0.0,
+        }
+
+    def check_first_batch(self, batch: Any) -> str | None:
+        """Is there a pair in it?"""
+        if not isinstance(batch, PairBatch):
+            raise ConfigError(
+                f"Reward learns from pairs of answers, not from {type(batch).__name__}: set data.class_path to "
+                "PreferenceData"
+            )
+        if len(batch.pairs):
+            return None
+        return "the first batch compares no answers: a reward model learns from rankings, not from single verdicts"
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep what rewards are compared by later, too."""
+        super().on_validation_epoch_end()
+        metrics = self.trainer.callback_metrics
+        names = {"accuracy": "val/accuracy", "mean": "val/mean_reward", "std": "val/reward_std"}
+        self.statistics = {name: float(metrics[key]) for name, key in names.items() if key in metrics}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep them in the checkpoint."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["reward_statistics"] = self.statistics
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them from there."""
+        super().on_load_checkpoint(checkpoint)
+        self.statistics = checkpoint["reward_statistics"]
+
+    def write_parts(self, folder: Path, state: dict[str, Any]) -> None:
+        """The head, and what it belongs to."""
+        ScalarHead.save(state["head.weight"], folder / HEAD_FILE)
+        about = {
+            "family": self.checkpoint.family.name,
+            "prompt_format": self.checkpoint.family.prompt_format_name,
+            "base": self.checkpoint.fingerprint(),
+            "quantized": self.tuning.quantizes_base,
+            **self.statistics,
+        }
+        (folder / REWARD_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def hidden_size_of(network: Any) -> int:
+    """H of a network."""
+    size: int = network.get_input_embeddings().embedding_dim
+    return size
+
+
+def _of_pairs(ranking: Ranking, batch: PairBatch) -> Sequence[Tensor]:
+    """Right or not, margin, and whether the longer answer is the better one; ties of length count half. [P] each."""
+    lengths = answer_lengths(batch)
+    longer = (lengths[batch.pairs[:, 0]] - lengths[batch.pairs[:, 1]]).sign().float() / 2 + 0.5
+    # With which probability the winner wins, from 1/2 to 1, and whether it does.
+    confidence = torch.sigmoid(ranking.margins.abs())
+    bins = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
+    is_right = ranking.is_right.float()
+    calibration = [
+        torch.where(bins == bin, value, 0.0) for bin in range(NUM_BINS) for value in (is_right, confidence)
+    ]
+    return [is_right, ranking.margins, longer, *calibration]
+
+
+def _of_answers(rewards: Tensor, batch: PairBatch) -> Tensor:
+    """One, reward, its square, length, its square, product [S, 6] float64."""
+    r, n = rewards.double(), answer_lengths(batch).double()
+    return torch.stack([torch.ones_like(r), r, r * r, n, n * n, r * n], dim=1)
