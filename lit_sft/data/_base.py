@@ -199,6 +199,14 @@ class CorpusData(LightningDataModule, ABC):
             return self._held_out_loader(self.prepared, self.split.validation)
         return self._held_out_loader(self.tested, all_good(self.scanned_tests))
 
+    def every_record(self, stage: str) -> DataLoader[Batch]:
+        """All that a stage of the trainer sees, `fit`, `validate` or `test`, each record once, in no order of its own."""
+        if stage == "test":
+            return self.test_dataloader()
+        parts = [self.split.validation, *([self.split.train] if stage == "fit" else [])]
+        corpus_of, records = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        return self._held_out_loader(self.prepared, (corpus_of, records))
+
     def teardown(self, stage: str) -> None:
         """List what encoding found after training began."""
         if stage == "fit":
@@ -214,7 +222,7 @@ class CorpusData(LightningDataModule, ABC):
         is_over = fit.epoch_loop._num_ready_batches_reached()
         num_batches = fit.epoch_loop.batch_progress.current.ready
         position = Position(epoch + 1) if is_over else self._order.position_after(epoch, num_batches)
-        return {**asdict(position), "data": self._identity()}
+        return {**asdict(position), "data": self.identity()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the position of a checkpoint; Lightning calls it before the loader is made.
@@ -224,7 +232,7 @@ class CorpusData(LightningDataModule, ABC):
         """
         if self.trainer is not None and self.trainer.state.fn != "fit":
             return  # it measures or answers all there is
-        own, stored = self._identity(), state["data"]
+        own, stored = self.identity(), state["data"]
         differing = {name for name in own if stored.get(name) != own[name]}
         if not state["num_batches"]:
             differing -= {*asdict(self.batching), "encoding", "counts"}
@@ -328,7 +336,7 @@ class CorpusData(LightningDataModule, ABC):
         trainer = self.trainer
         return {"num_ranks": trainer.world_size if trainer else 1, "rank": trainer.global_rank if trainer else 0}
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """What the order of the batches depends on."""
         return {
             **asdict(self.batching),

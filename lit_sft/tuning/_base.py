@@ -55,6 +55,9 @@ class Tuning(ABC):
     quantizes_base: ClassVar[bool] = False
     """Whether `load_base` differs from the weights of the checkpoint."""
 
+    keeps_reference: ClassVar[bool] = False
+    """Whether the network can answer as before it trained, at little cost."""
+
     adapter: str | None = None
     """Folder of what trained before, if it starts from such."""
 
@@ -104,15 +107,15 @@ class Tuning(ABC):
         return nullcontext()
 
     def keep_reference(self, model: Any) -> None:
-        """Keep the network as it is before it trains, if that costs little, for `reference_of`."""
+        """Keep the network as it is before it trains, for `reference_of`, if the tuning `keeps_reference`."""
         return
 
-    def reference_of(self, model: Any) -> AbstractContextManager[Any] | None:
-        """While it is open, `model` answers as when `keep_reference` was called; None if that was not kept.
+    def reference_of(self, model: Any) -> AbstractContextManager[Any]:
+        """While it is open, `model` answers as when `keep_reference` was called.
 
-        Only where no gradients are recorded.
+        Only where the tuning `keeps_reference`, and where no gradients are recorded.
         """
-        return None
+        raise NotImplementedError
 
     def why_not_sharded(self) -> str | None:
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""

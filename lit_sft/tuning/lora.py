@@ -48,6 +48,7 @@ class LoRA(Tuning):
 
     export_name = "adapter"
     exports_adapter = True
+    keeps_reference = True
 
     def __init__(
         self,
@@ -168,7 +169,7 @@ class LoRA(Tuning):
 
             add_frozen_copy(model, REFERENCE)
 
-    def reference_of(self, model: Any) -> AbstractContextManager[Any] | None:
+    def reference_of(self, model: Any) -> AbstractContextManager[Any]:
         """With the adapter to start from, or without any."""
         from lit_sft.tuning._switching import REFERENCE, using
 

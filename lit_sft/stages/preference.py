@@ -1,0 +1,222 @@
+"""Preference optimization: the policy learns from comparisons of answers, without a reward model in between."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.losses.logprobs import TokenLogProbs, token_log_probs
+from lit_sft.losses.segments import Segments
+from lit_sft.objectives._base import Answers, Objective
+from lit_sft.stages._answering import Answering
+from lit_sft.stages._reference import StoredReference
+from lit_sft.stages._sequences import refuse_dropout, refuse_random_layers, sequence_numbers
+from lit_sft.stages._summed import SummedLoss
+from lit_sft.tuning._base import Tuning
+
+log = logging.getLogger(__name__)
+
+MAX_DISTANCE = 0.01
+"""By how much, a token, policy and reference may differ before the first step: rounding, but not another model."""
+
+MAX_FALL = 0.1
+"""Share of its log-probability that chosen answers may lose before a warning."""
+
+
+class PreferenceTotals(NamedTuple):
+    """Sums over a micro-batch; see `Totals`."""
+
+    loss: Tensor
+    by_group: Tensor
+
+
+class Preference(SummedLoss, Answering):
+    """Direct optimization on preferences.
+
+    The reference is what the policy was before it trained: for LoRA and QLoRA the base, or a frozen copy of the adapter
+    to start from; for full tuning log-probabilities that are computed once, before the first step.
+
+    Args:
+        checkpoint: Model folder in its original layout.
+        tuning: Which weights train.
+        objective: What is minimized.
+        kwargs: What every stage takes that answers.
+    """
+
+    network_methods: ClassVar[tuple[str, ...]] = (*Answering.network_methods, "log_probs")
+
+    def __init__(self, checkpoint: str, tuning: Tuning, *, objective: Objective, **kwargs: Any) -> None:
+        super().__init__(checkpoint, tuning, **kwargs)
+        refuse_dropout(tuning, self.checkpoint)
+        self.checkpoint.prompt_format.check_answers()
+        self.objective = objective
+        self.stored_reference: StoredReference | None = None
+        self._distances: list[Tensor] = []
+        """How far policy and reference lie apart in each micro-batch of one of the first two steps."""
+        self._first_logps: float | None = None
+
+    def add_parts(self) -> None:
+        """What answers as the reference, if a tuning has it at little cost."""
+        refuse_random_layers(self.causal_lm, self.checkpoint)
+        if self.objective.needs_reference:
+            self.tuning.keep_reference(self.model)
+
+    def configure_model(self) -> None:
+        """Load the weights, and let them say what the reference says, where it cannot be asked later."""
+        is_loaded = self.model is not None
+        super().configure_model()
+        measures = self._trainer is not None and self.trainer.state.fn in ("fit", "validate", "test")
+        if is_loaded or not measures or not self.objective.needs_reference or self.tuning.keeps_reference:
+            return
+        # Here the weights are those of the checkpoint folder, also where a run goes on: its own are restored later.
+        self.stored_reference = StoredReference.made_by(self)
+
+    def forward(self, batch: PairBatch) -> PreferenceTotals:  # type: ignore[override]
+        """Loss and what is measured, a mean over pairs or judged answers."""
+        items = self._items(batch)
+        answers = self._answers(batch, items)
+        found = self.objective(answers, items)
+        by_item = torch.cat([found.losses.detach()[:, None], found.counts[:, None], found.measures], dim=1).double()
+        corpora = torch.arange(len(batch.corpora), device=by_item.device)[:, None]
+        is_member = batch.sequence_corpora[found.sequences] == corpora  # [G, I]
+        # Not a product with ones and zeros: a loss that is NaN would be that of all groups.
+        return PreferenceTotals(found.losses.sum(), torch.where(is_member[:, :, None], by_item, 0.0).sum(1))
+
+    def means(self, loss: float, count: float, *sums: float) -> dict[str, float]:
+        """The loss, and what the objective measures."""
+        return {"loss": loss / count, **self.objective.means(count, *sums)}
+
+    def check_first_batch(self, batch: Any) -> str | None:
+        """Are there answers to compare?"""
+        if not isinstance(batch, PairBatch):
+            raise ConfigError(
+                f"Preference learns from answers that are compared, not from {type(batch).__name__}: set "
+                "data.class_path to PreferenceData"
+            )
+        if self.objective.items == "pairs" and not len(batch.pairs):
+            raise ConfigError(
+                f"{type(self.objective).__name__} compares two answers to one prompt, and the first batch has none: the "
+                "corpora judge single answers, which KTO learns from"
+            )
+        return None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Guard against another reference, and against a policy that does not move.
+
+        Raises:
+            TrainingError: If policy and reference differ before the first step, or are still equal before the second.
+        """
+        distances, self._distances = self._distances, []
+        if distances:
+            distance = float(self.trainer.strategy.reduce(torch.stack(distances).max(), reduce_op="max"))
+            self._check_distance(distance)
+        super().on_before_optimizer_step(optimizer)
+
+    def on_validation_epoch_end(self) -> None:
+        """Warn where chosen answers become less likely: the difference grows, and the policy gets worse."""
+        super().on_validation_epoch_end()
+        logps = self.trainer.callback_metrics.get("val/logps/chosen")
+        if logps is None or self.trainer.state.fn != "fit":
+            return
+        if self._first_logps is None:
+            self._first_logps = float(logps)
+        elif float(logps) < self._first_logps * (1 + MAX_FALL):
+            log.warning(
+                "chosen answers have become less likely: their mean log-probability fell from %.4g to %.4g. That is "
+                "usual for objectives on differences; to stop it set sft_weight of the objective to 0.1 or 0.2, or "
+                "lower the learning rate",
+                self._first_logps, float(logps),
+            )  # fmt: skip
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep from where chosen answers came."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["first_logps"] = self._first_logps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it from there."""
+        super().on_load_checkpoint(checkpoint)
+        self._first_logps = checkpoint["first_logps"]
+
+    def log_probs(self, batch: PairBatch) -> Tensor:
+        """Of each answer under the network as it is [S], summed as the objective wants it."""
+        found, segments = self._log_probs(batch)
+        return self.objective.summed(segments.grid(found.logps), segments.lengths, self._items(batch))
+
+    def _items(self, batch: PairBatch) -> Tensor:
+        return batch.pairs if self.objective.items == "pairs" else batch.is_good.long()
+
+    def _answers(self, batch: PairBatch, items: Tensor) -> Answers:
+        reference = self._reference(batch) if self.objective.needs_reference else None
+        found, segments = self._log_probs(batch, is_measured=self.objective.needs_certainty)
+        grid = segments.grid(found.logps)
+        logps = self.objective.summed(grid, segments.lengths, items)
+        answers = Answers(logps, segments.lengths, reference)
+        if reference is not None and self._is_guarded:
+            ratios = (logps.detach() - reference).abs() / segments.lengths.clamp_min(1)
+            self._distances.append(ratios.max() if len(ratios) else ratios.sum())
+        if self.objective.needs_certainty:
+            certainty = segments.sums(found.logps.detach() - found.collisions) / segments.lengths
+            answers = replace(answers, certainty=certainty)
+        if self.objective.needs_prompts:
+            whole, of_whole = self._log_probs(batch, with_prompts=True)
+            answers = replace(answers, whole_logps=of_whole.sums(whole.logps), whole_lengths=of_whole.lengths)
+        return answers
+
+    def _reference(self, batch: PairBatch) -> Tensor:
+        """What the reference says of each answer [S]."""
+        if self.stored_reference is not None:
+            return self.stored_reference.of(batch)
+        with torch.no_grad(), self.tuning.reference_of(self.model):
+            return self.log_probs(batch)
+
+    def _log_probs(
+        self, batch: PairBatch, *, is_measured: bool = False, with_prompts: bool = False
+    ) -> tuple[TokenLogProbs, Segments]:
+        """Of the tokens of answers, or of prompts too, and where they stand."""
+        network = self.causal_lm
+        if batch.position_ids is not None:
+            self.refuse_mixing()
+        hidden = network.get_decoder()(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        ).last_hidden_state
+        numbers = sequence_numbers(batch)
+        if with_prompts:  # all but the first token of each segment, which nothing of its own predicts
+            is_wanted = (batch.segment_ids != 0) & (F.pad(batch.segment_ids[:, :-1], (1, 0)) == batch.segment_ids)
+            places = torch.nonzero(is_wanted.flatten()).squeeze(1)
+        else:
+            places = torch.nonzero_static((batch.labels != IGNORE_INDEX).flatten(), size=batch.num_supervised)
+            places = places.squeeze(1)
+        found = token_log_probs(
+            hidden.flatten(0, 1).index_select(0, places - 1),
+            batch.input_ids.flatten()[places],
+            self.behavior.head(network),
+            is_measured=is_measured,
+        )
+        return found, Segments.of(numbers[places], len(batch.sequences), batch.input_ids.shape[1])
+
+    @property
+    def _is_guarded(self) -> bool:
+        trainer = self._trainer
+        return trainer is not None and bool(trainer.training) and trainer.global_step < 2
+
+    def _check_distance(self, distance: float) -> None:
+        step = self.trainer.global_step
+        if step == 0 and not distance <= MAX_DISTANCE:
+            raise TrainingError(
+                f"before the first step the log-probabilities of policy and reference differ by {distance:.3g} a token: "
+                "the reference is not the model that training starts from"
+            )
+        if step == 1 and distance == 0:
+            raise TrainingError(
+                "after the first step the policy still is the reference to the bit: nothing trains. Raise the learning "
+                "rate, or shorten the warm-up"
+            )
