@@ -58,6 +58,10 @@ class Conversation:
             for text in (speaker, m.content, m.thoughts, m.commands)
         ]
 
+    def conversations(self) -> list[Conversation]:
+        """Itself: what a record is as conversations, the best first."""
+        return [self]
+
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
         end = len(self.messages)
@@ -98,6 +102,18 @@ class Preference:
     source: str = ""
     category: str = field(default="", compare=False)
 
+    def said(self) -> list[str]:
+        """By what it is told from others; which answer is the better one belongs to it."""
+        return [text for conversation in self.conversations() for text in (*conversation.said(), "\3")]
+
+    def held_out_by(self) -> list[str]:
+        """The prompt: two rankings of its answers are never separated by the split."""
+        return Conversation(self.prompt).said()
+
+    def conversations(self) -> list[Conversation]:
+        """The prompt with each answer, the best first."""
+        return [Conversation([*self.prompt, answer], self.source, self.category) for answer in self.answers]
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -108,6 +124,22 @@ class Judged:
     is_good: bool
     source: str = ""
     category: str = field(default="", compare=False)
+
+    def said(self) -> list[str]:
+        """By what it is told from others, the verdict included."""
+        return [*self.conversations()[0].said(), "good" if self.is_good else "bad"]
+
+    def held_out_by(self) -> list[str]:
+        """The prompt: two answers to it are never separated by the split."""
+        return Conversation(self.prompt).said()
+
+    def conversations(self) -> list[Conversation]:
+        """The prompt with the answer."""
+        return [Conversation([*self.prompt, self.answer], self.source, self.category)]
+
+
+Record = Conversation | Preference | Judged
+"""What a corpus yields."""
 
 
 @dataclass(frozen=True, slots=True)

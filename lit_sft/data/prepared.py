@@ -38,7 +38,9 @@ def scan_corpora(corpora: Sequence[Corpus], cache: Path, num_workers: int) -> li
 def conversations_of(corpora: Sequence[ScannedCorpus], selection: Selection) -> list[Conversation]:
     """What is said in these records."""
     corpus_of, records = (part.tolist() for part in selection)
-    return [corpora[number].conversation(record) for number, record in zip(corpus_of, records, strict=True)]
+    return [
+        corpora[number].record(record).conversations()[0] for number, record in zip(corpus_of, records, strict=True)
+    ]
 
 
 class Collate(Protocol):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lit_sft.conversation import Conversation
+from lit_sft.conversation import Record
 from lit_sft.corpora._base import Corpus, Finding, excerpt
 from lit_sft.data.cache import build_once, digest, usable
 from lit_sft.data.cache_pruning import hold_cache
@@ -123,13 +123,13 @@ class ScannedCorpus:
         contents = [file.sha256 for file in self.records.files]
         return digest(contents, type(self.corpus).__qualname__, sorted(self.corpus.options.items()))
 
-    def conversation(self, number: int) -> Conversation:
-        """The conversation in a usable record."""
+    def record(self, number: int) -> Record:
+        """What a usable record holds."""
         file, within = self.records.locate(number)
         data, group = self.records.files[file].read(within), self.records.files[file].group(within)
-        conversation, _, kind = self.corpus.read(data, self.corpus.layouts[self.layouts[file]], group)
-        assert conversation is not None
-        return replace(conversation, source=self.records.source(number), category=kind or self.name)
+        found, _, kind = self.corpus.read(data, self.corpus.layouts[self.layouts[file]], group)
+        assert found is not None
+        return replace(found, source=self.records.source(number), category=kind or self.name)
 
     def finding(self, number: int, reason: str, *, is_kept: bool, detail: str = "") -> Finding:
         """A finding about a record."""
@@ -185,9 +185,9 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     return found
 
 
-def fingerprint(conversation: Conversation) -> int:
+def fingerprint(said: list[str]) -> int:
     """Eight bytes that depend on what is said, not on where."""
-    hashed = hashlib.blake2b("\0".join(conversation.said()).encode("utf-8", "surrogatepass"), digest_size=8)
+    hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
 
 
@@ -220,14 +220,14 @@ def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tup
     groups: set[str] = set()
     for number, (file, data, kind) in enumerate(records.read_range(*chunk), start=chunk[0]):
         try:
-            conversation, repaired, group = corpus.read(data, corpus.layouts[layouts[file]], kind)
+            found, repaired, group = corpus.read(data, corpus.layouts[layouts[file]], kind)
         except BadRecord as bad:
             verdicts.append(bad.reason)
         else:
             groups.add(group)
-            verdicts.append(FILTERED if conversation is None else GOOD)
-            if conversation is not None:
-                fingerprints[number - chunk[0]] = fingerprint(conversation)
+            verdicts.append(FILTERED if found is None else GOOD)
+            if found is not None:
+                fingerprints[number - chunk[0]] = fingerprint(found.said())
                 if repaired:
                     repairs[number] = repaired
     return _Chunk(verdicts, repairs, fingerprints, groups)

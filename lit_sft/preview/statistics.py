@@ -195,7 +195,7 @@ def _encoded(corpus: TokenizedCorpus, records: NDArray[np.uint32], num_used: int
             # The first token of an example is never predicted.
             supervised[place] = (corpus.store.read(record)[1][1:] != IGNORE_INDEX).sum()
         if lengths[place] and not remarks[place]:
-            messages = corpus.scanned.conversation(record).messages
+            messages = corpus.scanned.record(record).conversations()[0].messages
             characters[place] = sum(len(m.content) + len(m.thoughts) + len(m.commands) for m in messages)
     weights = np.full(len(records), num_used / max(1, len(records)))
     return Encoded(lengths, supervised, characters, remarks, weights)
