@@ -23,16 +23,18 @@ if TYPE_CHECKING:
     from lit_sft.data._base import CorpusData
     from lit_sft.stages._base import Stage
 
+CORPORA = ("lit_sft.corpora._base.Corpus", "lit_sft.preferences._base.JudgedAnswers")
+
 # Key of a configuration -> what its classes derive from. By name: to build a strategy takes no Lightning.
 BASE_CLASSES = {
-    "model": "lit_sft.stages._base.Stage",
-    "data": "lit_sft.data._base.CorpusData",
-    "tuning": "lit_sft.tuning._base.Tuning",
-    "corpora": "lit_sft.corpora._base.Corpus",
-    "test_corpora": "lit_sft.corpora._base.Corpus",
-    "forgetting": "lit_sft.corpora._base.Corpus",
-    "generation": "lit_sft.generation.strategies.Strategy",
-    "schedule": "lit_sft.stages.schedules.Schedule",
+    "model": ("lit_sft.stages._base.Stage",),
+    "data": ("lit_sft.data._base.CorpusData",),
+    "tuning": ("lit_sft.tuning._base.Tuning",),
+    "corpora": CORPORA,
+    "test_corpora": CORPORA,
+    "forgetting": CORPORA,
+    "generation": ("lit_sft.generation.strategies.Strategy",),
+    "schedule": ("lit_sft.stages.schedules.Schedule",),
 }
 
 PATH_OPTIONS = {
@@ -60,8 +62,8 @@ GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
 class ShortErrorParser(ArgumentParser):
     """Raises `ConfigError` with one line instead of printing usage and nested alternatives."""
 
-    base_classes: Mapping[str, str] = {}
-    """Key of a configuration -> base class of what it names by class, `lit_sft.tuning._base.Tuning`."""
+    base_classes: Mapping[str, tuple[str, ...]] = {}
+    """Key of a configuration -> base classes of what it names by class, `lit_sft.tuning._base.Tuning`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
@@ -114,7 +116,7 @@ class ShortErrorParser(ArgumentParser):
         if found := UNKNOWN_CLASS.search(message):
             kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
-            names = list(discover(chosen)) if chosen else _names_of_lightning(place)
+            names = list(discover(*chosen)) if chosen else _names_of_lightning(place)
             return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
@@ -216,7 +218,7 @@ def build(key: str, kind: Any, value: Any) -> Any:
     Raises:
         ConfigError: With one line.
     """
-    discover(BASE_CLASSES[key])  # makes short names known
+    discover(*BASE_CLASSES[key])  # makes short names known
     parser = KindParser()
     parser.add_argument(f"--{key}", type=kind)
     return _made(parser, {key: value})[key]
@@ -231,8 +233,8 @@ def stage_and_data(config: dict[str, Any]) -> tuple[Stage, CorpusData]:
     from lit_sft.data._base import CorpusData
     from lit_sft.stages._base import Stage
 
-    for base in BASE_CLASSES.values():
-        discover(base)
+    for bases in BASE_CLASSES.values():
+        discover(*bases)
     parser = KindParser()
     parser.add_argument("--seed_everything", type=int)
     # As LightningCLI does: the optimizers of other libraries declare no types.

@@ -1,15 +1,18 @@
 """The contract between all layers: what a corpus yields, a prompt format encodes and a network is fed.
 
 record --corpus--> Conversation --prompt format--> EncodedTurn ... --data--> Example --collate--> Batch
+                   Preference, Judged --prompt format--> a prompt and its answers --data--> Example --> PairBatch
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
+
+from lit_sft.errors import BadRecord, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +61,14 @@ class Conversation:
             for text in (speaker, m.content, m.thoughts, m.commands)
         ]
 
+    def conversations(self) -> list[Conversation]:
+        """Itself; of other records several, the best first."""
+        return [self]
+
+    def question(self) -> Conversation:
+        """Itself: what is asked, and the answer to learn, if there is one."""
+        return self
+
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
         end = len(self.messages)
@@ -98,6 +109,22 @@ class Preference:
     source: str = ""
     category: str = field(default="", compare=False)
 
+    def said(self) -> list[str]:
+        """By what it is told from others; which answer is the better one belongs to it."""
+        return [text for conversation in self.conversations() for text in (*conversation.said(), "\3")]
+
+    def held_out_by(self) -> list[str]:
+        """The prompt: two rankings of its answers are never separated by the split."""
+        return Conversation(self.prompt).said()
+
+    def conversations(self) -> list[Conversation]:
+        """The prompt with each answer, the best first."""
+        return [Conversation([*self.prompt, answer], self.source, self.category) for answer in self.answers]
+
+    def question(self) -> Conversation:
+        """The prompt with the best answer."""
+        return self.conversations()[0]
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -108,6 +135,27 @@ class Judged:
     is_good: bool
     source: str = ""
     category: str = field(default="", compare=False)
+
+    def said(self) -> list[str]:
+        """By what it is told from others, the verdict included."""
+        return [*self.conversations()[0].said(), "good" if self.is_good else "bad"]
+
+    def held_out_by(self) -> list[str]:
+        """The prompt: two answers to it are never separated by the split."""
+        return Conversation(self.prompt).said()
+
+    def conversations(self) -> list[Conversation]:
+        """The prompt with the answer."""
+        return [Conversation([*self.prompt, self.answer], self.source, self.category)]
+
+    def question(self) -> Conversation:
+        """The prompt, with the answer if that is a good one."""
+        answered = self.conversations()[0]
+        return answered if self.is_good else answered.prompt()
+
+
+Record = Conversation | Preference | Judged
+"""What a corpus yields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,19 +189,29 @@ class EncodedTurn:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One training example: `labels[i]` is `input_ids[i]` where supervised, else -100 (not shifted).
+    """What a record is trained on: `labels[i]` is `input_ids[i]` where supervised, else -100 (not shifted).
 
-    `truncation` names what was left out to fit the row, if anything; `corpus` is the index of its corpus.
+    `truncation` names what was left out to fit the row, if anything; `corpus` is the index of its corpus. It is one
+    sequence, or several that do not see each other, laid one after the other: the answers to one prompt, each behind
+    the prompt. They begin at `starts`. `judgment` is what the record says of them beside their order: of one answer
+    whether it is good (1.0 or 0.0), of several by how much the first is better than the second; None if nothing.
     """
 
     input_ids: Ids
     labels: Ids
     source: str = ""
-    truncation: Literal["", "turns-dropped", "reply-cut"] = ""
+    truncation: Literal["", "turns-dropped", "reply-cut", "answers-dropped"] = ""
     corpus: int = 0
+    starts: Sequence[int] = (0,)
+    judgment: float | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence."""
+        ends = [*self.starts[1:], len(self)]
+        return [end - start for start, end in zip(self.starts, ends, strict=True)]
 
 
 @dataclass
@@ -189,15 +247,35 @@ class Batch:
         for name, value in state.items():
             setattr(self, name, torch.from_numpy(value) if hasattr(value, "dtype") else value)
 
-    def to(self, device: torch.device, **kwargs: Any) -> Batch:
+    def to(self, device: torch.device, **kwargs: Any) -> Self:
         """The batch with its tensors on `device` (Lightning calls this); the host does not wait for pinned ones."""
         # Only there do later operations wait for the copy.
         kwargs.setdefault("non_blocking", str(device).startswith("cuda"))
         return _map_tensors(self, lambda tensor: tensor.to(device, **kwargs))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         """The batch in page-locked memory (the DataLoader calls this)."""
         return _map_tensors(self, lambda tensor: tensor.pin_memory())
+
+
+@dataclass
+class PairBatch(Batch):
+    """A micro-batch of answers that are compared or judged; all answers of a record stand in one row.
+
+    Each answer with its prompt is a segment, numbered over the batch from 0 in the order of the rows; labels are those
+    of the answers alone, each with the one token that ends it.
+
+    `sequences` [S] int64 is the place in `sources` of the record of each segment, `sequence_corpora` [S] int64 that in
+    `corpora`. `pairs` [P, 2] int64 are segments of one record, the better one first: all pairs of a ranking. `margins`
+    [P] float32: by how much, 0 where that is not known. `is_good` [S] bool is the verdict of a judged answer; of a
+    ranking the best is good and the others are not.
+    """
+
+    sequences: torch.Tensor
+    sequence_corpora: torch.Tensor
+    pairs: torch.Tensor
+    margins: torch.Tensor
+    is_good: torch.Tensor
 
 
 @dataclass(slots=True)  # not frozen: Lightning converts what a batch of prompts holds, if only in a copy
@@ -260,6 +338,60 @@ class PromptFormat(ABC):
         """What `encode_prompt` would give if a prompt could be of any length."""
         return PromptFormat.encode_prompt(self, conversation, tokenizer)
 
+    def encode_answers(
+        self, prompt: Sequence[Message], answers: Sequence[Message], tokenizer: Any
+    ) -> tuple[list[int], list[list[int]]]:
+        """Ids of a prompt, as the model is asked, and of each answer as the model would write it.
+
+        An answer ends with the first token at which generation stops. It alone is the model's choice: what a format
+        trains on before the reply (`prompt_labels`) or behind its end is not.
+
+        Args:
+            prompt: The conversation up to where the assistant must speak.
+            answers: What it may say there.
+            tokenizer: The family's tokenizer.
+
+        Raises:
+            BadRecord: `answer-changes-prompt` if the format writes what belongs to an answer before it (MOSS's inner
+                thoughts), for then the answers would have different prompts; `answer-without-end` if it sets no token
+                behind the answer at which generation stops.
+            ConfigError: As `check_answers`.
+        """
+        self.check_answers()
+        prompt_ids = self.whole_prompt(Conversation(prompt), tokenizer)
+        ends = [self._last_turn([*prompt, answer], prompt_ids, tokenizer) for answer in answers]
+        return prompt_ids, [self._until_stop(reply_ids, tokenizer) for reply_ids in ends]
+
+    @property
+    def fault_of_answers(self) -> str:
+        """Why answers in this format are not the model's choice alone, and the remedy; nothing if they are."""
+        return ""
+
+    def check_answers(self) -> None:
+        """Refuse a format in which answers cannot be compared.
+
+        Raises:
+            ConfigError: With the reason.
+        """
+        if self.fault_of_answers:
+            raise ConfigError(self.fault_of_answers)
+
+    def _last_turn(self, messages: Sequence[Message], prompt_ids: list[int], tokenizer: Any) -> list[int]:
+        """What the format writes behind a prompt."""
+        *before, last = self.encode_turns(Conversation(messages), tokenizer)
+        written = [token for turn in before for token in turn.prompt_ids + turn.reply_ids] + last.prompt_ids
+        if written != prompt_ids:
+            raise BadRecord("answer-changes-prompt")
+        return last.reply_ids + self.closing_ids(tokenizer)
+
+    def _until_stop(self, reply_ids: list[int], tokenizer: Any) -> list[int]:
+        """A reply up to the first token that ends it."""
+        stops = set(self.stop_token_ids(tokenizer))
+        end = next((place for place, token in enumerate(reply_ids, start=1) if token in stops), None)
+        if end is None:
+            raise BadRecord("answer-without-end")
+        return reply_ids[:end]
+
 
 class TextInterface(ABC):
     """What the data layer needs to know of a checkpoint: how text becomes ids, and how many fit."""
@@ -289,6 +421,9 @@ class TextInterface(ABC):
         return (type(self),)
 
 
-def _map_tensors(batch: Batch, function: Any) -> Batch:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return Batch(**{name: function(v) if hasattr(v, "device") else v for name, v in values.items()})
+BatchKind = TypeVar("BatchKind", bound=Batch)
+
+
+def _map_tensors(batch: BatchKind, function: Any) -> BatchKind:
+    tensors = {name: function(value) for name, value in vars(batch).items() if hasattr(value, "device")}
+    return replace(batch, **tensors)

@@ -15,10 +15,13 @@ from lit_sft.errors import ConfigError
 T = TypeVar("T")
 
 
-def discover(base: str) -> dict[str, type]:
-    """The members of the folder in which a base class lies: `discover("lit_sft.tuning._base.Tuning")`."""
-    module, _, name = base.rpartition(".")
-    return members(module.rpartition(".")[0], getattr(importlib.import_module(module), name))
+def discover(*bases: str) -> dict[str, type]:
+    """The members of the folders in which base classes lie: `discover("lit_sft.tuning._base.Tuning")`."""
+    found: dict[str, type] = {}
+    for base in bases:
+        module, _, name = base.rpartition(".")
+        found |= members(module.rpartition(".")[0], getattr(importlib.import_module(module), name))
+    return found
 
 
 def members(package: str, base: type[T]) -> dict[str, type[T]]:

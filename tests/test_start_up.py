@@ -126,7 +126,7 @@ def test_debug_shows_where_a_mistake_was_found_and_a_plain_run_does_not(
 def test_classes_that_a_configuration_names_are_found_without_what_only_loading_needs() -> None:
     code = (
         "import sys, lit_sft.cli.fit; from lit_sft.configuration import BASE_CLASSES; "
-        "from lit_sft.plugins import discover; [discover(base) for base in BASE_CLASSES.values()]; "
+        "from lit_sft.plugins import discover; [discover(*bases) for bases in BASE_CLASSES.values()]; "
         "assert not {'peft', 'bitsandbytes'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

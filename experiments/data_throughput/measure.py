@@ -42,7 +42,7 @@ def _steps(layout: str, file: str, checkpoint: str, cache: str, processor: Any, 
     data = open_data(layout, file, checkpoint, cache)
     times = {"scan": _cpu_seconds(lambda: data.scanned)}
     (corpus,) = data.scanned
-    conversations = map(corpus.conversation, corpus.scan.good.tolist())
+    conversations = (corpus.record(number).conversations()[0] for number in corpus.scan.good.tolist())
     texts = [text for talk in conversations for said in talk.messages for text in said[1:] if text]
     times["sentencepiece"] = _cpu_seconds(lambda: processor.encode(texts, num_threads=1))
     times["encode_batch"] = _cpu_seconds(lambda: rust.encode_batch(texts, add_special_tokens=False))

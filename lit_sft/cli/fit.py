@@ -309,8 +309,8 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
         UserError: For everything that the user can put right.
     """
     _quieten()
-    for base in BASE_CLASSES.values():
-        discover(base)  # makes their short class names known
+    for bases in BASE_CLASSES.values():
+        discover(*bases)  # makes their short class names known
     is_launcher = RUN_FOLDER not in os.environ
     if not is_launcher:
         end_with_parent()

@@ -1,4 +1,4 @@
-"""A corpus: files of raw records, and how one record becomes a conversation."""
+"""A corpus: files of raw records, and how one of them becomes a conversation, or answers that were judged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from lit_sft.conversation import Conversation
+from lit_sft.conversation import Conversation, Record
 from lit_sft.corpora._cleaning import decode_record
 from lit_sft.corpora._fields import Fields, is_supervised
 from lit_sft.corpora._reading import find_files
@@ -41,9 +41,9 @@ class Finding:
 
 
 class Reading(NamedTuple):
-    """What one record holds: a conversation, or None where a filter leaves it out; what was repaired; its kind."""
+    """What the bytes of a record hold, or None where a filter leaves it out; what was repaired; its kind."""
 
-    conversation: Conversation | None
+    record: Record | None
     repairs: list[str]
     group: str
 
@@ -56,11 +56,15 @@ class Corpus(ABC):
         weight: How often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of them, another in each epoch.
         count: Records of an epoch, in place of `weight`. Where the corpus has fewer, it begins again in a new order;
             where it has more, the next epoch goes on with those not seen yet.
-        min_characters: Leave out conversations with fewer characters, all messages together.
+        min_characters: Leave out conversations with fewer characters, all messages together; answers that were judged
+            count with their prompt, and none of them may be shorter.
         max_characters: Leave out conversations with more.
         unused_keys: What becomes of a record with a key that is filled, not read, and not known to say nothing of the
             conversation (`id`, `source` and the like): `report` counts it, `refuse` makes it a bad record.
     """
+
+    record_type: ClassVar[type[Record]] = Conversation
+    """What `parse` returns."""
 
     layout: ClassVar[str]
     """The keys of a record, for error messages."""
@@ -127,12 +131,16 @@ class Corpus(ABC):
         return frozenset[str]().union(*self.layouts)
 
     @abstractmethod
-    def parse(self, record: dict[str, Any]) -> Conversation:
-        """The conversation in one raw record; which keys are looked up, here or in objects within, is remembered.
+    def parse(self, record: dict[str, Any]) -> Record:
+        """What one raw record holds; which keys are looked up, here or in objects within, is remembered.
 
         Raises:
-            BadRecord: If there is none in it, with the reason.
+            BadRecord: If it cannot be used, with the reason.
         """
+
+    def kind_of(self, record: dict[str, Any]) -> str:
+        """Of which kind a raw record is, "" if nothing says it."""
+        return str(record.get(self.group_key) or "") if self.group_key else ""
 
     def repaired(self, reason: str) -> None:
         """For `parse`: the record is kept, but something in it was put right."""
@@ -164,12 +172,12 @@ class Corpus(ABC):
             record[self.group_key] = group
         self._repairs = repairs
         try:
-            kind = str(record.get(self.group_key) or "") if self.group_key else ""
+            kind = self.kind_of(record)
             if self.groups and kind not in self.groups:
                 return Reading(None, repairs, kind)
             if not is_supervised(record):
                 raise BadRecord("no-supervised-answer")
-            conversation = self.parse(record)
+            parsed = self.parse(record)
             unused = sorted({unused_key(key) for key in record.unused()})
         except RecursionError:
             raise BadRecord("nested-too-deeply") from None
@@ -177,7 +185,7 @@ class Corpus(ABC):
             raise BadRecord(unused[0])
         for reason in unused:
             self.repaired(reason)
-        return Reading(conversation if self._has_length(conversation) else None, repairs, kind)
+        return Reading(parsed if self._has_length(parsed) else None, repairs, kind)
 
     def layout_in(self, data: bytes) -> frozenset[str] | None:
         """The layout of a record in bytes; None if it is broken, or of no layout of this corpus."""
@@ -210,11 +218,12 @@ class Corpus(ABC):
             names = ", ".join(sorted(found - {""})[:MAX_NAMES]) or "none"
             raise DataError(f"no record of {self.path} has {self.group_key} {', '.join(missing)}. Found: {names}")
 
-    def _has_length(self, conversation: Conversation) -> bool:
+    def _has_length(self, record: Record) -> bool:
         if not self.min_characters and self.max_characters is None:
             return True
-        length = sum(len(message.content) for message in conversation.messages)
-        return self.min_characters <= length and (self.max_characters is None or length <= self.max_characters)
+        lengths = [sum(len(message.content) for message in talk.messages) for talk in record.conversations()]
+        is_short_enough = self.max_characters is None or max(lengths) <= self.max_characters
+        return is_short_enough and self.min_characters <= min(lengths)
 
 
 def unused_key(key: str) -> str:

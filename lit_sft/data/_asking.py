@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_sft.conversation import Batch, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._base import NOTHING_HELD_OUT, CorpusData
-from lit_sft.data.prepared import conversations_of
+from lit_sft.data.prepared import records_of
 from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.split import all_good
 from lit_sft.distributed.fsdp2 import num_shares
@@ -90,8 +90,9 @@ class AskingData(CorpusData):
     def held_out_prompts(self, count: int | None = None) -> list[Prompt]:
         """The first `count` questions that are held out, or all: of the test corpora, or of the validation split."""
         corpora, (corpus_of, records) = self._held_out()
-        conversations = conversations_of(corpora, (corpus_of[:count], records[:count]))
-        return list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
+        found = records_of(corpora, (corpus_of[:count], records[:count]))
+        asked = [record.question() for record in found]
+        return list(encode_prompts(asked, self.text.prompt_format, self.tokenizer))
 
     def forgetting_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """What shows forgetting: the corpora for it, or the validation split where there are none."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
 from lit_sft.data.intervals import intervals_in_batches
 from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
-from lit_sft.data.prepared import Prepared, scan_corpora
+from lit_sft.data.prepared import Collate, Prepared, scan_corpora
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
-from lit_sft.data.split import Split, all_good, split_corpora
+from lit_sft.data.split import Split, all_good, split_corpora, split_keys
 from lit_sft.data.table import preparation_table
 from lit_sft.errors import ConfigError
 
@@ -39,6 +39,7 @@ class CorpusData(LightningDataModule, ABC):
 
     A data module says how a record becomes an example (`encoding`) and, where the default does not do, how examples
     become a batch (`collate`). By what records are told apart, in the split and as duplicates, they say themselves.
+    Where the examples are of several sequences, `sequences_in_row` says how many of `max_length` a row takes.
 
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
@@ -58,6 +59,9 @@ class CorpusData(LightningDataModule, ABC):
             system, a folder on the machine's own disk.
         seed: Seed of order and split; linked to `seed_everything`.
     """
+
+    sequences_in_row: ClassVar[int] = 1
+    """Sequences of `max_length` tokens that fit into a row."""
 
     def __init__(
         self,
@@ -134,7 +138,7 @@ class CorpusData(LightningDataModule, ABC):
     def batching(self) -> Batching:
         """How examples become micro-batches."""
         packing = self._is_on_gpu() if self.packing is None else self.packing
-        return Batching(self.max_length, self.micro_batch_size, packing)
+        return Batching(self.sequences_in_row * self.max_length, self.micro_batch_size, packing)
 
     @cached_property
     def prepared(self) -> Prepared:
@@ -285,10 +289,9 @@ class CorpusData(LightningDataModule, ABC):
         """Say how many of the records that `test` measures are trained on."""
         if not self.test_corpora:
             return
-        corpus_of, records = self.split.train
-        trained = [corpus.scan.fingerprints[records[corpus_of == n]] for n, corpus in enumerate(self.scanned)]
-        tested = np.concatenate([c.scan.fingerprints[c.scan.good] for c in self.scanned_tests])
-        num_seen = int(np.isin(tested, np.concatenate(trained)).sum())
+        trained = split_keys(self.scanned, self.split.train)
+        tested = split_keys(self.scanned_tests, all_good(self.scanned_tests))
+        num_seen = int(np.isin(tested, trained).sum())
         if num_seen:
             log.warning("%d of %d records of data.test_corpora are also trained on", num_seen, len(tested))
 
@@ -308,12 +311,15 @@ class CorpusData(LightningDataModule, ABC):
             corpus.check(self.max_bad_fraction)
         return scanned
 
-    def _prepare(self, scanned: Sequence[ScannedCorpus]) -> Prepared:
+    def _prepare(
+        self, scanned: Sequence[ScannedCorpus], encoding: Encoding | None = None, rows_to_batch: Collate | None = None
+    ) -> Prepared:
+        """Corpora as examples, if nothing else is given of the kind that is trained on."""
         return Prepared(
             scanned,
             self.text,
-            self.encoding,
-            self.collate,
+            encoding or self.encoding,
+            rows_to_batch or self.collate,
             self.cache,
             num_workers=self.num_workers,
             is_first=self.trainer is None or self.trainer.local_rank == 0,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Example, PromptFormat
+from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Example, PromptFormat, Record
 from lit_sft.data.encoder import Encoding
 from lit_sft.errors import BadRecord
 
@@ -16,7 +16,7 @@ Truncation = Literal["", "turns-dropped", "reply-cut"]
 
 @dataclass(frozen=True)
 class ConversationEncoding(Encoding):
-    """Conversations with the loss on what the assistant says.
+    """Conversations with the loss on what the assistant says; of ranked answers, the prompt with the best.
 
     Args:
         loss_on: Which tokens carry loss.
@@ -24,10 +24,10 @@ class ConversationEncoding(Encoding):
 
     loss_on: LossOn
 
-    def encode_record(self, record: Conversation) -> Example:
+    def encode_record(self, record: Record) -> Example:
         """Ids and labels."""
         return encode_conversation(
-            record, self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
+            record.question(), self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
         )
 
 

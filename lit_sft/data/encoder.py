@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lit_sft.conversation import Conversation, Example, PromptFormat, TextInterface
+from lit_sft.conversation import Example, PromptFormat, TextInterface
 from lit_sft.data.cache import digest
 from lit_sft.data.deciding_code import code_digest
 from lit_sft.data.scan import ScannedCorpus
@@ -46,8 +46,8 @@ class Encoding(ABC):
     max_length: int
 
     @abstractmethod
-    def encode_record(self, record: Conversation) -> Example:
-        """The example that a usable record becomes.
+    def encode_record(self, record: Any) -> Example:
+        """The example that a usable record becomes: of the kind that the corpora of the data module yield.
 
         Raises:
             BadRecord: If it does not fit.
@@ -65,11 +65,11 @@ class Encoding(ABC):
         details: dict[int, str] = {}
         for record in records.tolist():
             try:
-                conversation = corpus.conversation(record)
+                found = corpus.record(record)
             except BadRecord:
                 raise DataError(f"{corpus.records.source(record)} changed while it was used. Start again") from None
             try:
-                example = self.encode_record(conversation)
+                example = self.encode_record(found)
             except BadRecord as bad:
                 examples.append(Example([], []))
                 remarks.append(bad.reason)
@@ -77,7 +77,7 @@ class Encoding(ABC):
                     details[record] = bad.detail
                 continue
             except Exception as error:
-                error.add_note(f"in the record at {conversation.source}")
+                error.add_note(f"in the record at {found.source}")
                 raise
             examples.append(example)
             remarks.append(example.truncation)
@@ -105,8 +105,11 @@ class TokenizedCorpus:
 
     def example(self, record: int) -> Example:
         """An encoded record."""
-        input_ids, labels = self.store.read(record)
-        return Example(input_ids, labels, self.scanned.records.source(record), corpus=self.number)
+        found = self.store.read(record)
+        source = self.scanned.records.source(record)
+        return Example(
+            found.input_ids, found.labels, source, corpus=self.number, starts=found.starts, judgment=found.judgment
+        )
 
 
 def fingerprint_of(text: TextInterface, encoding: Encoding) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_sft.conversation import Batch, Conversation, Example, TextInterface
+from lit_sft.conversation import Batch, Example, Record, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data.encoder import Encoder, Encoding, Selection, encoded_corpora
 from lit_sft.data.order import MicroBatch
@@ -35,10 +35,10 @@ def scan_corpora(corpora: Sequence[Corpus], cache: Path, num_workers: int) -> li
     return scanned
 
 
-def conversations_of(corpora: Sequence[ScannedCorpus], selection: Selection) -> list[Conversation]:
-    """What is said in these records."""
+def records_of(corpora: Sequence[ScannedCorpus], selection: Selection) -> list[Record]:
+    """What is in these records."""
     corpus_of, records = (part.tolist() for part in selection)
-    return [corpora[number].conversation(record) for number, record in zip(corpus_of, records, strict=True)]
+    return [corpora[number].record(record) for number, record in zip(corpus_of, records, strict=True)]
 
 
 class Collate(Protocol):

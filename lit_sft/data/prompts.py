@@ -113,13 +113,13 @@ def _read_records(path: Path) -> list[Conversation]:
     found: list[Conversation] = []
     for raw in read_records(path, record_keys=corpus.record_keys):
         try:
-            conversation = corpus.read(raw.data, layout).conversation
+            conversation = corpus.read(raw.data, layout).record
         except BadRecord as bad:
             if bad.reason == EMPTY_LINE:
                 continue
             beginning = excerpt(raw.data)[:80]
             raise DataError(f"{raw.source}: {bad.reason}: {beginning!r}. Expected {corpus.layout}") from None
-        assert conversation is not None  # there is no filter
+        assert isinstance(conversation, Conversation)  # there is no filter
         found.append(replace(conversation, source=raw.source))
     if not found:
         raise corpus.unreadable(path, ())

@@ -1,7 +1,7 @@
 """What is in a corpus: every record is read once, before training, so that nothing bad in it comes as a surprise.
 
-For each record a verdict (good, left out by a filter, or why it cannot be used), what was repaired in it, and a
-fingerprint of what is said, by which duplicates are found.
+For each record a verdict (good, left out by a filter, or why it cannot be used), what was repaired in it, a fingerprint
+of what is said, by which duplicates are found, and one of what the split keeps together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from lit_sft.conversation import Conversation
+from lit_sft.conversation import Conversation, Record
 from lit_sft.corpora._base import Corpus, Finding, excerpt
 from lit_sft.data.cache import build_once, digest, usable
 from lit_sft.data.cache_pruning import hold_cache
@@ -37,6 +37,8 @@ GOOD, FILTERED = "", "left-out"
 EMPTY_LINE = "empty-line"
 """Counted, but no bad record: there is none."""
 
+ARRAYS = ("verdicts", "repairs", "fingerprints", "split_keys")
+
 MAX_LISTED = 1000
 """Findings listed for each reason; a file with a million CRLF lines should not make a second one as large."""
 
@@ -46,12 +48,14 @@ class Scan:
     """What was found, one entry for each record of the corpus.
 
     `verdicts` [N] and `repairs` [N] are numbers: the place in `verdict_names`, and a bit for each of `repair_names`;
-    `fingerprints` [N] are eight bytes of a hash, meaningless where the verdict is not good.
+    `fingerprints` [N] are eight bytes of a hash of all that is said, `split_keys` [N] of that by which a record is held
+    out (the same for conversations, the prompt of preferences); both are meaningless where the verdict is not good.
     """
 
     verdicts: NDArray[np.uint8]
     repairs: NDArray[np.uint32]
     fingerprints: NDArray[np.uint64]
+    split_keys: NDArray[np.uint64]
     verdict_names: list[str]
     repair_names: list[str]
     groups: list[str]
@@ -123,13 +127,13 @@ class ScannedCorpus:
         contents = [file.sha256 for file in self.records.files]
         return digest(contents, type(self.corpus).__qualname__, sorted(self.corpus.options.items()))
 
-    def conversation(self, number: int) -> Conversation:
-        """The conversation in a usable record."""
+    def record(self, number: int) -> Record:
+        """What a usable record holds."""
         file, within = self.records.locate(number)
         data, group = self.records.files[file].read(within), self.records.files[file].group(within)
-        conversation, _, kind = self.corpus.read(data, self.corpus.layouts[self.layouts[file]], group)
-        assert conversation is not None
-        return replace(conversation, source=self.records.source(number), category=kind or self.name)
+        found, _, kind = self.corpus.read(data, self.corpus.layouts[self.layouts[file]], group)
+        assert found is not None
+        return replace(found, source=self.records.source(number), category=kind or self.name)
 
     def finding(self, number: int, reason: str, *, is_kept: bool, detail: str = "") -> Finding:
         """A finding about a record."""
@@ -185,9 +189,9 @@ def scan_corpus(name: str, corpus: Corpus, cache: Path, num_workers: int) -> Sca
     return found
 
 
-def fingerprint(conversation: Conversation) -> int:
+def fingerprint(said: list[str]) -> int:
     """Eight bytes that depend on what is said, not on where."""
-    hashed = hashlib.blake2b("\0".join(conversation.said()).encode("utf-8", "surrogatepass"), digest_size=8)
+    hashed = hashlib.blake2b("\0".join(said).encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(hashed.digest(), "little")
 
 
@@ -210,27 +214,31 @@ class _Chunk(NamedTuple):
     verdicts: list[str]
     repairs: dict[int, list[str]]
     fingerprints: NDArray[np.uint64]
+    split_keys: NDArray[np.uint64]
     groups: set[str]
 
 
 def _scan_chunk(corpus: Corpus, records: Records, layouts: list[int], chunk: tuple[int, int]) -> _Chunk:
     verdicts: list[str] = []
     repairs: dict[int, list[str]] = {}
-    fingerprints = np.zeros(chunk[1] - chunk[0], dtype=np.uint64)
+    fingerprints, split_keys = np.zeros((2, chunk[1] - chunk[0]), dtype=np.uint64)
     groups: set[str] = set()
     for number, (file, data, kind) in enumerate(records.read_range(*chunk), start=chunk[0]):
         try:
-            conversation, repaired, group = corpus.read(data, corpus.layouts[layouts[file]], kind)
+            found, repaired, group = corpus.read(data, corpus.layouts[layouts[file]], kind)
         except BadRecord as bad:
             verdicts.append(bad.reason)
         else:
             groups.add(group)
-            verdicts.append(FILTERED if conversation is None else GOOD)
-            if conversation is not None:
-                fingerprints[number - chunk[0]] = fingerprint(conversation)
+            verdicts.append(FILTERED if found is None else GOOD)
+            if found is not None:
+                place = number - chunk[0]
+                fingerprints[place] = split_keys[place] = fingerprint(found.said())
+                if not isinstance(found, Conversation):
+                    split_keys[place] = fingerprint(found.held_out_by())
                 if repaired:
                     repairs[number] = repaired
-    return _Chunk(verdicts, repairs, fingerprints, groups)
+    return _Chunk(verdicts, repairs, fingerprints, split_keys, groups)
 
 
 def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_workers: int, folder: Path) -> None:
@@ -239,13 +247,14 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     groups: set[str] = set()
     verdicts = np.zeros(len(records), dtype=np.uint8)
     repairs = np.zeros(len(records), dtype=np.uint32)
-    fingerprints = np.zeros(len(records), dtype=np.uint64)
+    fingerprints, split_keys = np.zeros((2, len(records)), dtype=np.uint64)
     chunks = [(start, min(start + CHUNK, len(records))) for start in range(0, len(records), CHUNK)]
     done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
     with tqdm(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as bar:
         for (start, stop), chunk in zip(chunks, done, strict=True):
             verdicts[start:stop] = [verdict_codes.of(name) for name in chunk.verdicts]
             fingerprints[start:stop] = chunk.fingerprints
+            split_keys[start:stop] = chunk.split_keys
             groups |= chunk.groups
             for number, repaired in chunk.repairs.items():
                 for repair in repaired:
@@ -254,6 +263,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     np.save(folder / "verdicts.npy", verdicts)
     np.save(folder / "repairs.npy", repairs)
     np.save(folder / "fingerprints.npy", fingerprints)
+    np.save(folder / "split_keys.npy", split_keys)
     names: dict[str, Any] = {
         "verdict_names": verdict_codes.names,
         "repair_names": repair_codes.names,
@@ -263,7 +273,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
 
 
 def _load(folder: Path) -> Scan:
-    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("verdicts", "repairs", "fingerprints"))
+    arrays = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS)
     return Scan(*arrays, **json.loads((folder / "names.json").read_text(encoding="utf-8")))
 
 

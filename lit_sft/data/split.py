@@ -31,15 +31,24 @@ def split_corpora(corpora: Sequence[ScannedCorpus], fraction: float, seed: int, 
         deduplicate: Whether a record that says what one before it says is left out.
     """
     corpus_of, records = all_good(corpora)
-    fingerprints = np.concatenate([corpus.scan.fingerprints[corpus.scan.good] for corpus in corpora])
-    is_new = is_first(fingerprints)
+    is_new = is_first(np.concatenate([corpus.scan.fingerprints[corpus.scan.good] for corpus in corpora]))
     is_wanted = is_new if deduplicate else np.ones_like(is_new)
-    is_held_out = held_out(fingerprints, fraction, seed)
+    is_held_out = held_out(split_keys(corpora, (corpus_of, records)), fraction, seed)
 
     def those(chosen: NDArray[np.bool_]) -> Selection:
         return corpus_of[chosen], records[chosen]
 
     return Split(those(is_wanted & ~is_held_out), those(is_wanted & is_held_out), those(~is_new))
+
+
+def split_keys(corpora: Sequence[ScannedCorpus], selection: Selection) -> NDArray[np.uint64]:
+    """By what each of the records [N] is held out."""
+    corpus_of, records = selection
+    keys = np.zeros(len(records), dtype=np.uint64)
+    for number, corpus in enumerate(corpora):
+        own = corpus_of == number
+        keys[own] = corpus.scan.split_keys[records[own]]
+    return keys
 
 
 def all_good(corpora: Sequence[ScannedCorpus]) -> Selection:
@@ -50,13 +59,13 @@ def all_good(corpora: Sequence[ScannedCorpus]) -> Selection:
 
 
 def held_out(fingerprints: NDArray[np.uint64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """Which conversations [N] are held out.
+    """Which records [N] are held out.
 
-    The distinct ones that a hash puts first; records that say the same go together, so that none of them is trained on.
+    The distinct ones that a hash puts first; records of the same key go together, so that none of them is trained on.
 
     Args:
-        fingerprints: One for each conversation [N].
-        fraction: Share of the distinct conversations to hold out; at least one if it is above zero and there are two.
+        fingerprints: The key of each record [N]: what a conversation says, or the prompt of a preference.
+        fraction: Share of the distinct keys to hold out; at least one if it is above zero and there are two.
         seed: Another one holds out others.
     """
     mixed = _mixed(fingerprints, seed)

@@ -2,6 +2,7 @@
 
 A token and its label are one word of 32 bits: the id, and a bit that says whether the label is the id. Where the label
 is another id (some formats train on an earlier end of turn), a second bit is set and the label follows the tokens.
+A third bit marks the first token of a further sequence; what a record says of its sequences stands at the very end.
 Words are appended to one file; a table says for each record where its words begin. Records can be added in any order,
 by several processes, and a process that dies while it adds one leaves nothing but unused bytes.
 
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 OWN_LABEL = np.uint32(1 << 31)
 OTHER_LABEL = np.uint32(1 << 30)
-ID = np.uint32((1 << 30) - 1)
+FURTHER = np.uint32(1 << 29)
+ID = np.uint32((1 << 29) - 1)
 
 ENTRY = np.dtype(
     [
@@ -103,10 +105,18 @@ class EncodedChunk:
         words = ids.astype(np.uint32)
         words[is_own] |= OWN_LABEL
         words[is_other] |= OTHER_LABEL
+        begins = zip((ends - num_tokens).tolist(), examples, strict=True)
+        words[[begin + start for begin, example in begins for start in example.starts[1:]]] |= FURTHER
         num_others = _count(is_other, ends)
-        words = np.insert(words, ends.repeat(num_others), labels[is_other])
+        is_judged = np.array([example.judgment is not None for example in examples], dtype=bool)
+        judgments = np.array([e.judgment for e in examples if e.judgment is not None], dtype=np.float32)
+        places = np.concatenate([ends.repeat(num_others), ends[is_judged]])  # np.insert keeps the order of equal ones
+        words = np.insert(
+            words, places, np.concatenate([labels[is_other].astype(np.uint32), judgments.view(np.uint32)])
+        )
+        num_words = num_tokens + num_others + is_judged
         num_supervised = _count(is_own, ends) + num_others
-        return cls(records, num_tokens + num_others, num_tokens, num_supervised, remarks, words, details or {})
+        return cls(records, num_words, num_tokens, num_supervised, remarks, words, details or {})
 
 
 def _joined(rows: Sequence[Ids]) -> NDArray[np.int64]:
@@ -128,14 +138,28 @@ def _seals(entries: NDArray[Any], records: NDArray[Any]) -> NDArray[np.uint32]:
     return np.asarray(mixed | np.uint32(1))
 
 
-def from_words(words: NDArray[np.uint32], num_tokens: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`input_ids` and `labels` [T]."""
+class Tokens(NamedTuple):
+    """`input_ids` and `labels` [T] of a record, where its sequences begin, and what it says of them."""
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    starts: list[int]
+    judgment: float | None
+
+
+def from_words(words: NDArray[np.uint32], num_tokens: int) -> Tokens:
+    """What was stored as words."""
     tokens, others = words[:num_tokens], words[num_tokens:]
     ids = (tokens & ID).astype(np.int64)
     labels = np.where(tokens & OWN_LABEL, ids, IGNORE_INDEX)
+    judgment = None
     if len(others):
-        labels[(tokens & OTHER_LABEL) != 0] = others
-    return ids, labels
+        is_other = (tokens & OTHER_LABEL) != 0
+        num_others = int(is_other.sum())
+        labels[is_other] = others[:num_others]
+        if len(others) > num_others:
+            judgment = float(others[num_others:].view(np.float32)[0])
+    return Tokens(ids, labels, [0, *np.flatnonzero(tokens & FURTHER).tolist()], judgment)
 
 
 def _are_sealed(entries: NDArray[Any], records: NDArray[Any]) -> NDArray[np.bool_]:
@@ -179,8 +203,8 @@ class TokenStore:
         """Length of each encoded record; 0 for one that was left out."""
         return np.asarray(self.table["num_tokens"][records]).astype(np.int64)
 
-    def read(self, record: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """`input_ids` and `labels` [T] of an encoded record.
+    def read(self, record: int) -> Tokens:
+        """An encoded record.
 
         Raises:
             DataError: If they are not those that were stored; they are encoded again in the next run.

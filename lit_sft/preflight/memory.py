@@ -28,6 +28,7 @@ class Plan:
         precision: Lightning's `trainer.precision`.
         rows: Rows of a micro-batch.
         row_length: Tokens of a row.
+        sequences_in_row: Sequences of `max_length` tokens in it: two where answers are compared.
         gradient_checkpointing: Whether only the inputs of the blocks are kept.
         optimizer_bytes: State of the optimizer, bytes a trained parameter; 8 for AdamW in float32.
         sharding: How several devices share the work.
@@ -42,6 +43,7 @@ class Plan:
     precision: str = "bf16-mixed"
     rows: int = 4
     row_length: int = 1024
+    sequences_in_row: int = 1
     gradient_checkpointing: bool = True
     optimizer_bytes: float = 8.0
     sharding: Sharding = "none"

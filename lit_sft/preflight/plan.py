@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 import torch
 
+from lit_sft.data._base import CorpusData
 from lit_sft.errors import ConfigError
 from lit_sft.families._base import Family
 from lit_sft.preflight.memory import Memory, Plan, estimate
@@ -38,11 +40,13 @@ def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is
     optimizer = model.get("optimizer")
     # The stage's own optimizer is fused.
     is_fused = not optimizer or bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
+    num_sequences = _sequences_in_row(config.data.class_path)
     plan = Plan(
         tuning=tuning.footprint(family.lora_targets),
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
         rows=data.micro_batch_size,
-        row_length=data.max_length,
+        row_length=data.max_length * num_sequences,
+        sequences_in_row=num_sequences,
         gradient_checkpointing=bool(model.gradient_checkpointing),
         sharding="fsdp2" if strategy == "fsdp2" else "ddp" if num_devices > 1 else "none",
         num_devices=num_devices,
@@ -100,7 +104,10 @@ def remedies(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memor
     changes = [
         ("model.init_args.gradient_checkpointing: true", {"gradient_checkpointing": True}),
         ("data.init_args.micro_batch_size: 1, with more trainer.accumulate_grad_batches", {"rows": 1}),
-        (f"data.init_args.max_length: {plan.row_length // 2}", {"row_length": plan.row_length // 2}),
+        (
+            f"data.init_args.max_length: {plan.row_length // plan.sequences_in_row // 2}",
+            {"row_length": plan.row_length // 2},
+        ),
         ("trainer.precision: bf16-mixed", {"precision": "bf16-mixed"}),
         ("tuning LoRA", {"tuning": lora, "optimizer_bytes": 8}),
         ("tuning QLoRA", {"tuning": qlora, "optimizer_bytes": 8}),
@@ -133,6 +140,13 @@ def verdict(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory
         if working
         else "No single change would: take more or larger devices"
     )
+
+
+def _sequences_in_row(class_path: str) -> int:
+    """Sequences of `max_length` tokens in a row of the data module."""
+    module, _, name = class_path.rpartition(".")
+    kind: type[CorpusData] = getattr(import_module(module), name)
+    return kind.sequences_in_row
 
 
 def _optimizer_name(optimizer: Any) -> str:

@@ -17,13 +17,25 @@ from lit_sft.preview.statistics import SAMPLE, Statistics, measure
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stretch of an example under a heading of its own; a conversation is one without."""
+
+    heading: str
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
 class ShownExample:
-    """An example as the network reads it."""
+    """An example as the network reads it.
+
+    `parts` are for people: there a prompt that stands before each of several answers is shown once.
+    """
 
     corpus: str
     source: str
     remark: str
     pieces: list[Piece]
+    parts: list[Part]
 
     @property
     def num_tokens(self) -> int:
@@ -116,12 +128,28 @@ def _examples(data: CorpusData, number: int, count: int) -> list[ShownExample]:
     reader = PieceReader(data.tokenizer)
     shown = []
     for record in islice(chosen, count):
-        input_ids, labels = corpus.store.read(record)
-        labels[0] = IGNORE_INDEX  # nothing predicts the first token
-        pieces = reader.read(input_ids.tolist(), labels.tolist())
-        source = corpus.scanned.records.source(record)
-        shown.append(ShownExample(corpus.name, source, corpus.store.remark(record), pieces))
+        tokens = corpus.store.read(record)
+        tokens.labels[tokens.starts] = IGNORE_INDEX  # nothing predicts the first token
+        ids, labels = tokens.input_ids.tolist(), tokens.labels.tolist()
+        ends = [*tokens.starts[1:], len(ids)]
+        sequences = [reader.read(ids[a:b], labels[a:b]) for a, b in zip(tokens.starts, ends, strict=True)]
+        pieces = [piece for sequence in sequences for piece in sequence]
+        source, remark = corpus.scanned.records.source(record), corpus.store.remark(record)
+        shown.append(ShownExample(corpus.name, source, remark, pieces, _parts(sequences, tokens.judgment)))
     return shown
+
+
+def _parts(sequences: list[list[Piece]], judgment: float | None) -> list[Part]:
+    if len(sequences) == 1 and judgment is None:
+        return [Part("", sequences[0])]
+    prompt_length = next(place for place, piece in enumerate(sequences[0]) if piece.is_supervised)
+    if len(sequences) == 1:
+        headings = [f"an answer that is {'good' if judgment else 'bad'}"]
+    else:
+        best = "the best" if judgment is None else f"better than the next by {judgment:g}"
+        headings = [f"answer {n} of {len(sequences)}{f', {best}' * (n == 1)}" for n in range(1, len(sequences) + 1)]
+    answers = [Part(said, pieces[prompt_length:]) for said, pieces in zip(headings, sequences, strict=True)]
+    return [Part("the prompt" + ", before each answer" * (len(answers) > 1), sequences[0][:prompt_length]), *answers]
 
 
 def _micro_batch(data: CorpusData, rows: Sequence[Sequence[tuple[int, int]]]) -> ShownMicroBatch | None:

@@ -14,7 +14,7 @@ from lit_sft.data._base import CorpusData
 from lit_sft.data.encoder import Selection, TokenizedCorpus
 from lit_sft.data.order import WINDOW, EpochOrder, Mixture, Position
 from lit_sft.data.scan import FILTERED, GOOD, ScannedCorpus
-from lit_sft.data.split import Split, is_first
+from lit_sft.data.split import Split, is_first, split_keys
 
 SAMPLE = 20_000
 """Records of a corpus that are encoded at most."""
@@ -110,8 +110,8 @@ class CorpusStatistics:
 class SplitStatistics:
     """Whether training and validation are apart.
 
-    `num_shared` records to train on say what a held-out one says: none, or there is an error. `num_repeats` say what
-    another held-out record says; they are `dropped`, or held out with it.
+    `num_shared` records to train on say what a held-out one says, or compare answers to its prompt: none, or there is
+    an error. `num_repeats` say what another held-out record says; they are `dropped`, or held out with it.
     """
 
     num_shared: int
@@ -193,9 +193,9 @@ def _encoded(corpus: TokenizedCorpus, records: NDArray[np.uint32], num_used: int
     for place, record in enumerate(records.tolist()):
         if lengths[place]:
             # The first token of an example is never predicted.
-            supervised[place] = (corpus.store.read(record)[1][1:] != IGNORE_INDEX).sum()
+            supervised[place] = (corpus.store.read(record).labels[1:] != IGNORE_INDEX).sum()
         if lengths[place] and not remarks[place]:
-            messages = corpus.scanned.conversation(record).messages
+            messages = [m for talk in corpus.scanned.record(record).conversations() for m in talk.messages]
             characters[place] = sum(len(m.content) + len(m.thoughts) + len(m.commands) for m in messages)
     weights = np.full(len(records), num_used / max(1, len(records)))
     return Encoded(lengths, supervised, characters, remarks, weights)
@@ -230,8 +230,9 @@ def _total(corpora: Sequence[CorpusStatistics]) -> CorpusStatistics:
 
 
 def _split(data: CorpusData) -> SplitStatistics:
-    train, validation = (_fingerprints(data.scanned, part) for part in (data.split.train, data.split.validation))
-    repeats = _fingerprints(data.scanned, data.split.duplicates)
+    train, validation, repeats = (
+        split_keys(data.scanned, part) for part in (data.split.train, data.split.validation, data.split.duplicates)
+    )
     return SplitStatistics(
         num_shared=int(np.isin(train, validation).sum()),
         num_repeats=int(np.isin(repeats, validation).sum()),
@@ -263,7 +264,7 @@ def _epoch(data: CorpusData, records: Selection, num_devices: int, accumulation:
         num_steps=-(-num_micro_batches // (num_devices * accumulation)),
         num_devices=num_devices,
         accumulation=accumulation,
-        row_fill=num_tokens / max(1, num_rows * data.max_length),
+        row_fill=num_tokens / max(1, num_rows * data.batching.row_length),
         padding_share=1 - num_tokens / num_positions if num_positions else 0.0,
         is_sampled=seen < total,
         first=batches[0] if batches else [],
@@ -284,8 +285,3 @@ class _Beginning(Mixture):
 def _records_of(number: int, selection: Selection) -> NDArray[np.uint32]:
     corpus_of, records = selection
     return np.asarray(records[corpus_of == number])
-
-
-def _fingerprints(corpora: Sequence[ScannedCorpus], selection: Selection) -> NDArray[np.uint64]:
-    found = [corpus.scan.fingerprints[_records_of(number, selection)] for number, corpus in enumerate(corpora)]
-    return np.concatenate(found)

@@ -119,7 +119,12 @@ def _example(example: ShownExample, *, is_colored: bool) -> list[str]:
         f"  {visible(example.corpus)}  {visible(example.source)}  "
         f"{example.num_tokens:,} tokens, {example.num_supervised:,} carry loss{remark}"
     )
-    return [heading, *(f"    {line}" for line in marked(example.pieces, is_colored=is_colored).split("\n"))]
+    lines = [heading]
+    for part in example.parts:
+        lines += [f"    {part.heading}:"] * bool(part.heading)
+        indent = " " * (6 if part.heading else 4)
+        lines += [indent + line for line in marked(part.pieces, is_colored=is_colored).split("\n")]
+    return lines
 
 
 def _ids(example: ShownExample) -> list[str]:

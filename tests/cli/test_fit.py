@@ -488,7 +488,7 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     "cls",
     [
         *(Samples, PredictionWriter),
-        *(cls for base in dict.fromkeys(BASE_CLASSES.values()) for cls in discover(base).values()),
+        *(cls for bases in dict.fromkeys(BASE_CLASSES.values()) for cls in discover(*bases).values()),
     ],
     ids=lambda cls: cls.__name__,
 )

@@ -70,7 +70,7 @@ def test_every_record_is_accounted_for(name: str, tmp_path: Path) -> None:
     reasons = rf"could be read as \w+ \({', '.join(findings)}\)"
     with nullcontext() if num_conversations else pytest.raises(DataError, match=reasons):
         found = scan_corpus(name, corpus, tmp_path, num_workers=0)
-        conversations = [found.conversation(number) for number in found.scan.good.tolist()]
+        conversations = [found.record(number).conversations()[0] for number in found.scan.good.tolist()]
         assert len(conversations) == num_conversations
         assert sum(len(conversation.messages) for conversation in conversations) == num_messages
         assert found.scan.findings == findings

@@ -47,20 +47,20 @@ def test_no_key_that_is_added_is_lost_without_a_count(
         data = orjson.dumps({**record, key: value})
     except (TypeError, orjson.JSONEncodeError):
         return  # no JSON text says it
-    plain = corpus.read(orjson.dumps(record), corpus.layout_of(record)).conversation
+    plain = corpus.read(orjson.dumps(record), corpus.layout_of(record)).record
     try:
         reading = corpus.read(data, corpus.layout_of(record))
     except BadRecord:
         return  # refused with a reason
     is_reported = any(reason.startswith("unused-key ") for reason in reading.repairs)
     says_as_before = key in {"loss", "weight", "train"} and value in (True, 1)
-    assert is_reported or says_as_before or said(reading.conversation) != said(plain)  # type: ignore[arg-type]
+    assert is_reported or says_as_before or said(reading.record) != said(plain)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("corpus", "record"), LAYOUTS, ids=lambda value: type(value).__name__)
 def test_a_system_message_stands_before_every_layout(corpus: Corpus, record: dict[str, Any]) -> None:
     reading = corpus.read(orjson.dumps({**record, "system": "s"}), corpus.layout_of(record))
-    assert said(reading.conversation) == [("system", "s"), ("user", "q"), ("assistant", "a")]  # type: ignore[arg-type]
+    assert said(reading.record) == [("system", "s"), ("user", "q"), ("assistant", "a")]  # type: ignore[arg-type]
     assert reading.repairs == []
 
 

@@ -36,7 +36,7 @@ def test_examples_are_what_the_prompt_format_writes(
     data.setup("fit")
     (corpus,) = data.prepared.corpora
     for record in range(20):
-        written = checkpoint.prompt_format.encode(data.scanned[0].conversation(record), data.tokenizer)
+        written = checkpoint.prompt_format.encode(data.scanned[0].record(record).conversations()[0], data.tokenizer)
         example = corpus.example(record)
         assert list(example.input_ids) == list(written.input_ids)
         assert list(example.labels) == list(written.labels)

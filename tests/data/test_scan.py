@@ -49,7 +49,7 @@ def test_any_record_can_be_read_by_its_number_from_any_container(tmp_path: Path,
     file.write_bytes(content)
     found = scanned(Belle(str(file)), tmp_path)
     assert found.scan.good.tolist() == [*range(30)]
-    assert [said(found.conversation(number)) for number in reversed(range(30))] == [
+    assert [said(found.record(number)) for number in reversed(range(30))] == [
         [("user", record["instruction"]), ("assistant", record["output"])] for record in reversed(RECORDS)
     ]
 
@@ -78,7 +78,7 @@ def test_a_scan_finds_every_record_in_order_with_its_texts_in_any_container(
     file.write_bytes(gzip.compress(data) if is_compressed else data)
     found = scanned(Belle(str(file)), folder)
     assert found.scan.good.tolist() == [*range(len(talks))]
-    assert [said(found.conversation(number)) for number in range(len(talks))] == [
+    assert [said(found.record(number)) for number in range(len(talks))] == [
         [("user", asked), ("assistant", answered)] for asked, answered in talks
     ]
 
@@ -87,13 +87,13 @@ def test_records_of_several_files_are_numbered_through(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(LINES, encoding="utf-8")
     (tmp_path / "b.json").write_text(json.dumps(RECORDS[:3]), encoding="utf-8")
     found = scanned(Belle(str(tmp_path / "[ab].json")), tmp_path)
-    assert [found.conversation(number).source for number in (29, 30, 32)] == [
+    assert [found.record(number).source for number in (29, 30, 32)] == [
         f"{tmp_path}/a.json:30",
         f"{tmp_path}/b.json:1",
         f"{tmp_path}/b.json:1#3",
     ]
     in_order = [record["instruction"] for record in [*RECORDS, *RECORDS[:3]]]
-    assert [found.conversation(number).messages[0].content for number in range(33)] == in_order
+    assert [found.record(number).conversations()[0].messages[0].content for number in range(33)] == in_order
 
 
 def test_a_scenario_is_known_by_the_array_it_stands_in(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_corpus_is_read_once_wherever_its_files_are_moved(tmp_path: Path, monk
     monkeypatch.setattr(scan, "_scan", lambda *args: pytest.fail("read again"))
     again = scanned(Belle(str(moved)), tmp_path)
     assert again.fingerprint == first.fingerprint
-    assert again.conversation(3).source == f"{moved}:4"
+    assert again.record(3).source == f"{moved}:4"
 
 
 def test_the_index_takes_eight_bytes_a_record(tmp_path: Path) -> None:
@@ -230,7 +230,7 @@ def test_a_corpus_may_have_more_files_than_a_process_may_hold_open(tmp_path: Pat
     resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 200, hard))
     try:
         found = scanned(Belle(str(tmp_path / "*.json")), tmp_path)
-        assert len({found.conversation(number).source for number in range(300)}) == 300
+        assert len({found.record(number).source for number in range(300)}) == 300
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -244,13 +244,13 @@ def test_a_file_replaced_by_one_of_the_same_size_and_time_is_read_again(tmp_path
     other.replace(file)
     after = scanned(Belle(str(file)), tmp_path)
     assert after.fingerprint != before.fingerprint
-    assert after.conversation(0).messages[0].content == "答0"
+    assert after.record(0).conversations()[0].messages[0].content == "答0"
 
 
 def test_who_is_meant_is_a_part_of_what_is_said() -> None:
     """ChatGLM3 names the tool that a message is for."""
     called = [Conversation([Message("user", "q"), Message("assistant", "a", name=name)]) for name in ("", "add", "sub")]
-    assert len({scan.fingerprint(conversation) for conversation in called}) == 3
+    assert len({scan.fingerprint(conversation.said()) for conversation in called}) == 3
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])

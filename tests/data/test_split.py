@@ -14,7 +14,7 @@ from lit_sft.data.split import held_out, is_first
 
 def prints(*texts: object) -> NDArray[np.uint64]:
     said = (Conversation([Message("user", str(text)), Message("assistant", "ok")]) for text in texts)
-    return np.array([fingerprint(conversation) for conversation in said], dtype=np.uint64)
+    return np.array([fingerprint(conversation.said()) for conversation in said], dtype=np.uint64)
 
 
 def test_duplicates_never_stand_on_both_sides() -> None:
@@ -55,7 +55,7 @@ def test_the_first_of_equal_conversations_is_kept() -> None:
 
 def test_a_fingerprint_sees_all_that_is_said_and_where_messages_end() -> None:
     def of(*messages: Any) -> int:
-        return fingerprint(Conversation(messages))
+        return fingerprint(Conversation(messages).said())
 
     user, answer = Message("user", "ab"), Message("assistant", "c")
     others = [

@@ -28,7 +28,7 @@ def test_tokens_and_labels_come_back_as_they_were(records: list[list[tuple[int, 
     starts = np.cumsum(found.num_words) - found.num_words
     for place, (example, start) in enumerate(zip(examples, starts, strict=True)):
         words = found.words[start : start + found.num_words[place]]
-        input_ids, labels = from_words(words, found.num_tokens[place])
+        input_ids, labels, *_ = from_words(words, found.num_tokens[place])
         assert input_ids.tolist() == example.input_ids
         assert labels.tolist() == example.labels
         assert found.num_supervised[place] == np.count_nonzero(labels != IGNORE_INDEX)

@@ -36,12 +36,33 @@ class ChatGLMFormat(PromptFormat):
         rounds = conversation.turns()
         if not rounds:
             return []
-        first, answer = rounds[0][0], rounds[-1][1]
+        answer = rounds[-1][1]
+        reply_ids = [] if answer is None else self._reply_ids(answer, tokenizer)
+        prompt_ids = self._prompt_ids(rounds, len(reply_ids), tokenizer)
+        labels = [IGNORE_INDEX] * (len(prompt_ids) - 1) + prompt_ids[-1:]
+        is_supervised = answer is None or answer.is_supervised
+        return [EncodedTurn(prompt_ids, reply_ids, labels, is_supervised=is_supervised)]
+
+    def encode_answers(
+        self, prompt: Sequence[Message], answers: Sequence[Message], tokenizer: Any
+    ) -> tuple[list[int], list[list[int]]]:
+        """One prompt, which leaves room for the longest answer."""
+        replies = [self._reply_ids(answer, tokenizer) for answer in answers]
+        rounds = Conversation(prompt).turns()
+        return self._prompt_ids(rounds, max(map(len, replies)), tokenizer), replies
+
+    def _reply_ids(self, answer: Message, tokenizer: Any) -> list[int]:
+        return [*tokenizer.encode_text(answer.content), tokenizer.eos_token_id]
+
+    def _prompt_ids(
+        self, rounds: Sequence[tuple[list[Message], Message | None]], reply_length: int, tokenizer: Any
+    ) -> list[int]:
+        """Ids of all but the last answer, without the oldest rounds that leave no room for it."""
+        first = rounds[0][0]
         system = [message for message in first if message.role == "system"]
         asked = [[message for message in first if message.role != "system"], *(read for read, _ in rounds[1:])]
         answers = [given.content if given else "" for _, given in rounds]
-        reply_ids = [] if answer is None else [*tokenizer.encode_text(answer.content), tokenizer.eos_token_id]
-        room = self.context_length - max(1, len(reply_ids))
+        room = self.context_length - max(1, reply_length)
 
         def encode(dropped: int) -> list[int]:
             questions = [_lines([*system, *asked[dropped]]), *map(_lines, asked[dropped + 1 :])]
@@ -55,9 +76,7 @@ class ChatGLMFormat(PromptFormat):
             prompt_ids = encode(
                 bisect_left(range(len(asked) - 1), True, key=lambda dropped: len(encode(dropped)) <= room)
             )
-        labels = [IGNORE_INDEX] * (len(prompt_ids) - 1) + prompt_ids[-1:]
-        is_supervised = answer is None or answer.is_supervised
-        return [EncodedTurn(prompt_ids, reply_ids, labels, is_supervised=is_supervised)]
+        return prompt_ids
 
     def whole_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids with all rounds."""

@@ -118,6 +118,16 @@ class MossFormat(PromptFormat):
         stops = ["<eom>", tokenizer.eos_token, *(["<eoc>"] if self.has_fields_in_every_turn else [])]
         return [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(stops)]
 
+    @property
+    def fault_of_answers(self) -> str:
+        """The prompt of the plugin model ends before the thoughts, which stand before the answer."""
+        if not self.has_fields_in_every_turn:
+            return ""
+        return (
+            "model.prompt_format moss-plugins cannot compare answers: the model is asked for thoughts and commands, "
+            "and answers when it is asked again. Set it to moss"
+        )
+
     def _meta(self, text: str, tokenizer: Any) -> list[Field]:
         ended = text if text.endswith("\n") or not text else f"{text}\n"
         ids = tokenizer.encode_text(ended)
