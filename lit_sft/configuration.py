@@ -32,6 +32,7 @@ BASE_CLASSES = {
     "test_corpora": "lit_sft.corpora._base.Corpus",
     "forgetting": "lit_sft.corpora._base.Corpus",
     "generation": "lit_sft.generation.strategies.Strategy",
+    "objective": "lit_sft.objectives._base.Objective",
     "schedule": "lit_sft.stages.schedules.Schedule",
 }
 
