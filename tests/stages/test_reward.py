@@ -35,7 +35,12 @@ POLITE = [ranked(f"question {i}", f"please {i % 9} thank you", f"go away {i % 7}
 
 def data_of(tmp_path: Path, checkpoint: Path, records: list[dict[str, Any]] = POLITE, **options: Any) -> PreferenceData:
     text = open_checkpoint(str(checkpoint))
-    options = {"max_length": min(384, text.context_length), "micro_batch_size": 4, "validation_fraction": 0.25, **options}
+    options = {
+        "max_length": min(384, text.context_length),
+        "micro_batch_size": 4,
+        "validation_fraction": 0.25,
+        **options,
+    }
     return PreferenceData(text, [written(tmp_path / "pairs.jsonl", records)], **options)
 
 
@@ -94,10 +99,7 @@ def test_what_is_measured_is_counted_by_hand(tiny: Tiny, tmp_path: Path) -> None
     with torch.no_grad():
         scores, (loss, (sums,)) = stage.scores(batch).double(), stage(batch)
     found = stage.means(*sums.tolist())
-    of_record = {
-        batch.sources[record]: scores[batch.sequences == record]
-        for record in range(len(batch.sources))
-    }
+    of_record = {batch.sources[record]: scores[batch.sequences == record] for record in range(len(batch.sources))}
     (first, second) = (of_record[source] for source in sorted(of_record))
 
     def pair(better: torch.Tensor, worse: torch.Tensor, margin: float = 0.0) -> torch.Tensor:
