@@ -204,7 +204,7 @@ class CorpusData(LightningDataModule, ABC):
         return self._held_out_loader(self.tested, all_good(self.scanned_tests))
 
     def every_record(self, stage: str) -> DataLoader[Batch]:
-        """All that a stage of the trainer sees (`fit`, `validate`, `test`), each record once, in no order of its own."""
+        """All that a stage of the trainer sees (`fit`, `validate`, `test`), each record once, in no order."""
         if stage == "test":
             return self.test_dataloader()
         parts = [self.split.validation, *([self.split.train] if stage == "fit" else [])]

@@ -96,7 +96,7 @@ class Trained(RewardFunction):
         )
         if not path or not Path(path).is_dir():
             raise ConfigError(
-                f"{self.folder}: its base {path} is not here. Name the model folder that the reward model was trained on"
+                f"{self.folder}: its base {path} is not here. Name the model folder on which it was trained"
             )
         checkpoint = open_checkpoint(path, self.about["family"], self.about["prompt_format"])
         if checkpoint.fingerprint() != self.about["base"]:
