@@ -50,6 +50,7 @@ def stored(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_in_an_epoch_ends_with_the_same_weights_and_answers_each_prompt_once(
     config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
