@@ -49,10 +49,11 @@ class Reading(NamedTuple):
 
 
 class Corpus(ABC):
-    """Records in files: JSON Lines, a JSON array or an object over several lines, plain, as gzip or as zstd.
+    """Records in files: JSON Lines, a JSON array or an object over several lines, plain, as gzip or as zstd; or tables.
 
     Args:
-        path: A file, a glob, or a list of them.
+        path: A file, a glob, or a list of them. Or the folder of a dataset in Parquet or Arrow, as `hf download` and
+            `save_to_disk` make it.
         weight: How often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of them, another in each epoch.
         count: Records of an epoch, in place of `weight`. Where the corpus has fewer, it begins again in a new order;
             where it has more, the next epoch goes on with those not seen yet.
