@@ -76,6 +76,9 @@ class Corpus(ABC):
     group_key: ClassVar[str] = ""
     """The key that says of which kind a record is."""
 
+    list_key: ClassVar[str] = ""
+    """The key under which `parse` finds a record that is a list; "" where records are objects."""
+
     has_groups: ClassVar[bool] = False
     """Whether a file may be one object with an array of records for each kind."""
 
@@ -165,7 +168,7 @@ class Corpus(ABC):
         Raises:
             BadRecord: If nothing of use, with the reason.
         """
-        decoded, repairs = decode_record(data)
+        decoded, repairs = decode_record(data, self.list_key)
         if layout is None or self.layout_of(decoded) != layout:
             raise BadRecord("unknown-layout")
         record = Fields(decoded)
@@ -191,7 +194,7 @@ class Corpus(ABC):
     def layout_in(self, data: bytes) -> frozenset[str] | None:
         """The layout of a record in bytes; None if it is broken, or of no layout of this corpus."""
         try:
-            return self.layout_of(decode_record(data)[0])
+            return self.layout_of(decode_record(data, self.list_key)[0])
         except BadRecord:
             return None
 
