@@ -72,6 +72,10 @@ def test_a_run_that_is_interrupted_in_an_epoch_ends_with_the_same_weights_and_an
     assert len(prompts) == len({*prompts}) == 4
     assert all(row["reference"].endswith("。") for row in rows)
 
+    assert main(["compare", "--run", str(half)]) == 0
+    measured = json.loads((half / "comparison" / "metrics.json").read_text(encoding="utf-8"))
+    assert measured["forgetting"]["Rankings"]["num_prompts"] == 5  # records, each with its best answer
+
 
 def test_tuning_on_conversations_refuses_answers_that_are_rejected(
     config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
