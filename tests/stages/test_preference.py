@@ -158,7 +158,7 @@ def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(tiny: Ti
     data = data_of(tmp_path, tiny("baichuan-7b"))
 
     class Shift(Callback):
-        def on_train_start(self, trainer: Any, pl_module: Preference) -> None:
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
             with torch.no_grad():
                 pl_module.causal_lm.get_output_embeddings().weight.mul_(1.5)
 
@@ -202,7 +202,7 @@ def test_swapped_sides_turn_the_margin_and_equal_answers_leave_it(tiny: Tiny, tm
     forward, _ = margin(batch.pairs)
     backward, _ = margin(batch.pairs.flip(1))
     assert forward == pytest.approx(-backward, rel=1e-5)
-    assert margin(batch.pairs[:, :1].expand(-1, 2)) == (0, pytest.approx(math.log(2)))
+    assert margin(batch.pairs[:, :1].expand(-1, 2)) == pytest.approx((0, math.log(2)))
 
 
 def test_dropout_is_refused(tiny: Tiny) -> None:
