@@ -177,6 +177,18 @@ def test_an_objective_reads_what_it_says_it_needs_and_nothing_else(name: str) ->
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_items_are_added_up_by_the_corpus_of_their_answers() -> None:
+    given, pairs = answers(), torch.arange(8).view(4, 2)
+    found = DPO()(given, pairs)
+    groups = torch.tensor([0, 0, 2, 2, 0, 0, 2, 2])
+    sums = found.by_group(groups, 3)
+    assert sums.dtype == torch.float64
+    assert not sums.requires_grad
+    assert sums[:, 1].tolist() == [2, 0, 2]
+    torch.testing.assert_close(sums[2, 0], found.losses[[1, 3]].sum().detach())
+    torch.testing.assert_close(sums[0, 2:], found.measures[[0, 2]].sum(0))
+
+
 def test_an_answer_in_several_pairs_gets_the_gradients_of_all_of_them() -> None:
     given = answers(3)
     ranked = torch.tensor([[0, 1], [0, 2], [1, 2]])
