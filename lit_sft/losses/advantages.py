@@ -1,6 +1,7 @@
-"""How much better an answer is than the others to its prompt. Rewards that are NaN are unscored: left out, advantage 0.
+"""How much better an answer is than the others to its prompt.
 
-Rewards [N] stand group after group: the answers to one prompt are `group` rows in a row.
+Rewards that are not finite numbers are unscored: left out of all means, with advantage 0. Rewards [N] stand group after
+group: the answers to one prompt are `group` rows in a row.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ EPSILON = 1e-4
 
 def weighted_sum(rewards: Tensor, weights: Sequence[float]) -> Tensor:
     """One reward [N] of several [N, F]: unscored ones are left out; NaN where all are."""
+    rewards = _scored(rewards)
     total = (rewards * rewards.new_tensor(weights)).nansum(1)
     return total.masked_fill(rewards.isnan().all(1), torch.nan)
 
@@ -50,13 +52,14 @@ def group_advantages(rewards: Tensor, group: int, scale: Scale = "group", sums: 
         scale: Whose standard deviation divides.
         sums: `moments` of all scored rewards on all devices, for `batch`; those of these rewards if not given.
     """
+    rewards = _scored(rewards)
     mean, spread = _statistics(rewards, group)
     centered = (rewards.view(-1, group) - mean).flatten()
     if scale == "group":
         centered = centered / (spread + EPSILON).expand(-1, group).flatten()
     elif scale == "batch":
         centered = centered / (_batch_statistics(rewards, sums)[1] + EPSILON)
-    return centered.nan_to_num(0.0)
+    return _zero_where_unscored(centered)
 
 
 def separate_group_advantages(
@@ -70,6 +73,7 @@ def separate_group_advantages(
         weights: Of the F rewards.
         sums: `moments` of all scored sums on all devices; those of these rewards if not given.
     """
+    rewards = _scored(rewards)
     each = torch.stack([group_advantages(of_one, group) for of_one in rewards.unbind(1)], dim=1)
     total = weighted_sum(each.masked_fill(rewards.isnan(), torch.nan), weights)
     return batch_normalized(total, sums)
@@ -77,10 +81,10 @@ def separate_group_advantages(
 
 def leave_one_out_advantages(rewards: Tensor, group: int) -> Tensor:
     """RLOO (arXiv:2402.14740): rewards [N] less the mean of the other answers to the prompt; 0 where there are none."""
-    rows = rewards.view(-1, group)
+    rows = _scored(rewards).view(-1, group)
     count = (~rows.isnan()).sum(1, keepdim=True)
     others = (rows.nansum(1, keepdim=True) - rows) / (count - 1).clamp_min(1)
-    return torch.where(count > 1, rows - others, 0.0).flatten().nan_to_num(0.0)
+    return _zero_where_unscored(torch.where(count > 1, rows - others, 0.0).flatten())
 
 
 def batch_normalized(values: Tensor, sums: Tensor | None = None) -> Tensor:
@@ -91,7 +95,16 @@ def batch_normalized(values: Tensor, sums: Tensor | None = None) -> Tensor:
         sums: `moments` of what is not NaN on all devices; those of these values if not given.
     """
     mean, spread = _batch_statistics(values, sums)
-    return ((values - mean) / (spread + EPSILON)).nan_to_num(0.0)
+    return _zero_where_unscored((values - mean) / (spread + EPSILON))
+
+
+def _scored(rewards: Tensor) -> Tensor:
+    """NaN for all that is not finite."""
+    return rewards.masked_fill(~rewards.isfinite(), torch.nan)
+
+
+def _zero_where_unscored(advantages: Tensor) -> Tensor:
+    return advantages.masked_fill(advantages.isnan(), 0.0)
 
 
 def _statistics(rewards: Tensor, group: int) -> tuple[Tensor, Tensor]:

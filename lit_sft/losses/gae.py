@@ -48,7 +48,7 @@ def generalized_advantages(
     following = following_value = values.new_zeros(len(values))
     for place in reversed(range(values.shape[1])):
         error = rewards[:, place] + gamma * following_value - values[:, place]
-        following = torch.where(mask[:, place], error + gamma * lam * following, 0.0)
+        following = error + gamma * lam * following
         advantages[:, place] = following
         following_value = values[:, place]
     return Advantages(advantages, advantages + values)

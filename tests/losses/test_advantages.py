@@ -49,12 +49,13 @@ def test_golden(variant: str) -> None:
 
 
 @pytest.mark.parametrize("advantage", [group_advantages, leave_one_out_advantages])
-def test_an_answer_that_is_not_scored_has_no_part_in_its_group(advantage: object) -> None:
+@pytest.mark.parametrize("missing", [math.nan, math.inf, -math.inf])
+def test_an_answer_that_is_not_scored_has_no_part_in_its_group(advantage: object, missing: float) -> None:
     assert callable(advantage)
-    scored, unscored = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, math.nan, 2.0, 6.0])
+    scored, unscored = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([1.0, missing, 2.0, 6.0])
     assert advantage(unscored, 4)[[0, 2, 3]].tolist() == pytest.approx(advantage(scored, 3).tolist())
     assert advantage(unscored, 4)[1] == 0
-    alone = advantage(torch.tensor([math.nan, 3.0, math.nan, math.nan]), 2)
+    alone = advantage(torch.tensor([missing, 3.0, missing, missing]), 2)
     assert alone.tolist() == [0, 0, 0, 0]
 
 

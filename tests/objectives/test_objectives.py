@@ -19,6 +19,7 @@ from lit_sft.objectives.hinge import Hinge
 from lit_sft.objectives.ipo import IPO
 from lit_sft.objectives.kto import KTO
 from lit_sft.objectives.orpo import ORPO
+from lit_sft.objectives.wpo import WPO
 from lit_sft.plugins import discover
 
 MEMBERS: dict[str, Any] = discover(BASE_CLASSES["objective"])
@@ -211,7 +212,7 @@ def test_orpo_takes_the_answer_alone_unless_told_to_take_its_prompt_too() -> Non
 def test_the_baseline_of_kto_is_that_of_other_prompts_and_has_no_gradient() -> None:
     given = answers(4, reference=torch.tensor([-9.0, -9, -20, -22], dtype=torch.float64))
     verdicts = torch.tensor([1, 0, -1, -1])
-    found = KTO(0.1)(given, verdicts)
+    found = KTO(0.1, baseline="mismatched")(given, verdicts)
     kl = given.ratios[2:].mean().detach()
     assert kl > 0
     assert found.counts.tolist() == [1, 1, 0, 0]
@@ -221,10 +222,18 @@ def test_the_baseline_of_kto_is_that_of_other_prompts_and_has_no_gradient() -> N
     metrics = KTO(0.1).means(2, *found.measures.sum(0).tolist())
     assert metrics["kl"] == pytest.approx(kl.item())
     assert metrics["rewards/chosen"] == pytest.approx(0.1 * given.ratios[0].item())
-    alone = KTO(0.1)(given, torch.tensor([1, 0, 1, 0]))
-    assert torch.equal(alone.losses[:2], KTO(0.1, baseline="none")(given, verdicts).losses[:2])
+    alone = KTO(0.1, baseline="mismatched")(given, torch.tensor([1, 0, 1, 0]))
+    assert torch.equal(alone.losses[:2], KTO(0.1)(given, verdicts).losses[:2])
     only_good = KTO(0.1).means(1, *found.measures[0].tolist())
     assert "rewards/rejected" not in only_good
+
+
+def test_a_pair_that_the_policy_would_have_written_counts_once_and_another_one_less() -> None:
+    certainty = torch.tensor([0.5, -0.1, -1.0, -2.0], dtype=torch.float64)
+    given = answers(4, certainty=certainty)
+    pairs = torch.tensor([[0, 1], [2, 3]])
+    shares = WPO()(given, pairs).losses / DPO()(given, pairs).losses
+    assert shares.tolist() == pytest.approx([1, math.exp(-3)])
 
 
 def test_a_configuration_names_an_objective() -> None:
