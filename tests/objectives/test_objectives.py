@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_sft.configuration import BASE_CLASSES, build
+from lit_sft.configuration import build
 from lit_sft.errors import ConfigError
 from lit_sft.objectives._base import Answers, ItemLosses, Objective
 from lit_sft.objectives._pairs import PairObjective
@@ -22,7 +22,7 @@ from lit_sft.objectives.orpo import ORPO
 from lit_sft.objectives.wpo import WPO
 from lit_sft.plugins import discover
 
-MEMBERS: dict[str, Any] = discover(BASE_CLASSES["objective"])
+MEMBERS: dict[str, Any] = discover("lit_sft.objectives._base.Objective")
 ON_PAIRS = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 WITH_REFERENCE = [name for name in ON_PAIRS if MEMBERS[name].needs_reference]
 
