@@ -352,15 +352,19 @@ class PromptFormat(ABC):
             tokenizer: The family's tokenizer.
 
         Raises:
-            BadRecord: `answer-changes-prompt` if the format writes what belongs to an answer before it (MOSS's inner
-                thoughts), for then the answers would have different prompts; `answer-without-end` if it sets no token
-                behind the answer at which generation stops.
+            BadRecord: `answer-with-thoughts` for what stands before an answer, in no prompt; `answer-changes-prompt` if
+                the format writes different prompts for the answers; `answer-without-end` if it sets no token behind an
+                answer at which generation stops.
             ConfigError: As `check_answers`.
         """
         self.check_answers()
-        prompt_ids = self.whole_prompt(Conversation(prompt), tokenizer)
-        ends = [self._last_turn([*prompt, answer], prompt_ids, tokenizer) for answer in answers]
-        return prompt_ids, [self._until_stop(reply_ids, tokenizer) for reply_ids in ends]
+        if any(answer.thoughts or answer.commands for answer in answers):
+            raise BadRecord("answer-with-thoughts")
+        written = [self._last_turn([*prompt, answer], tokenizer) for answer in answers]
+        prompt_ids = written[0][0]
+        if any(other != prompt_ids for other, _ in written):
+            raise BadRecord("answer-changes-prompt")
+        return prompt_ids, [self._until_stop(reply_ids, tokenizer) for _, reply_ids in written]
 
     @property
     def fault_of_answers(self) -> str:
@@ -376,13 +380,11 @@ class PromptFormat(ABC):
         if self.fault_of_answers:
             raise ConfigError(self.fault_of_answers)
 
-    def _last_turn(self, messages: Sequence[Message], prompt_ids: list[int], tokenizer: Any) -> list[int]:
-        """What the format writes behind a prompt."""
+    def _last_turn(self, messages: Sequence[Message], tokenizer: Any) -> tuple[list[int], list[int]]:
+        """What the format writes before the last answer, and the answer with what closes it."""
         *before, last = self.encode_turns(Conversation(messages), tokenizer)
-        written = [token for turn in before for token in turn.prompt_ids + turn.reply_ids] + last.prompt_ids
-        if written != prompt_ids:
-            raise BadRecord("answer-changes-prompt")
-        return last.reply_ids + self.closing_ids(tokenizer)
+        prompt_ids = [token for turn in before for token in turn.prompt_ids + turn.reply_ids] + last.prompt_ids
+        return prompt_ids, last.reply_ids + self.closing_ids(tokenizer)
 
     def _until_stop(self, reply_ids: list[int], tokenizer: Any) -> list[int]:
         """A reply up to the first token that ends it."""
