@@ -1,15 +1,18 @@
 """What is wrong in preference data is refused under a stable name, or kept and counted."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from goldens import golden_json
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from preference_records import PAIRS, VERDICTS
 from reading import read, write_lines
 
-from lit_sft.errors import BadRecord
+from lit_sft.corpora._base import Corpus
+from lit_sft.errors import BadRecord, DataError
 from lit_sft.preferences._base import PreferenceCorpus
 from lit_sft.preferences.cvalues import CValues
 from lit_sft.preferences.hh_rlhf import HhRlhf
@@ -163,8 +166,6 @@ def test_single_answers_that_are_none_are_refused() -> None:
 
 
 def test_a_wrong_class_is_told_what_it_reads(tmp_path: Path) -> None:
-    from lit_sft.errors import DataError
-
     file = write_lines(tmp_path / "a.jsonl", PAIR)
     with pytest.raises(DataError, match=r"could be read as HhRlhf \(no-turns\).*transcripts"):
         read(HhRlhf(file))
@@ -221,3 +222,33 @@ def test_a_transcript_is_cut_where_it_was_joined(said: list[str], answers: tuple
     )
     assert [message.content for message in found.prompt] == [text.strip() for text in said]
     assert [answer.content for answer in found.answers] == [chosen, rejected]
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(-2, 2), st.floats(), st.sampled_from(["", "问", "assistant", "gpt"])
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "content", "from", "value", "loss"]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(layout=st.sampled_from([*PAIRS, *VERDICTS]), changed=st.dictionaries(st.integers(0, 6), JSON, min_size=1))
+def test_whatever_stands_under_a_key_a_record_is_read_or_named(
+    layout: tuple[Corpus, dict[str, Any]], changed: dict[int, Any]
+) -> None:
+    corpus, record = layout
+    keys = [*record, "system", "history", "margin"]
+    broken = {**record, **{keys[place % len(keys)]: value for place, value in changed.items()}}
+    try:
+        reading = corpus.read(json.dumps(broken).encode(), corpus.layout_of(broken))
+    except BadRecord:
+        return
+    assert isinstance(reading.record, corpus.record_type)
+    for talk in reading.record.conversations():
+        assert [message.role for message in talk.messages[-2:]] == ["user", "assistant"]
+        assert all(message.content == message.content.strip() != "" for message in talk.messages)
