@@ -1,4 +1,4 @@
-"""Answers behind prompts that are not theirs: how far a policy has moved from its reference on what it would not say."""
+"""Answers behind prompts that are not theirs: how far a policy has moved where nothing was to be learned."""
 
 from __future__ import annotations
 
