@@ -21,7 +21,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training_throughput"))
 
-from inputs import ASSISTANT, EOS, HUMAN, PAD  # noqa: E402
+from inputs import ASSISTANT, EOS, HUMAN, PAD
 
 RANK = 8
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -236,7 +236,9 @@ def _batches(task: Task) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     order = sorted(range(len(task.pairs)), key=lambda n: sum(map(len, task.pairs[n])))
     size = task.pairs_of_a_step
     groups = [order[start : start + size] for start in range(0, len(order), size)]
-    for number in torch.randperm(len(groups), generator=torch.Generator().manual_seed(task.seed))[: task.steps].tolist():
+    for number in torch.randperm(len(groups), generator=torch.Generator().manual_seed(task.seed))[
+        : task.steps
+    ].tolist():
         rows = [
             ([HUMAN, *prompt, ASSISTANT, *answer, EOS], len(prompt) + 2)
             for prompt, *answers in (task.pairs[n] for n in groups[number])

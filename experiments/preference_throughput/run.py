@@ -39,7 +39,10 @@ def write_inputs(folder: Path, num_pairs: int, seed: int) -> None:
         pairs.append((prompt, first.input_ids[first.num_prompt : -1], second.input_ids[second.num_prompt : -1]))
     (folder / "pairs.json").write_text(json.dumps(pairs))
     rows = [
-        {name: " ".join(f"w{token}" for token in ids) for name, ids in zip(("prompt", "chosen", "rejected"), pair, strict=True)}
+        {
+            name: " ".join(f"w{token}" for token in ids)
+            for name, ids in zip(("prompt", "chosen", "rejected"), pair, strict=True)
+        }
         for pair in pairs
     ]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -79,10 +82,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
         is_dpo = "dpo" in name and "bare-dpo" in runs
         to_bare = f"{seconds['bare-dpo'] / seconds[name]:.2f}" if is_dpo else ""
         losses = found[0]["losses"]
-        last = sum(losses[-5:]) / len(losses[-5:])
-        lines.append(
-            f"| {name} | {1000 * seconds[name]:.0f} | {memory[name]:,.0f} | {to_peer} | {to_bare} | {losses[0]:.3f}, {last:.3f} |"
-        )
+        shown = f"{losses[0]:.3f}, {sum(losses[-5:]) / len(losses[-5:]):.3f}"
+        lines.append(f"| {name} | {1000 * seconds[name]:.0f} | {memory[name]:,.0f} | {to_peer} | {to_bare} | {shown} |")
     return "\n".join(lines)
 
 
