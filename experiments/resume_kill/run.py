@@ -83,7 +83,7 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
         if tuning == "DPO-LoRA":
             config["model"]["init_args"]["tuning"]["init_args"]["adapter"] = str(first_adapter(work))
         config["data"]["class_path"] = "PreferenceData"
-        pairs = {"class_path": "ShareGptPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
+        pairs = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
         config["data"]["init_args"]["corpora"] = [pairs]
         config["trainer"]["max_epochs"] = 1
     file = work / f"{tuning}.yaml"
