@@ -280,7 +280,7 @@ class PairBatch(Batch):
 
 @dataclass(slots=True)  # not frozen: Lightning converts what a batch of prompts holds, if only in a copy
 class Prompt:
-    """What `predict` answers: the ids the model reads, their text, and the answer it is compared with.
+    """What `predict` answers: the ids the model reads, their text and `messages`, and the answer it is compared with.
 
     `reference_ids` are those of the reference with its end of turn, none if there is no reference. `is_truncated` says
     that the prompt format left some of the conversation out of `input_ids`, for it was too long.
@@ -293,6 +293,7 @@ class Prompt:
     category: str = ""
     reference_ids: Sequence[int] = ()
     is_truncated: bool = False
+    messages: Sequence[Message] = ()
 
 
 class PromptFormat(ABC):

@@ -14,7 +14,7 @@ from lit_sft.runs.lock import lock
 HEADER = "answers_depend_on"
 ELSEWHERE = "Write elsewhere with --predictions.path"
 REMEDY = "Delete it to begin anew, or write elsewhere with --predictions.path"
-ROW = {"source", "prompt", "strategy", "answer", "finish_reason"}
+ROW = {"source", "prompt", "answer"}
 """Keys of every row that `predict` writes."""
 
 

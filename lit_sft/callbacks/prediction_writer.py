@@ -17,7 +17,7 @@ from lit_sft.data._asking import AskingData
 from lit_sft.errors import ConfigError
 from lit_sft.generation.generate import TOKEN_BUDGET
 from lit_sft.runs.folder import PREDICTIONS
-from lit_sft.stages._answering import Answering
+from lit_sft.stages._predicting import Predicting
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +54,8 @@ class PredictionWriter(Callback):
         if stage != "predict":
             return
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
-        if not isinstance(pl_module, Answering) or not isinstance(data, AskingData):
-            raise ConfigError("predict needs a model and data that ask and answer, such as SFT and SFTData")
+        if not isinstance(pl_module, Predicting) or not isinstance(data, AskingData):
+            raise ConfigError("predict needs a model that answers or scores, such as SFT, and data that asks: SFTData")
         found: set[int] | ConfigError = set()
         if trainer.is_global_zero:
             try:
@@ -126,7 +126,7 @@ class PredictionWriter(Callback):
         )  # fmt: skip
 
 
-def _settings(trainer: Trainer, stage: Answering, prompts: Sequence[Prompt]) -> dict[str, Any]:
+def _settings(trainer: Trainer, stage: Predicting, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All that answers depend on."""
     asked = [(p.input_ids, p.text, p.reference, p.source, p.category, p.is_truncated) for p in prompts]
     checkpoint, tuning = stage.checkpoint, stage.tuning
@@ -138,11 +138,7 @@ def _settings(trainer: Trainer, stage: Answering, prompts: Sequence[Prompt]) -> 
         "tuned weights": _state_of(trained),
         "tuning": {"class": type(tuning).__name__, **{name: str(value) for name, value in vars(tuning).items()}},
         "precision": str(trainer.precision),
-        "stop tokens": checkpoint.prompt_format.stop_token_ids(stage.tokenizer),
-        "strategies": [
-            {"name": name, "class": type(strategy).__name__, **strategy.parameters()}
-            for name, strategy in stage.strategies.items()
-        ],
+        **stage.row_settings(),
     }
 
 

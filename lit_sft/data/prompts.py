@@ -104,6 +104,7 @@ def encode_prompts(
             category=conversation.category,
             reference_ids=answered.reply_ids if answered else (),
             is_truncated=len(input_ids) < len(whole),
+            messages=asked.messages,
         )
 
 

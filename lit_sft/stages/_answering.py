@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, ClassVar
 
 from lit_sft.conversation import Batch, Prompt
-from lit_sft.distributed.fsdp2 import num_shares
-from lit_sft.distributed.processes import gather
 from lit_sft.generation.generate import Answer, batches_by_length, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
-from lit_sft.stages._base import Stage
 from lit_sft.stages._compile import uncompiled
+from lit_sft.stages._predicting import Predicting
 from lit_sft.tuning._base import Tuning
 
 
-class Answering(Stage):
+class Answering(Predicting):
     """A stage that can be asked.
 
     Args:
@@ -54,19 +51,14 @@ class Answering(Stage):
         )
 
     def group_prompts(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-        """Numbers of the prompts to answer together, the longest first.
-
-        Args:
-            lengths: Tokens of each prompt.
-            token_budget: Tokens of prompts and answers, of all beams, that a device holds in memory at once.
-        """
+        """By the tokens of prompts and answers, of all beams."""
         strategies = list(self.strategies.values())
         context_length = self.checkpoint.context_length
         return batches_by_length(lengths, strategies, context_length=context_length, token_budget=token_budget)
 
-    def predict_step(self, batch: list[Prompt], batch_idx: int) -> list[dict[str, Any]]:
-        """A row for each prompt and strategy, in this order; of the prompts of all processes, one after the other."""
-        rows = [
+    def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """A row for each prompt and strategy."""
+        return [
             {
                 "source": prompt.source,
                 "category": prompt.category,
@@ -79,10 +71,19 @@ class Answering(Stage):
                 "prompt_tokens": len(prompt.input_ids),
                 "answer_tokens": answer.num_tokens,
             }
-            for prompt, by_strategy in zip(batch, self.answer(batch), strict=True)
+            for prompt, by_strategy in zip(prompts, self.answer(prompts), strict=True)
             for strategy, answer in by_strategy.items()
         ]
-        return rows if num_shares(self.trainer) == 1 else list(chain.from_iterable(gather(rows)))
+
+    def row_settings(self) -> dict[str, Any]:
+        """How answers are chosen, and where they end."""
+        return {
+            "stop tokens": self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
+            "strategies": [
+                {"name": name, "class": type(strategy).__name__, **strategy.parameters()}
+                for name, strategy in self.strategies.items()
+            ],
+        }
 
     def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Answer]]:
         """Of each prompt the answers by the name of the strategy."""

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_sft.conversation import PairBatch
-from lit_sft.errors import ConfigError
+from lit_sft.conversation import PairBatch, Prompt
+from lit_sft.errors import BadRecord, ConfigError, DataError
 from lit_sft.losses.ranking import Ranking, ranking_losses
+from lit_sft.rewards._scoring import encode_answer, score_sequences
+from lit_sft.rewards.trained import HEAD_FILE, REWARD_FILE
+from lit_sft.stages._predicting import Predicting
 from lit_sft.stages._sequences import (
     answer_lengths,
     last_positions,
@@ -23,7 +26,7 @@ from lit_sft.stages._sequences import (
 )
 from lit_sft.stages._summed import SummedLoss
 from lit_sft.tuning._base import Tuning
-from lit_sft.tuning._heads import HEAD_FILE, REWARD_FILE, ScalarHead
+from lit_sft.tuning._heads import ScalarHead
 
 NUM_BINS = 10
 """Of the probabilities from 1/2 to 1 that a pair is judged with, for the calibration."""
@@ -36,7 +39,7 @@ class RankingTotals(NamedTuple):
     by_group: Tensor
 
 
-class Reward(SummedLoss):
+class Reward(SummedLoss, Predicting):
     """Reward modelling on ranked answers, a head of one number on the last token of each.
 
     Args:
@@ -60,6 +63,7 @@ class Reward(SummedLoss):
         *(f"{name}_{bin}" for bin in range(NUM_BINS) for name in ("right", "expected")),
     )
     best_by = ("val/accuracy", "max")
+    network_methods = ("score",)
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, centering: float = 0.0, **kwargs: Any) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
@@ -132,6 +136,56 @@ class Reward(SummedLoss):
             "reward_std": std,
             "length_correlation": covariance / (std * std_length) if std * std_length else 0.0,
         }
+
+    def group_prompts(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+        """By the tokens of the prompts; the answers stand behind them."""
+        order = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
+        size = max(1, token_budget // max(lengths, default=1))
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """A score for the answer of each prompt.
+
+        Raises:
+            DataError: If a prompt has none, or one that cannot be scored.
+        """
+        sequences = [self._sequence(prompt) for prompt in prompts]
+        return [
+            {
+                "source": prompt.source,
+                "category": prompt.category,
+                "prompt": prompt.text,
+                "answer": prompt.reference,
+                "score": score,
+                "tokens": len(ids),
+            }
+            for prompt, ids, score in zip(prompts, sequences, self.score(sequences), strict=True)
+        ]
+
+    def row_settings(self) -> dict[str, Any]:
+        """What is written."""
+        return {"rows": "scores"}
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The reward of each sequence of prompt and answer [N]."""
+        assert self.head is not None
+        return score_sequences(self.causal_lm, self.head, sequences)
+
+    def _sequence(self, prompt: Prompt) -> list[int]:
+        if prompt.reference is None:
+            raise DataError(
+                f"{prompt.source} has no answer to score: give it one with the key answer, or as the last message"
+            )
+        try:
+            ids = encode_answer(prompt.messages, prompt.reference, self.checkpoint.prompt_format, self.tokenizer)
+        except BadRecord as bad:
+            raise DataError(f"{prompt.source}: the model's prompt format cannot write it: {bad}") from None
+        if len(ids) > self.checkpoint.context_length:
+            raise DataError(
+                f"{prompt.source}: prompt and answer have {len(ids)} tokens; the model reads "
+                f"{self.checkpoint.context_length} at most"
+            )
+        return ids
 
     def check_first_batch(self, batch: Any) -> str | None:
         """Is there a pair in it?"""

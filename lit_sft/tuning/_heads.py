@@ -13,13 +13,6 @@ from torch import Tensor, nn
 from lit_sft.errors import CheckpointError
 
 
-HEAD_FILE = "reward_head.safetensors"
-"""The head of a reward model, beside its adapter or model."""
-
-REWARD_FILE = "reward.json"
-"""What it belongs to, and how its rewards lie."""
-
-
 class ScalarHead(nn.Module):
     """Hidden states [N, H] -> numbers [N], in float32 whatever the network computes in.
 

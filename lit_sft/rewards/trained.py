@@ -1,0 +1,151 @@
+"""A reward model that a run has trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
+from lit_sft.errors import BadRecord, ConfigError
+from lit_sft.rewards._base import Answered, RewardFunction
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+HEAD_FILE = "reward_head.safetensors"
+"""The head, beside adapter or model."""
+
+REWARD_FILE = "reward.json"
+"""What the head belongs to, and how its rewards lie."""
+
+
+class Trained(RewardFunction):
+    """Scores of a reward model, as many standard deviations above the mean of the answers it was validated on.
+
+    Args:
+        path: Folder of a run of the stage `Reward`, or what it exported: `adapter` or `model` in it.
+        checkpoint: Model folder on which an adapter was trained; the one of the run if not given.
+        precision: Lightning's word for that of the network, such as `bf16-mixed`.
+    """
+
+    def __init__(self, path: str, checkpoint: str | None = None, precision: str = "32-true") -> None:
+        self.folder = exported(Path(path))
+        self.about = read_about(self.folder)
+        self.precision = precision
+        self.checkpoint = self._open(checkpoint)
+        self._loaded: tuple[PreTrainedModel, nn.Module] | None = None
+        self._tokenizer: Any = None
+
+    def score(self, answers: Sequence[Answered]) -> list[float | None]:
+        """The score of each answer; None where it does not fit into the context, or the format cannot write it."""
+        from lit_sft.rewards._scoring import score_sequences
+
+        sequences = [self._sequence(answered) for answered in answers]
+        network, head = self.load()
+        found = iter(score_sequences(network, head, [ids for ids in sequences if ids]))
+        return [self.normalized(next(found)) if ids else None for ids in sequences]
+
+    def normalized(self, score: float) -> float:
+        """In standard deviations from the mean, where the run has measured both."""
+        std = self.about.get("std")
+        return (score - float(self.about["mean"])) / float(std) if std else score
+
+    def load(self) -> tuple[PreTrainedModel, nn.Module]:
+        """Network and head, loaded when first needed."""
+        if self._loaded is None:
+            from lit_sft.tuning._heads import ScalarHead
+
+            network = self._network()
+            device = network.get_input_embeddings().weight.device
+            head = ScalarHead.load(self.folder / HEAD_FILE, network.get_input_embeddings().embedding_dim)
+            self._loaded = network.eval(), head.to(device)
+        return self._loaded
+
+    def to(self, device: Any) -> None:
+        """Move the network."""
+        network, head = self.load()
+        self._loaded = network.to(device), head.to(device)
+
+    def _network(self) -> PreTrainedModel:
+        from lit_sft.tuning.full import Full
+        from lit_sft.tuning.lora import LoRA
+        from lit_sft.tuning.qlora import QLoRA
+
+        if not self.is_adapter:
+            return Full().load(self.checkpoint, self.precision).requires_grad_(False)
+        tuning = (QLoRA if self.about["quantized"] else LoRA)(adapter=str(self.folder), dropout=0.0)
+        model = tuning.load(self.checkpoint, self.precision)
+        return tuning.causal_lm(model.requires_grad_(False))
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the reward model is an adapter beside a base."""
+        return (self.folder / "adapter_config.json").is_file()
+
+    def _open(self, given: str | None) -> Checkpoint:
+        if not self.is_adapter:
+            return open_checkpoint(self.folder, self.about["family"], self.about["prompt_format"])
+        path = given or json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8")).get(
+            "base_model_name_or_path"
+        )
+        if not path or not Path(path).is_dir():
+            raise ConfigError(
+                f"{self.folder}: its base {path} is not here. Name the model folder that the reward model was trained on"
+            )
+        checkpoint = open_checkpoint(path, self.about["family"], self.about["prompt_format"])
+        if checkpoint.fingerprint() != self.about["base"]:
+            raise ConfigError(
+                f"{self.folder} was trained on another model than {path}, whose scores would mean nothing. Name the "
+                "model folder that it was trained on"
+            )
+        return checkpoint
+
+    def _sequence(self, answered: Answered) -> list[int]:
+        from lit_sft.rewards._scoring import encode_answer
+
+        if self._tokenizer is None:
+            self._tokenizer = self.checkpoint.load_tokenizer()
+        try:
+            ids = encode_answer(answered.prompt, answered.answer, self.checkpoint.prompt_format, self._tokenizer)
+        except BadRecord:
+            return []
+        return ids if len(ids) <= self.checkpoint.context_length else []
+
+
+def exported(path: Path) -> Path:
+    """The folder with the head: of a run, or itself.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    for folder in (path, path / "adapter", path / "model"):
+        if (folder / REWARD_FILE).is_file():
+            if not (folder / HEAD_FILE).is_file():
+                raise ConfigError(f"{folder} holds {REWARD_FILE} but not its head {HEAD_FILE}, without which it scores nothing")
+            return folder
+    raise ConfigError(f"{path} holds no reward model ({REWARD_FILE}). Name the folder of a finished run of the stage Reward")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """What reward.json says.
+
+    Raises:
+        ConfigError: If it is damaged.
+    """
+    file = folder / REWARD_FILE
+    kinds = {"family": str, "prompt_format": str, "base": str, "quantized": bool}
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+        fault = next((name for name, kind in kinds.items() if not isinstance(about[name], kind)), "")
+    except (ValueError, LookupError, TypeError) as error:
+        fault = str(error)
+    if fault:
+        raise ConfigError(f"{file} is not what a run of the stage Reward writes: {fault}")
+    found: dict[str, Any] = about
+    return found
