@@ -34,6 +34,7 @@ BASE_CLASSES = {
     "test_corpora": CORPORA,
     "forgetting": CORPORA,
     "generation": ("lit_sft.generation.strategies.Strategy",),
+    "objective": ("lit_sft.objectives._base.Objective",),
     "schedule": ("lit_sft.stages.schedules.Schedule",),
 }
 

@@ -204,7 +204,7 @@ class CorpusData(LightningDataModule, ABC):
         return self._held_out_loader(self.tested, all_good(self.scanned_tests))
 
     def every_record(self, stage: str) -> DataLoader[Batch]:
-        """All that a stage of the trainer sees, `fit`, `validate` or `test`, each record once, in no order of its own."""
+        """All that a stage of the trainer sees (`fit`, `validate`, `test`), each record once, in no order."""
         if stage == "test":
             return self.test_dataloader()
         parts = [self.split.validation, *([self.split.train] if stage == "fit" else [])]
@@ -250,6 +250,10 @@ class CorpusData(LightningDataModule, ABC):
         self._start = Position(**{name: state[name] for name in asdict(self._start)})
         self._order = None
 
+    def notes(self) -> list[str]:
+        """What is to be known of the training corpora beside the counts, a line each."""
+        return []
+
     def fingerprints(self) -> dict[str, str]:
         """SHA-256 of every data file, by path."""
         corpora = [*self.scanned, *self.scanned_tests]
@@ -267,7 +271,8 @@ class CorpusData(LightningDataModule, ABC):
         self._write_quarantine()
         if self.packing is None:
             log.info("data.packing is %s, the default on this device", str(self.batching.packing).lower())
-        log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
+        table = preparation_table(self.scanned, self.split, deduplicate=self.deduplicate)
+        log.info("%s", "\n".join([table, *self.notes()]))
 
     def _check_examples(self) -> None:
         """Encode the first window: is there anything to learn?"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader
 from lit_sft.conversation import Batch, Conversation, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._asking import AskingData
+from lit_sft.data.answer_notes import answer_notes
 from lit_sft.data.collate import collate, collate_pairs
 from lit_sft.data.encode import ConversationEncoding
 from lit_sft.data.encode_answers import AnswerEncoding
@@ -18,8 +18,6 @@ from lit_sft.data.encoder import Selection
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import all_good, is_first, split_keys
 from lit_sft.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 class PreferenceData(AskingData):
@@ -50,6 +48,10 @@ class PreferenceData(AskingData):
     def encoding(self) -> AnswerEncoding:
         """How answers become tokens."""
         return AnswerEncoding(self.text.prompt_format, self.tokenizer, self.max_length, self.batching.row_length)
+
+    def notes(self) -> list[str]:
+        """Whether the longer answer wins, and which records contradict each other."""
+        return answer_notes(self.scanned, self.split.train)
 
     def forgetting_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """As in tuning on conversations: a good answer to each prompt, not a pair."""

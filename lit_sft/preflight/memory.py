@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from lit_sft.losses.fused_head import CHUNK
+from lit_sft.losses.head_tiles import CHUNK
 from lit_sft.preflight.network import NetworkSize
 from lit_sft.tuning._base import Footprint
 

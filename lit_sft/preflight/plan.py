@@ -12,6 +12,7 @@ import torch
 from lit_sft.data._base import CorpusData
 from lit_sft.errors import ConfigError
 from lit_sft.families._base import Family
+from lit_sft.plugins import members
 from lit_sft.preflight.memory import Memory, Plan, estimate
 from lit_sft.preflight.network import NetworkSize
 from lit_sft.tuning._base import Tuning
@@ -145,7 +146,8 @@ def verdict(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory
 def _sequences_in_row(class_path: str) -> int:
     """Sequences of `max_length` tokens in a row of the data module."""
     module, _, name = class_path.rpartition(".")
-    kind: type[CorpusData] = getattr(import_module(module), name)
+    known = vars(import_module(module)) if module else members("lit_sft.data", CorpusData)
+    kind: type[CorpusData] = known[name]
     return kind.sequences_in_row
 
 

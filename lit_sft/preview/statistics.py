@@ -140,12 +140,13 @@ class EpochStatistics:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Everything that is counted."""
+    """Everything that is counted, and what the data module says besides."""
 
     corpora: list[CorpusStatistics]
     total: CorpusStatistics
     split: SplitStatistics
     epoch: EpochStatistics
+    notes: list[str]
 
 
 def measure(data: CorpusData, *, num_devices: int, accumulation: int) -> Statistics:
@@ -158,7 +159,9 @@ def measure(data: CorpusData, *, num_devices: int, accumulation: int) -> Statist
     """
     epoch = data.mixture.epoch(0)
     corpora = [_corpus(data, epoch, number) for number in range(len(data.scanned))]
-    return Statistics(corpora, _total(corpora), _split(data), _epoch(data, epoch, num_devices, accumulation))
+    return Statistics(
+        corpora, _total(corpora), _split(data), _epoch(data, epoch, num_devices, accumulation), data.notes()
+    )
 
 
 def _corpus(data: CorpusData, epoch: Selection, number: int) -> CorpusStatistics:

@@ -67,6 +67,7 @@ def _records(preview: Preview) -> Table:
         for corpus in preview.statistics.corpora
         if (parts := [*_reasons("skipped", corpus.skipped), *_reasons("repaired", corpus.repaired)])
     ]
+    notes += preview.statistics.notes
     split = preview.statistics.split
     notes.append(
         f"{split.num_shared:,} records to train on say what a held-out one says; {split.num_repeats:,} that repeat a "

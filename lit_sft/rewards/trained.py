@@ -96,7 +96,7 @@ class Trained(RewardFunction):
         )
         if not path or not Path(path).is_dir():
             raise ConfigError(
-                f"{self.folder}: its base {path} is not here. Name the model folder that the reward model was trained on"
+                f"{self.folder}: its base {path} is not here. Name the model folder on which it was trained"
             )
         checkpoint = open_checkpoint(path, self.about["family"], self.about["prompt_format"])
         if checkpoint.fingerprint() != self.about["base"]:
@@ -127,9 +127,13 @@ def exported(path: Path) -> Path:
     for folder in (path, path / "adapter", path / "model"):
         if (folder / REWARD_FILE).is_file():
             if not (folder / HEAD_FILE).is_file():
-                raise ConfigError(f"{folder} holds {REWARD_FILE} but not its head {HEAD_FILE}, without which it scores nothing")
+                raise ConfigError(
+                    f"{folder} holds {REWARD_FILE} but not its head {HEAD_FILE}, without which it scores nothing"
+                )
             return folder
-    raise ConfigError(f"{path} holds no reward model ({REWARD_FILE}). Name the folder of a finished run of the stage Reward")
+    raise ConfigError(
+        f"{path} holds no reward model ({REWARD_FILE}). Name the folder of a finished run of the stage Reward"
+    )
 
 
 def read_about(folder: Path) -> dict[str, Any]:

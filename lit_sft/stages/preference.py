@@ -103,8 +103,8 @@ class Preference(SummedLoss, Answering):
             )
         if self.objective.items == "pairs" and not len(batch.pairs):
             raise ConfigError(
-                f"{type(self.objective).__name__} compares two answers to one prompt, and the first batch has none: the "
-                "corpora judge single answers, which KTO learns from"
+                f"{type(self.objective).__name__} compares two answers to one prompt, and the first batch has none: "
+                "the corpora judge single answers, which KTO learns from"
             )
         return None
 
@@ -212,7 +212,7 @@ class Preference(SummedLoss, Answering):
         step = self.trainer.global_step
         if step == 0 and not distance <= MAX_DISTANCE:
             raise TrainingError(
-                f"before the first step the log-probabilities of policy and reference differ by {distance:.3g} a token: "
+                f"before the first step log-probabilities of policy and reference differ by {distance:.3g} a token: "
                 "the reference is not the model that training starts from"
             )
         if step == 1 and distance == 0:

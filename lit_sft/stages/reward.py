@@ -242,9 +242,7 @@ def _of_pairs(ranking: Ranking, batch: PairBatch) -> Sequence[Tensor]:
     confidence = torch.sigmoid(ranking.margins.abs())
     bins = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
     is_right = ranking.is_right.float()
-    calibration = [
-        torch.where(bins == bin, value, 0.0) for bin in range(NUM_BINS) for value in (is_right, confidence)
-    ]
+    calibration = [torch.where(bins == bin, value, 0.0) for bin in range(NUM_BINS) for value in (is_right, confidence)]
     return [is_right, ranking.margins, longer, *calibration]
 
 

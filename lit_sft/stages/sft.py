@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lit_sft.conversation import Batch
+from lit_sft.conversation import Batch, PairBatch
 from lit_sft.errors import ConfigError
 from lit_sft.losses.cross_entropy import TokenTotals
 from lit_sft.stages._answering import Answering
@@ -53,7 +53,16 @@ class SFT(SummedLoss, Answering):
             return super().training_step(batch, batch_idx)
 
     def check_first_batch(self, batch: Batch) -> str | None:
-        """Does any answer in it learn to end?"""
+        """Does any answer in it learn to end?
+
+        Raises:
+            ConfigError: If it holds answers that are not to be learned.
+        """
+        if isinstance(batch, PairBatch):
+            raise ConfigError(
+                "SFT would learn the rejected answers of PreferenceData, too. Set data.class_path to SFTData, which "
+                "takes the best answer of each record of the same corpora"
+            )
         ends = self.checkpoint.prompt_format.stop_token_ids(self.tokenizer)
         if torch.isin(batch.labels, torch.tensor(list(ends), device=batch.labels.device)).any():
             return None

@@ -179,9 +179,7 @@ class LoRA(Tuning):
         """A PEFT folder that `peft.PeftModel.from_pretrained` opens on the loaded base."""
         model.peft_config["default"].base_model_name_or_path = str(checkpoint.path.resolve())
         # "auto" would ask the hub whether the vocabulary was resized.
-        model.save_pretrained(
-            folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights
-        )
+        model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)
 
 
 def _unless_autocast(x: Any, dtype: torch.dtype) -> Any:

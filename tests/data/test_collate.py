@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_sft.conversation import IGNORE_INDEX, Example
-from lit_sft.data.collate import collate, pad_left
+from lit_sft.conversation import IGNORE_INDEX, Example, PairBatch
+from lit_sft.data.collate import collate, collate_pairs, pad_left
 
 X = IGNORE_INDEX
 A = Example([5, 6, 7], [X, 6, 7], "a:1")
@@ -36,6 +36,47 @@ def test_examples_of_a_row_follow_each_other_and_count_from_zero() -> None:
 
 def test_the_first_token_of_an_example_is_not_predicted_from_its_neighbor() -> None:
     assert collate([[A, C], [C]], pad_token_id=9).labels.tolist() == [[X, 6, 7, X, 4], [X, 4, X, X, X]]
+
+
+def test_sequences_of_an_example_are_segments_of_their_own() -> None:
+    two = Example([5, 6, 7, 5, 8], [X, 6, 7, X, 8], "a:3", starts=[0, 3])
+    batch = collate([[two]], pad_token_id=9)
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2]]
+    assert batch.position_ids is not None
+    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.sources == ["a:3"]
+    packed = collate([[A, two, C]], pad_token_id=9)
+    assert packed.segment_ids.tolist() == [[1, 1, 1, 2, 2, 2, 3, 3, 4, 4]]
+    assert packed.corpus_ids.tolist() == [[0] * 8 + [1] * 2]
+
+
+PAIR = Example([5, 6, 7, 5, 8], [X, 6, 7, X, 8], "p:1", starts=[0, 3], judgment=0.5)
+THREE = Example([5, 1, 5, 2, 5, 3], [X, 1, X, 2, X, 3], "r:1", corpus=1, starts=[0, 2, 4])
+BAD = Example([5, 4], [X, 4], "j:1", judgment=0.0)
+
+
+def test_pairs_name_segments_over_all_rows() -> None:
+    batch = collate_pairs([[BAD, PAIR], [THREE]], pad_token_id=9, corpora=["a", "b"])
+    assert batch.sources == ["j:1", "p:1", "r:1"]
+    assert batch.sequences.tolist() == [0, 1, 1, 2, 2, 2]
+    assert batch.sequence_corpora.tolist() == [0, 0, 0, 1, 1, 1]
+    assert batch.pairs.tolist() == [[1, 2], [3, 4], [3, 5], [4, 5]]
+    assert batch.margins.tolist() == [0.5, 0.0, 0.0, 0.0]
+    assert batch.is_good.tolist() == [False, True, False, True, False, False]
+
+
+def test_a_batch_of_no_pairs_has_the_shape_of_one() -> None:
+    batch = collate_pairs([], pad_token_id=9)
+    assert (batch.pairs.shape, batch.margins.shape, batch.is_good.shape) == ((0, 2), (0,), (0,))
+    assert batch.input_ids.tolist() == [[9]]
+
+
+def test_a_batch_of_pairs_stays_one_on_its_way_to_the_device() -> None:
+    batch = collate_pairs([[PAIR]], pad_token_id=9)
+    for sent in (batch.to("meta"), pickle.loads(pickle.dumps(batch))):  # type: ignore[arg-type]
+        assert isinstance(sent, PairBatch)
+        assert sent.pairs.shape == (1, 2)
+    assert batch.to("meta").pairs.device.type == "meta"  # type: ignore[arg-type]
 
 
 def test_every_position_names_its_corpus() -> None:

@@ -282,3 +282,33 @@ def test_test_records_whose_prompt_is_trained_on_are_counted(tmp_path: Path, cap
     test = written(tmp_path / "test.jsonl", [ranked("q00", "other", "answers"), ranked("new", "a", "b")])
     data_of(tmp_path, PAIRS, validation_fraction=0.0, test_corpora=[test])
     assert "1 of 2 records of data.test_corpora are also trained on" in caplog.text
+
+
+def notes_of(tmp_path: Path, records: list[dict[str, Any]]) -> list[str]:
+    return data_of(tmp_path, records, validation_fraction=0.0).notes()
+
+
+def test_how_often_the_longer_answer_wins_is_said_before_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = [ranked(f"q{i}", *(("long", "s") if i < 7 else ("s", "long"))) for i in range(9)]
+    records += [ranked("equal", "a", "b"), judged("j", "good", True), judged("k", "ba", False)]
+    with caplog.at_level("INFO"):
+        notes = notes_of(tmp_path, records)
+    assert notes == [
+        "Rankings: 10 pairs, the longer answer is the better one in 70% and the shorter one in 20%; 3 characters on "
+        "average against 2. Length alone predicts much of this: see that it is not all that is learned",
+        "Rankings: 2 judged answers, 50% of them good; good ones have 4 characters on average, bad ones 2",
+    ]
+    assert all(note in caplog.text for note in notes)
+
+
+def test_pairs_in_both_orders_and_answers_judged_both_ways_are_named(tmp_path: Path) -> None:
+    records = [ranked("q", "a", "b", "c"), ranked("q", "c", "b"), ranked("p", "c", "b"), ranked("q", "a", "b")]
+    *_, note = notes_of(tmp_path, records)
+    file = tmp_path / "pairs.jsonl"
+    assert note == f"1 contradiction: {file}:1 judges answers one way and {file}:2 the other way"
+    records = [judged("q", "a", True), judged("q", "a", False), judged("q", "b", False), judged("p", "a", False)]
+    *_, note = notes_of(tmp_path, records)
+    assert note == f"1 contradiction: {file}:1 judges answers one way and {file}:2 the other way"
+    assert len(notes_of(tmp_path, records[1:])) == 1

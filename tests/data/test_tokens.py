@@ -34,6 +34,29 @@ def test_tokens_and_labels_come_back_as_they_were(records: list[list[tuple[int, 
         assert found.num_supervised[place] == np.count_nonzero(labels != IGNORE_INDEX)
 
 
+def test_sequences_of_a_record_and_what_it_says_of_them_come_back(tmp_path: Path) -> None:
+    examples = [
+        Example([7, 8, 9, 7, 8], [IGNORE_INDEX, 8, 2, IGNORE_INDEX, 8], starts=[0, 3], judgment=0.25),
+        Example([7, 8], [7, 8]),
+        Example([5, 6, 5], [IGNORE_INDEX, 6, 3], judgment=0.0),
+        Example([], []),
+        Example([1, 2, 1, 2, 1], [1, 9, 1, 2, 9], starts=[0, 2, 4]),
+    ]
+    store = TokenStore(tmp_path / "store", len(examples))
+    store.append(EncodedChunk.of(np.arange(len(examples)), examples, [""] * len(examples)))
+    for record, example in enumerate(examples):
+        found = store.read(record)
+        assert (found.input_ids.tolist(), found.labels.tolist()) == (example.input_ids, example.labels)
+        assert (found.starts, found.judgment) == (list(example.starts), example.judgment)
+    assert store.num_tokens(np.arange(5)).tolist() == [5, 2, 3, 0, 5]
+
+
+def test_a_conversation_takes_the_words_it_always_took() -> None:
+    found = EncodedChunk.of(np.arange(2), [Example([7, 8, 9], [IGNORE_INDEX, 8, 2]), Example([5], [5])], ["", ""])
+    own, other = 1 << 31, 1 << 30
+    assert found.words.tolist() == [7, 8 | own, 9 | other, 2, 5 | own]
+
+
 def encoded(records: list[int], remark: str = "") -> EncodedChunk:
     """Record i has i tokens."""
     examples = [Example([*range(10, 10 + i)], [*range(10, 10 + i)]) for i in records]

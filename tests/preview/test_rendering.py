@@ -4,12 +4,15 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rankings import judged, ranked, written
 
 from lit_sft import open_checkpoint
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
+from lit_sft.data.preference import PreferenceData
 from lit_sft.data.sft import SFTData
 from lit_sft.preview.collect import Preview, collect
 from lit_sft.preview.page import page
@@ -78,6 +81,44 @@ def test_ids_and_labels_are_listed_on_request(tiny_folder: Path, tmp_path: Path)
     assert sum(row[1] != "-" for row in rows) == example.num_supervised
     assert ["🦙", "1/4"] in [row[2:] for row in rows]
     assert rows[-1] == ["2", "2", "⟨</s>⟩"]
+
+
+def pairs_preview(folder: Path, tmp_path: Path, records: list[dict[str, Any]]) -> Preview:
+    checkpoint = open_checkpoint(folder)
+    corpus = written(tmp_path / "pairs.jsonl", records)
+    data = PreferenceData(checkpoint, [corpus], max_length=128, micro_batch_size=2, validation_fraction=0.0)
+    return collect(data, checkpoint.path, count=3, num_devices=1, accumulation=1)
+
+
+def test_answers_are_shown_behind_one_prompt_each_under_its_rank(tiny_folder: Path, tmp_path: Path) -> None:
+    preview = pairs_preview(tiny_folder, tmp_path, [ranked("一加一？", "等于二。", "不知道。", margin=0.5)])
+    text = render(preview, is_colored=False, with_ids=False)
+    assert text.count("一加一？") == 1
+    shown = [line.strip() for line in text[text.index("the prompt") :].splitlines() if line.strip()]
+    assert shown[0] == "the prompt, before each answer:"
+    assert shown[-4:] == [
+        "answer 1 of 2, better than the next by 0.5:",
+        "⟦ 等于二。⟨</s>⟩⟧",
+        "answer 2 of 2:",
+        "⟦ 不知道。⟨</s>⟩⟧",
+    ]
+    assert "1 pair, the longer answer is the better one in 0%" in text
+    (example,) = preview.examples
+    assert f"{example.num_tokens} tokens, {example.num_supervised} carry loss" in text
+    assert example.num_supervised == sum(len(piece.ids) for part in example.parts[1:] for piece in part.pieces)
+    html = page(preview)
+    assert html.count('<div class="text"') == 3
+    assert "answer 2 of 2" in html
+
+
+def test_a_judged_answer_is_shown_with_its_verdict(tiny_folder: Path, tmp_path: Path) -> None:
+    text = render(
+        pairs_preview(tiny_folder, tmp_path, [judged("一加一？", "等于三。", good=False)]),
+        is_colored=False,
+        with_ids=False,
+    )
+    assert "an answer that is bad:" in text
+    assert "⟦ 等于三。⟨</s>⟩⟧" in text
 
 
 @pytest.mark.parametrize("is_colored", [False, True])
