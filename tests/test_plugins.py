@@ -11,6 +11,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from lit_sft.__main__ import main
+from lit_sft.configuration import BASE_CLASSES
 from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora._base import Corpus
 from lit_sft.errors import ConfigError
@@ -29,6 +30,7 @@ from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora._base import Corpus
 from lit_sft.families.baichuan.rotary import Baichuan7B
 from lit_sft.generation.strategies import Greedy
+from lit_sft.preferences.trl_pairs import TrlPairs
 from lit_sft.tuning.lora import LoRA
 
 
@@ -38,6 +40,10 @@ class Riddles(Corpus):
 
     def parse(self, record):
         return Conversation([Message("user", record["riddle"]), Message("assistant", record["solution"])])
+
+
+class RiddlePairs(TrlPairs):
+    pair_keys = ("solution", "guess")
 
 
 class OnlyQueries(LoRA):
@@ -116,6 +122,11 @@ def test_members_of_an_installed_package_train_under_their_short_names(
     (adapter,) = (tmp_path / "runs").glob("*/adapter/adapter_config.json")
     stored = json.loads(adapter.read_text(encoding="utf-8"))
     assert (stored["r"], stored["target_modules"]) == (2, ["q_proj"])
+
+
+def test_a_layout_of_preference_data_may_come_from_another_package(package: Callable[[str], None]) -> None:
+    package("[lit_sft.preferences]\nriddles = riddles_for_tests:RiddlePairs\n")
+    assert discover(*BASE_CLASSES["corpora"])["RiddlePairs"]("a.jsonl").chosen_key == "solution"
 
 
 def test_an_entry_point_that_is_not_a_member_is_named(package: Callable[[str], None]) -> None:

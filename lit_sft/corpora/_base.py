@@ -49,10 +49,11 @@ class Reading(NamedTuple):
 
 
 class Corpus(ABC):
-    """Records in files: JSON Lines, a JSON array or an object over several lines, plain, as gzip or as zstd.
+    """Records in files: JSON Lines, a JSON array or an object over several lines, plain, as gzip or as zstd; or tables.
 
     Args:
-        path: A file, a glob, or a list of them.
+        path: A file, a glob, or a list of them. Or the folder of a dataset in Parquet or Arrow, as `hf download` and
+            `save_to_disk` make it.
         weight: How often an epoch sees each record: 1 once, 2 twice, 0.25 a quarter of them, another in each epoch.
         count: Records of an epoch, in place of `weight`. Where the corpus has fewer, it begins again in a new order;
             where it has more, the next epoch goes on with those not seen yet.
@@ -74,6 +75,9 @@ class Corpus(ABC):
 
     group_key: ClassVar[str] = ""
     """The key that says of which kind a record is."""
+
+    list_key: ClassVar[str] = ""
+    """The key under which `parse` finds a record that is a list; "" where records are objects."""
 
     has_groups: ClassVar[bool] = False
     """Whether a file may be one object with an array of records for each kind."""
@@ -164,7 +168,7 @@ class Corpus(ABC):
         Raises:
             BadRecord: If nothing of use, with the reason.
         """
-        decoded, repairs = decode_record(data)
+        decoded, repairs = decode_record(data, self.list_key)
         if layout is None or self.layout_of(decoded) != layout:
             raise BadRecord("unknown-layout")
         record = Fields(decoded)
@@ -190,7 +194,7 @@ class Corpus(ABC):
     def layout_in(self, data: bytes) -> frozenset[str] | None:
         """The layout of a record in bytes; None if it is broken, or of no layout of this corpus."""
         try:
-            return self.layout_of(decode_record(data)[0])
+            return self.layout_of(decode_record(data, self.list_key)[0])
         except BadRecord:
             return None
 

@@ -19,11 +19,15 @@ _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _DECODER = json.JSONDecoder(strict=False)  # a raw tab in a text is no reason to lose the record
 
 
-def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
+def decode_record(data: bytes, list_key: str = "") -> tuple[dict[str, Any], list[str]]:
     """The object in these bytes, and the harmless things that were repaired.
 
     Repairs: `byte-order-mark`; `crlf`; `control-characters`: NUL and its like removed; `lone-surrogates`: halves of
     a character, which no tokenizer can encode, became U+FFFD.
+
+    Args:
+        data: One record.
+        list_key: The key under which a list is seen as an object; "" to refuse it.
 
     Raises:
         BadRecord: `record-too-long`, `empty-line`, `not-utf-8`, `broken-json` or `not-an-object`.
@@ -48,6 +52,8 @@ def decode_record(data: bytes) -> tuple[dict[str, Any], list[str]]:
         except RecursionError:
             raise BadRecord("broken-json") from None
         repairs += sorted(found)
+    if list_key and isinstance(record, list):
+        record = {list_key: record}
     if not isinstance(record, dict):
         raise BadRecord("not-an-object")
     return record, repairs

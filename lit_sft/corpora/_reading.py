@@ -1,8 +1,8 @@
 """Files of records, cut into the bytes of single records: lazily, in constant memory, whatever the container.
 
 The container is seen from the content, never from the suffix: plain, gzip or zstd; JSON Lines, a JSON array,
-an object of arrays, or one object over several lines. Bytes are cut before they are decoded, so that a broken
-record costs that record and not those after it.
+an object of arrays, or one object over several lines; or Parquet or Arrow, of which each row is a record. Bytes are cut
+before they are decoded, so that a broken record costs that record and not those after it.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 import zstandard
 
 from lit_sft.corpora._splitting import BYTE_ORDER_MARK, MAX_RECORD_BYTES, Element, Splitter
+from lit_sft.corpora._tables import TABLES, rows_of, tables_in
 from lit_sft.errors import DataError
 
 GZIP, ZSTD, ZIP = COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
-PARQUET = b"PAR1"
 
 CHUNK_BYTES = 1 << 16
 PART_BYTES = 1 << 10
@@ -73,10 +73,10 @@ def source_name(file: Path, line: int, nth: int) -> str:
 
 
 def find_files(path: str | list[str]) -> list[Path]:
-    """The files behind a path, a glob or a list of them, each once, those of a glob by name.
+    """The files behind a path, a glob or a list of them, each once, those of a glob by name; of a folder its tables.
 
     Raises:
-        DataError: If there is none, or it is a folder.
+        DataError: If there is none, or a folder has no table or several.
     """
     files: list[Path] = []
     for given in [path] if isinstance(path, str) else path:
@@ -87,10 +87,8 @@ def find_files(path: str | list[str]) -> list[Path]:
             raise DataError(f"data file not found: {pattern!r} ({error})") from None
         if not found:
             raise DataError(f"data file not found: {pattern}")
-        files += [Path(name) for name in found]
+        files += [file for name in found for file in _files_of(Path(name))]
     for file in files:
-        if file.is_dir():
-            raise DataError(f"{file} is a folder. Name the files in it, for example {file}/*.jsonl")
         if not file.is_file() or not os.access(file, os.R_OK):
             raise DataError(f"{file} cannot be read: a broken link, or no permission")
     return list({file.resolve(): file for file in reversed(files)}.values())[::-1]
@@ -102,7 +100,7 @@ def read_records(
     """Every record of a file, in order.
 
     Args:
-        file: JSON Lines, an array or an object over several lines; each also as gzip or zstd.
+        file: JSON Lines, an array or an object over several lines; each also as gzip or zstd. Or a table.
         has_groups: Whether an object that begins with an array is one of arrays of records.
         record_keys: Keys by which records are known: the only line of `{"conversations": [...]}` is a record, and
             `{"data": [...]}` an object of arrays.
@@ -110,6 +108,9 @@ def read_records(
     Raises:
         DataError: If the file is empty, an archive of files, or compressed and damaged.
     """
+    if is_table(file):
+        yield from _rows(file)
+        return
     chunks = _chunks(file)
     head = b""
     for chunk in chunks:
@@ -131,12 +132,37 @@ def has_record_a_line(file: Path, *, has_groups: bool = False, record_keys: froz
     """Whether the records of a file are its lines, as they lie on the disk: JSON Lines, not compressed."""
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
-    return not head.startswith(COMPRESSED) and _level_of_records(head, has_groups, record_keys) is None
+    return not head.startswith((*COMPRESSED, *TABLES)) and _level_of_records(head, has_groups, record_keys) is None
+
+
+def is_table(file: Path) -> bool:
+    """Whether a file is one of Parquet or Arrow."""
+    with file.open("rb") as stream:
+        return stream.read(max(map(len, TABLES))).startswith(TABLES)
 
 
 def content_of(file: Path) -> bytes:
     """All of a file, decompressed."""
     return b"".join(_chunks(file))
+
+
+def _files_of(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    tables = tables_in(path)
+    if not tables:
+        raise DataError(f"{path} is a folder. Name the files in it, for example {path}/*.jsonl")
+    return tables
+
+
+def _rows(file: Path) -> Iterator[RawRecord]:
+    size, num_written, row = file.stat().st_size, 0, 0
+    for row, data in enumerate(rows_of(file), start=1):
+        num_written += len(data)
+        _refuse_bomb(file, num_written, size)
+        yield RawRecord(file, row, 1, data, "", num_bytes=0)
+    if not row:
+        raise DataError(f"data file is empty: {file}")
 
 
 def _level_of_records(head: bytes, has_groups: bool, record_keys: frozenset[str]) -> int | None:
@@ -169,9 +195,6 @@ def _chunks(file: Path) -> Iterator[bytes]:
             yield from _decompressed(file, chunks, lambda: zstandard.ZstdDecompressor().decompressobj())
         elif first.startswith(ZIP):
             raise DataError(f"{file} is a zip archive. Unpack it and name the file in it")
-        elif first.startswith(PARQUET):
-            to_lines = f"pandas.read_parquet('{file}').to_json('data.jsonl', orient='records', lines=True)"
-            raise DataError(f"{file} is a Parquet file. Convert it: {to_lines}")
         else:
             yield from chunks
 
@@ -192,17 +215,21 @@ def _decompressed(file: Path, chunks: Iterable[bytes], new_decoder: Callable[[],
                         decoder = new_decoder()
                     content = decoder.decompress(rest)
                     num_written += len(content)
-                    if num_written > max(MIN_BOMB_BYTES, MAX_RATIO * num_read):
-                        raise DataError(
-                            f"{file} unpacks to more than {MAX_RATIO} times its size: this is not text, but a broken "
-                            "file or a trap. If it is neither, unpack it and name the file in it"
-                        )
+                    _refuse_bomb(file, num_written, num_read)
                     yield content
                     rest = decoder.unused_data
     except (zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{file} is damaged ({error}). Download it again") from None
     if not decoder.eof:
         raise DataError(f"{file} is cut off: its compressed stream has no end. Download it again")
+
+
+def _refuse_bomb(file: Path, num_written: int, num_read: int) -> None:
+    if num_written > max(MIN_BOMB_BYTES, MAX_RATIO * num_read):
+        raise DataError(
+            f"{file} unpacks to more than {MAX_RATIO} times its size: this is not text, but a broken file or a trap. "
+            "If it is neither, unpack it and name the file in it"
+        )
 
 
 def _lines(chunks: Iterable[bytes]) -> Iterator[Element]:

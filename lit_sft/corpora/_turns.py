@@ -105,6 +105,30 @@ def entries_of(record: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     return entries
 
 
+def utterances_of(record: Mapping[str, Any], key: str, role: str) -> list[Message]:
+    """The list of texts under `key`, of user and assistant in turns.
+
+    Args:
+        record: Where it stands.
+        key: Under which key.
+        role: How reasons call the list and the last of its texts.
+
+    Raises:
+        BadRecord: `no-<role>`, `<role>-not-a-list`, and the reasons of `text_of`.
+    """
+    texts = record.get(key)
+    if texts is None or texts == []:
+        raise BadRecord(f"no-{role}")
+    if not isinstance(texts, list):
+        raise BadRecord(f"{role}-not-a-list")
+    messages = []
+    for place, text in enumerate(texts, start=1):
+        speaker: Role = "user" if place % 2 else "assistant"
+        name = role if place == len(texts) else SPEAKER_NAMES[speaker]
+        messages.append(Message(speaker, text_of({"text": text}, "text", role=name)))
+    return messages
+
+
 def messages_of(
     entries: Sequence[dict[str, Any]],
     role_key: str,

@@ -44,16 +44,18 @@ class CorpusData(LightningDataModule, ABC):
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
         corpora: What to train on.
-        max_length: Tokens of an example at most; longer conversations lose whole turns from the end.
+        max_length: Tokens of an example at most; longer conversations lose whole turns from the end. Where answers are
+            compared, tokens of the prompt with one of them; longer ones are left out.
         micro_batch_size: Rows of `max_length` tokens that a device takes at once.
         packing: Fill each row with several examples, which do not see each other. Otherwise an example has a row of its
             own, beside others of similar length, as many as fit into the same number of tokens. If not given, rows are
             packed on a GPU, and not on a CPU, where that is as fast or faster.
-        validation_fraction: Share of the distinct conversations that is held out for validation.
+        validation_fraction: Share of the distinct conversations, or prompts of compared answers, that is held out for
+            validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
         on_bad_record: `skip`: count it and go on; `error`: tokenize everything before training and stop at the first.
         max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
-        deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
+        deduplicate: Keep only the first of the records that say exactly the same, in all corpora together.
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
         cache: Folder for what is prepared once; `~/.cache/lit_sft` if not given, or, where that lies on a network file
             system, a folder on the machine's own disk.
@@ -279,14 +281,14 @@ class CorpusData(LightningDataModule, ABC):
         if not len(self.split.train[0]):
             raise ConfigError(
                 f"data.validation_fraction {self.validation_fraction} holds out all {len(self.split.validation[0])} "
-                "conversations. Lower it, or give more data"
+                "records. Lower it, or give more data"
             )
         first = self.order.first_window(self._start.epoch)
         self.prepared.encoder.need(first)
         if not self.prepared.encoder.num_tokens(first).any():
             raise ConfigError(
-                f"no conversation of {', '.join(str(corpus.path) for corpus in self.corpora)} fits into "
-                f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). "
+                f"no record of {', '.join(str(corpus.path) for corpus in self.corpora)} fits into "
+                f"data.max_length = {self.max_length} with what is to be learned ({self.quarantine}). "
                 "Raise data.max_length"
             )
 

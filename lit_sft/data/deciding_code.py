@@ -19,7 +19,7 @@ from lit_sft.data.cache import digest
 
 PACKAGE = Path(__file__).parents[1]
 
-LIBRARIES = ("jinja2", "orjson", "sentencepiece", "tokenizers", "transformers")
+LIBRARIES = ("jinja2", "orjson", "pyarrow", "sentencepiece", "tokenizers", "transformers")
 """Another version of these may read a record, render a template or cut a text in another way."""
 
 UNDECIDING = re.compile(

@@ -13,7 +13,7 @@ from lit_sft.data._asking import AskingData
 from lit_sft.data.answer_notes import answer_notes
 from lit_sft.data.collate import collate, collate_pairs
 from lit_sft.data.encode import ConversationEncoding
-from lit_sft.data.encode_answers import AnswerEncoding
+from lit_sft.data.encode_answers import SEQUENCES_IN_ROW, AnswerEncoding
 from lit_sft.data.encoder import Selection
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import all_good, is_first, split_keys
@@ -36,7 +36,7 @@ class PreferenceData(AskingData):
         kwargs: What every data module takes whose prompts can be asked.
     """
 
-    sequences_in_row: ClassVar[int] = 2
+    sequences_in_row: ClassVar[int] = SEQUENCES_IN_ROW
 
     collate = staticmethod(collate_pairs)
 
@@ -47,7 +47,7 @@ class PreferenceData(AskingData):
     @property
     def encoding(self) -> AnswerEncoding:
         """How answers become tokens."""
-        return AnswerEncoding(self.text.prompt_format, self.tokenizer, self.max_length, self.batching.row_length)
+        return AnswerEncoding(self.text.prompt_format, self.tokenizer, self.max_length)
 
     def notes(self) -> list[str]:
         """Whether the longer answer wins, and which records contradict each other."""

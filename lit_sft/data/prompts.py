@@ -11,7 +11,7 @@ from typing import Any
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
 from lit_sft.corpora._base import Corpus, excerpt, to_utf8
 from lit_sft.corpora._fields import is_filled
-from lit_sft.corpora._reading import content_of, find_files, read_records
+from lit_sft.corpora._reading import content_of, find_files, is_table, read_records
 from lit_sft.corpora._turns import CHAT_ROLES, entries_of, first_text, messages_of, said_before, system_of, text_of
 from lit_sft.data.scan import EMPTY_LINE
 from lit_sft.errors import BadRecord, DataError
@@ -58,7 +58,7 @@ class PromptRecords(Corpus):
 def read_prompts(path: str | Path) -> list[Conversation]:
     """The prompts of a file, in order: records if it begins as JSON Lines or an array does, else a prompt on each line.
 
-    The content decides and not the name; either may be compressed with gzip or zstd.
+    The content decides and not the name; either may be compressed with gzip or zstd. Parquet and Arrow hold records.
 
     Raises:
         DataError: If the file is missing or empty, or a record cannot be read; none is skipped, so that answers
@@ -68,6 +68,8 @@ def read_prompts(path: str | Path) -> list[Conversation]:
     if not path.expanduser().is_file():
         raise DataError(f"prompt file not found: {path}")
     (path,) = find_files(str(path))
+    if is_table(path):
+        return _read_records(path)
     content = content_of(path)
     if _RECORDS.match(content.removeprefix(b"\xef\xbb\xbf").lstrip()[:4096]):
         return _read_records(path)

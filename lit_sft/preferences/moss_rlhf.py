@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lit_sft.conversation import Message, Preference
-from lit_sft.corpora._turns import in_order, text_of
-from lit_sft.errors import BadRecord
+from lit_sft.conversation import Preference
+from lit_sft.corpora._turns import in_order, utterances_of
 from lit_sft.preferences._base import PairCorpus
 from lit_sft.preferences._sides import same_prompt
 
@@ -25,18 +24,7 @@ class MossRlhf(PairCorpus):
 
     def parse(self, record: dict[str, Any]) -> Preference:
         """What stands before the last utterance is the prompt."""
-        sides = [_utterances(record.get(key), role) for key, role in self.sides()]
+        # The user speaks last where the number of utterances is odd.
+        sides = [in_order(utterances_of(record, *side)).messages for side in self.sides()]
         prompt = same_prompt([messages[:-1] for messages in sides])
         return self.ranked(prompt, [messages[-1].content for messages in sides])
-
-
-def _utterances(texts: Any, role: str) -> list[Message]:
-    if texts is None or texts == []:
-        raise BadRecord(f"no-{role}")
-    if not isinstance(texts, list):
-        raise BadRecord(f"{role}-not-a-list")
-    messages = []
-    for place, text in enumerate(texts):
-        name = role if place == len(texts) - 1 else ("answer" if place % 2 else "prompt")
-        messages.append(Message("assistant" if place % 2 else "user", text_of({"text": text}, "text", role=name)))
-    return list(in_order(messages).messages)  # the user speaks last where their number is odd

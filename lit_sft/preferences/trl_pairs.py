@@ -26,7 +26,10 @@ from lit_sft.preferences._sides import answer_of, prompt_of, same_prompt, split_
 class TrlPairs(PairCorpus):
     """Pairs in the standard and the conversational formats of TRL."""
 
-    layout = "objects with the keys prompt, chosen, rejected (texts, or lists of messages with role, content), margin"
+    layout = (
+        "objects with the keys prompt, chosen, rejected (texts, or lists of messages with role, content), margin. "
+        "HhRlhf reads pairs of whole transcripts"
+    )
     layouts = (frozenset({"chosen", "rejected"}),)
 
     def parse(self, record: dict[str, Any]) -> Preference:

@@ -146,7 +146,7 @@ def verdict(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory
 def _sequences_in_row(class_path: str) -> int:
     """Sequences of `max_length` tokens in a row of the data module."""
     module, _, name = class_path.rpartition(".")
-    known = vars(import_module(module)) if module else members("lit_sft.data", CorpusData)
+    known = vars(import_module(module)) if module else members("lit_sft.data", CorpusData)  # type: ignore[type-abstract]
     kind: type[CorpusData] = known[name]
     return kind.sequences_in_row
 

@@ -39,7 +39,7 @@ def score_sequences(network: PreTrainedModel, head: nn.Module, sequences: Sequen
         sequences: Ids of prompt and answer.
     """
     scores: dict[int, float] = {}
-    device = network.get_input_embeddings().weight.device
+    device = device_of(network)
     for numbers in _batches([len(sequence) for sequence in sequences]):
         rows = [sequences[number] for number in numbers]
         width = max(map(len, rows))
@@ -49,6 +49,11 @@ def score_sequences(network: PreTrainedModel, head: nn.Module, sequences: Sequen
         found = head(hidden[torch.arange(len(rows), device=device), last])
         scores |= dict(zip(numbers, found.tolist(), strict=True))
     return [scores[number] for number in range(len(sequences))]
+
+
+def device_of(network: PreTrainedModel) -> torch.device:
+    """Where a network reads ids."""
+    return next(network.get_input_embeddings().parameters()).device
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -59,12 +59,12 @@ class Trained(RewardFunction):
     def load(self) -> tuple[PreTrainedModel, nn.Module]:
         """Network and head, loaded when first needed."""
         if self._loaded is None:
+            from lit_sft.rewards._scoring import device_of
             from lit_sft.tuning._heads import ScalarHead
 
             network = self._network()
-            device = network.get_input_embeddings().weight.device
-            head = ScalarHead.load(self.folder / HEAD_FILE, network.get_input_embeddings().embedding_dim)
-            self._loaded = network.eval(), head.to(device)
+            head = ScalarHead.load(self.folder / HEAD_FILE, next(network.get_input_embeddings().parameters()).shape[1])
+            self._loaded = network.eval(), head.to(device_of(network))
         return self._loaded
 
     def to(self, device: Any) -> None:

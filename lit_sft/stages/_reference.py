@@ -57,7 +57,7 @@ class StoredReference:
 
 def _ask(stage: Preference, data: CorpusData) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
-    loader = data.every_record(str(stage.trainer.state.fn))
+    loader = data.every_record(str(getattr(stage.trainer.state.fn, "value", "")))
     for batch in tqdm(loader, desc="log-probabilities of the reference", unit=" batches", delay=2):
         moved: Any = batch.to(stage.device)
         with torch.no_grad(), stage.trainer.precision_plugin.forward_context():
@@ -82,7 +82,7 @@ def _key(stage: Preference, data: CorpusData) -> str:
     return digest(
         stage.checkpoint.fingerprint(),
         str(stage.trainer.precision),
-        str(stage.trainer.state.fn),
+        str(getattr(stage.trainer.state.fn, "value", "")),
         type(objective).summed.__qualname__,
         {name: str(value) for name, value in vars(objective).items()},
         data.identity(),

@@ -232,7 +232,7 @@ def test_a_resumed_run_goes_on_with_the_batch_it_would_have_had(
     for done in range(1, len(expected)):
         resumed = data_of(tmp_path, MIXED, **options)
         position = whole.order.position_after(0, done)
-        resumed.load_state_dict({**vars(position), "data": whole._identity()})
+        resumed.load_state_dict({**vars(position), "data": whole.identity()})
         assert rows(resumed.train_dataloader()) == expected[done:]
 
 

@@ -50,6 +50,7 @@ def stored(run: Path) -> dict[str, Any]:
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_in_an_epoch_ends_with_the_same_weights_and_answers_each_prompt_once(
     config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -70,6 +71,10 @@ def test_a_run_that_is_interrupted_in_an_epoch_ends_with_the_same_weights_and_an
     prompts = [row["prompt"] for row in rows]
     assert len(prompts) == len({*prompts}) == 4
     assert all(row["reference"].endswith("。") for row in rows)
+
+    assert main(["compare", "--run", str(half)]) == 0
+    measured = json.loads((half / "comparison" / "metrics.json").read_text(encoding="utf-8"))
+    assert measured["forgetting"]["Rankings"]["num_prompts"] == 5  # records, each with its best answer
 
 
 def test_tuning_on_conversations_refuses_answers_that_are_rejected(

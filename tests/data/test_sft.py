@@ -360,7 +360,7 @@ def test_test_records_that_are_trained_on_are_counted(tmp_path: Path, caplog: py
 
 
 def test_a_corpus_of_which_everything_is_held_out_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="validation_fraction 0.6 holds out all 1 conversations"):
+    with pytest.raises(ConfigError, match="validation_fraction 0.6 holds out all 1 records"):
         data_of(tmp_path, ["answer"], validation_fraction=0.6)
 
 

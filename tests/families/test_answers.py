@@ -67,7 +67,7 @@ def test_only_answers_carry_loss_whatever_else_the_format_trains_on(checkpoint: 
     """ChatGLM-6B's <sop>, Baichuan2's mark of the user and what humans say to MOSS are not the model's choice."""
     for name, prompt_format in formats(checkpoint).items():
         prompt_ids, replies = prompt_format.encode_answers(ASKED_AGAIN, ANSWERS, tokenizer)
-        example = AnswerEncoding(prompt_format, tokenizer, 2048, 8192).encode_record(Preference(ASKED_AGAIN, ANSWERS))
+        example = AnswerEncoding(prompt_format, tokenizer, 2048).encode_record(Preference(ASKED_AGAIN, ANSWERS))
         expected = [[IGNORE_INDEX] * len(prompt_ids) + reply_ids for reply_ids in replies]
         assert list(example.labels) == [label for labels in expected for label in labels], name
         assert [0, *torch.tensor(example.lengths()).cumsum(0).tolist()[:-1]] == list(example.starts), name

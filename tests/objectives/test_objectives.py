@@ -21,7 +21,7 @@ from lit_sft.objectives.kto import KTO
 from lit_sft.objectives.orpo import ORPO
 from lit_sft.plugins import discover
 
-MEMBERS: dict[str, Any] = discover(BASE_CLASSES["objective"])
+MEMBERS: dict[str, Any] = discover(*BASE_CLASSES["objective"])
 ON_PAIRS = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 WITH_REFERENCE = [name for name in ON_PAIRS if MEMBERS[name].needs_reference]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from lit_sft.objectives.ipo import IPO
 from lit_sft.objectives.kto import KTO
 from lit_sft.objectives.orpo import ORPO
 from lit_sft.objectives.simpo import SimPO
+from lit_sft.objectives.wpo import WPO
 from lit_sft.stages.preference import Preference
 from lit_sft.stages.schedules import Constant
 from lit_sft.tuning.full import Full
@@ -51,12 +53,22 @@ def stage_of(checkpoint: Path, tuning: Any, objective: Any = None, lr: float = 5
     )
 
 
-def trained(stage: Preference, data: PreferenceData, **options: Any) -> dict[str, float]:
-    trainer = trainer_of(
-        **{"max_steps": 4, "max_epochs": -1, "limit_val_batches": 1.0, "num_sanity_val_steps": 0, **options}
-    )
-    trainer.fit(stage, datamodule=data)
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+class Validations(Callback):
+    """What each validation has measured; the first is that before training."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self.found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+def trained(stage: Preference, data: PreferenceData, **options: Any) -> list[dict[str, float]]:
+    """Validations of a short training."""
+    kept = Validations()
+    short = {"max_epochs": 2, "limit_val_batches": 1.0, "num_sanity_val_steps": -1}
+    trainer_of(kept, **{**short, **options}).fit(stage, datamodule=data)
+    return kept.found
 
 
 def first_batch(data: PreferenceData) -> PairBatch:
@@ -86,18 +98,113 @@ def test_log_probabilities_are_those_of_the_whole_softmax(checkpoint: Any, tmp_p
 @pytest.mark.parametrize("tuning", [LoRA(rank=2), QLoRA(rank=2), Full()], ids=["lora", "qlora", "full"])
 def test_dpo_begins_at_ln_2_and_prefers_what_was_chosen(tiny: Tiny, tmp_path: Path, tuning: Any) -> None:
     stage = stage_of(tiny("baichuan-7b"), tuning, lr=1e-3 if isinstance(tuning, Full) else 5e-3)
-    data = data_of(tmp_path, tiny("baichuan-7b"))
-    trainer = trainer_of(max_steps=4, max_epochs=-1, limit_val_batches=1.0, num_sanity_val_steps=-1)
-    before: dict[str, float] = {}
-
-    class Keep(Callback):
-        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            before.update({name: float(value) for name, value in trainer.callback_metrics.items()})
-
-    trainer.callbacks.append(Keep())
-    trainer.fit(stage, datamodule=data)
-    after = trainer.callback_metrics
+    before, *_, after = trained(stage, data_of(tmp_path, tiny("baichuan-7b")))
     assert before["val/loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert before["val/rewards/margins"] == pytest.approx(0, abs=1e-3)
     assert after["val/loss"] < before["val/loss"] - 0.02
     assert after["val/rewards/accuracies"] == 1
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [IPO(), SimPO(), ORPO(), KTO(baseline="none"), WPO(), ORPO(likelihood_of="prompt")],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_every_kind_of_objective_trains(tiny: Tiny, tmp_path: Path, objective: Any) -> None:
+    before, *_, after = trained(
+        stage_of(tiny("baichuan-7b"), LoRA(rank=2), objective), data_of(tmp_path, tiny("baichuan-7b"))
+    )
+    assert after["val/loss"] < before["val/loss"]
+
+
+def test_judged_answers_train_kto_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
+    records = [judged(f"question {i}", *(("please", True) if i % 2 else ("go away", False))) for i in range(16)]
+    data = data_of(tmp_path, tiny("baichuan-7b"), records)
+    before, *_, after = trained(stage_of(tiny("baichuan-7b"), LoRA(rank=2), KTO(baseline="none")), data)
+    assert after["val/rewards/margins"] > before["val/rewards/margins"]
+    with pytest.raises(ConfigError, match="judge single answers, which KTO learns from"):
+        stage_of(tiny("baichuan-7b"), LoRA(rank=2)).check_first_batch(first_batch(data))
+
+
+def test_the_reference_is_the_adapter_that_training_starts_from(tiny: Tiny, tmp_path: Path) -> None:
+    first = stage_of(tiny("baichuan-7b"), LoRA(rank=2))
+    trained(first, data_of(tmp_path, tiny("baichuan-7b")))
+    folder = first.export(tmp_path / "run", first.state_dict())
+    second = stage_of(tiny("baichuan-7b"), LoRA(adapter=str(folder)), lr=5e-4)
+    before, *_, after = trained(second, data_of(tmp_path, tiny("baichuan-7b")))
+    assert before["val/loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert after["val/loss"] < before["val/loss"]
+
+
+def test_full_tuning_asks_the_reference_once_and_keeps_what_it_said(tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = tiny("baichuan-7b")
+    data = data_of(tmp_path, checkpoint)
+    stage = stage_of(checkpoint, Full(), lr=1e-3)
+    trained(stage, data)
+    (file,) = (tmp_path / "cache" / "reference").glob("*/logps.json")
+    asked = file.stat().st_mtime_ns
+    assert stage.stored_reference is not None
+    batch = first_batch(data)
+    frozen = stage_of(checkpoint, LoRA(rank=2))
+    frozen.configure_model()
+    with torch.no_grad():
+        torch.testing.assert_close(stage.stored_reference.of(batch), frozen.log_probs(batch), rtol=1e-4, atol=1e-3)
+    trained(stage_of(checkpoint, Full(), lr=1e-3), data_of(tmp_path, checkpoint))
+    assert file.stat().st_mtime_ns == asked
+
+
+def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    stage = stage_of(tiny("baichuan-7b"), Full(), lr=1e-3)
+    data = data_of(tmp_path, tiny("baichuan-7b"))
+
+    class Shift(Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            with torch.no_grad():
+                pl_module.causal_lm.get_output_embeddings().weight.mul_(1.5)
+
+    with pytest.raises(TrainingError, match="the reference is not the model that training starts from"):
+        trainer_of(Shift(), max_epochs=1).fit(stage, datamodule=data)
+    with pytest.raises(TrainingError, match="nothing trains"):
+        trained(stage_of(tiny("baichuan-7b"), LoRA(rank=2), lr=0.0), data_of(tmp_path, tiny("baichuan-7b")))
+
+
+def test_neither_packing_nor_the_cut_into_micro_batches_changes_a_step(tiny: Tiny, tmp_path: Path) -> None:
+    records = [
+        ranked("q", "please", "go away"),
+        ranked("qq", "thank you very much", "no"),
+        ranked("qqq", "yes", "never"),
+    ]
+    gradients = []
+    for options in ({"micro_batch_size": 3}, {"micro_batch_size": 1}, {"packing": True, "micro_batch_size": 1}):
+        torch.manual_seed(0)
+        stage = stage_of(tiny("baichuan-7b"), LoRA(rank=2), DPO(sft_weight=0.2))
+        stage.configure_model()
+        data = data_of(tmp_path, tiny("baichuan-7b"), records, validation_fraction=0.0, **options)
+        data.setup("fit")
+        totals = [stage(batch) for batch in data.train_dataloader()]
+        torch.stack([total.loss for total in totals]).sum().backward()
+        gradients.append(stage.gradient_norm() / sum(total.by_group[:, 1].sum() for total in totals))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(gradients[2], gradients[0], rtol=1e-5, atol=1e-6)
+
+
+def test_swapped_sides_turn_the_margin_and_equal_answers_leave_it(tiny: Tiny, tmp_path: Path) -> None:
+    stage = stage_of(tiny("baichuan-7b"), LoRA(rank=2))
+    trained(stage, data_of(tmp_path, tiny("baichuan-7b")))
+    batch = first_batch(data_of(tmp_path, tiny("baichuan-7b")))
+
+    def margin(pairs: torch.Tensor) -> tuple[float, float]:
+        with torch.no_grad():
+            _, sums = stage(replace(batch, pairs=pairs))
+        means = stage.means(*sums.sum(0).tolist())
+        return means["rewards/margins"], means["loss"]
+
+    forward, _ = margin(batch.pairs)
+    backward, _ = margin(batch.pairs.flip(1))
+    assert forward == pytest.approx(-backward, rel=1e-5)
+    assert margin(batch.pairs[:, :1].expand(-1, 2)) == pytest.approx((0, math.log(2)))
+
+
+def test_dropout_is_refused(tiny: Tiny) -> None:
+    with pytest.raises(ConfigError, match=r"dropout is 0\.1"):
+        stage_of(tiny("baichuan-7b"), LoRA(dropout=0.1))
