@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_sft.conversation import Batch, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._base import NOTHING_HELD_OUT, CorpusData
+from lit_sft.data.encode import with_best_answer
 from lit_sft.data.prepared import records_of
 from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.split import all_good
@@ -91,7 +92,7 @@ class AskingData(CorpusData):
         """The first `count` questions that are held out, or all: of the test corpora, or of the validation split."""
         corpora, (corpus_of, records) = self._held_out()
         found = records_of(corpora, (corpus_of[:count], records[:count]))
-        asked = [record.question() for record in found]
+        asked = [with_best_answer(record) for record in found]
         return list(encode_prompts(asked, self.text.prompt_format, self.tokenizer))
 
     def forgetting_dataloader(self) -> DataLoader[Batch] | list[Any]:
