@@ -90,19 +90,34 @@ def test_debug_makes_four_steps_and_no_checkpoint(write_config: Callable[..., st
     assert not (run / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("tuning", [{"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.1}}, {"class_path": "Full"}])
-@pytest.mark.parametrize("overlay", ON_ANSWERS)
+LORA = {"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.1}}
+FULL = {"class_path": "Full"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "tuning"),
+    [*((overlay, LORA) for overlay in ON_ANSWERS), ("reward", FULL), ("dpo", FULL), ("kto", FULL)],
+    ids=lambda value: value if isinstance(value, str) else value["class_path"],
+)
 def test_overlays_on_answers_train_adapters_and_whole_models(
     overlay: str, tuning: dict[str, Any], write_config: Callable[..., str], tmp_path: Path
 ) -> None:
     pairs = tmp_path / "pairs.jsonl"
     records = [
-        {"conversations": [{"from": "human", "value": f"{a}加{b}等于几？"}], "chosen": f"等于{a + b}。", "rejected": "不知道"}
+        {
+            "conversations": [{"from": "human", "value": f"{a}加{b}等于几？"}],
+            "chosen": f"等于{a + b}。",
+            "rejected": "不知道",
+        }
         for a in range(1, 4)
         for b in range(1, 4)
     ]
     pairs.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    words = ["fit", "--config", write_config(model={"tuning": tuning}, trainer={"max_steps": 2, "limit_val_batches": 1})]
+    words = [
+        "fit",
+        "--config",
+        write_config(model={"tuning": tuning}, trainer={"max_steps": 2, "limit_val_batches": 1}),
+    ]
     words += ["--config", str(CONFIGS / "overlays" / f"{overlay}.yaml")]
     words += [f"--data.init_args.corpora=[{{class_path: ShareGptPairs, init_args: {{path: {pairs}}}}}]"]
     words += ["--data.init_args.validation_fraction", "0.3", "--data.init_args.cache", str(tmp_path / "cache")]
