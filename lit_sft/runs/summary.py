@@ -22,7 +22,7 @@ METRICS = {
     "val/logps/chosen": "log p, chosen",
     "val/logps/rejected": "log p, rejected",
 }
-"""What is shown of the metrics that a stage has, and how it is called. `accuracy` is the share of pairs judged rightly."""
+"""What is shown of the metrics that a stage has, and its name; `accuracy` is the share of pairs judged rightly."""
 MAX_SHOWN = 300
 
 
