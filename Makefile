@@ -1,4 +1,5 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
+# make quickstart-preference   after it: a reward model, preference optimization, what changed
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
@@ -8,13 +9,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEWEST := .venv-newest
 TINY := models/tiny-baichuan-7b
+TAUGHT := models/quickstart
 
 # Names of the libraries without the bounds on their versions.
 export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install quickstart test quick newest check lint tests clean
+.PHONY: install quickstart quickstart-preference test quick newest check lint tests clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -31,6 +33,18 @@ $(TINY): | .venv/installed
 quickstart: .venv/installed $(TINY)
 	$(BIN)/python -m lit_sft fit --config configs/quickstart.yaml
 	$(BIN)/python -m lit_sft predict
+	$(BIN)/python -m lit_sft summary
+
+# What the newest quickstart has made.
+$(TAUGHT): | .venv/installed
+	ls -d runs/quickstart-[0-9]*/model >/dev/null 2>&1 || $(MAKE) quickstart
+	cp -r "$$(ls -d runs/quickstart-[0-9]*/model | tail -n 1)" $@
+
+quickstart-preference: .venv/installed $(TAUGHT)
+	$(BIN)/python -m lit_sft fit --config configs/quickstart_reward.yaml
+	$(BIN)/python -m lit_sft test
+	$(BIN)/python -m lit_sft fit --config configs/quickstart_preference.yaml
+	$(BIN)/python -m lit_sft test
 	$(BIN)/python -m lit_sft summary
 
 test: .venv/installed
@@ -63,4 +77,4 @@ newest:
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 clean:
-	rm -rf .venv $(NEWEST) $(TINY) runs
+	rm -rf .venv $(NEWEST) $(TINY) $(TAUGHT) runs

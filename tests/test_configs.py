@@ -14,6 +14,9 @@ from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.families._base import TinySize
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+DEMO = CONFIGS.parent / "lit_sft" / "demo"
+TINY_FAMILIES = {"tiny-baichuan-7b": "baichuan-7b", "quickstart": "baichuan-7b"}
+DEMO_PAIRS = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_heldout.jsonl")}}
 # Multiples of what the 4-bit kernels of the CPU ask for.
 SIZE = TinySize(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4, vocab_size=1400, context_length=1024)
 
@@ -34,14 +37,15 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyp
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_configuration_trains_a_step(config: Path, stand_in, corpus_file: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     folder = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["checkpoint"]).name
-    family = known.name if (known := released_family(folder)) else folder.removeprefix("tiny-")
-    corpora = [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}]
+    family = known.name if (known := released_family(folder)) else TINY_FAMILIES[folder]
+    is_sft = "SFTData" in config.read_text(encoding="utf-8")
+    corpus = {"class_path": "Belle", "init_args": {"path": str(corpus_file)}} if is_sft else DEMO_PAIRS
     arguments = {
         "runs": str(tmp_path),
         "model.init_args.checkpoint": str(stand_in(family)),
         "model.init_args.family": family,
-        "model.init_args.generation.init_args.max_new_tokens": "2",
-        "data.init_args.corpora": json.dumps(corpora),
+        **({"model.init_args.generation.init_args.max_new_tokens": "2"} if config.stem != "quickstart_reward" else {}),
+        "data.init_args.corpora": json.dumps([corpus]),
         "data.init_args.max_length": "512",
         "data.init_args.validation_fraction": "0.2",
         "data.init_args.num_workers": "0",

@@ -8,7 +8,21 @@ from typing import Any
 from lit_sft.display import shortened, visible
 from lit_sft.runs.folder import command
 
-METRICS = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}
+METRICS = {
+    "val/loss": "loss",
+    "val/perplexity": "perplexity",
+    "val/token_accuracy": "token accuracy",
+    "val/accuracy": "accuracy",
+    "val/accuracy_of_longer_wins": "if longer wins",
+    "val/margin": "margin",
+    "val/rewards/accuracies": "accuracy",
+    "val/rewards/margins": "reward margin",
+    "val/rewards/chosen": "reward, chosen",
+    "val/rewards/rejected": "reward, rejected",
+    "val/logps/chosen": "log p, chosen",
+    "val/logps/rejected": "log p, rejected",
+}
+"""What is shown of the metrics that a stage has, and its name; `accuracy` is the share of pairs judged rightly."""
 MAX_SHOWN = 300
 
 
@@ -21,7 +35,8 @@ def render(folder: Path, content: dict[str, Any]) -> str:
     if after:
         lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
         for key, name in METRICS.items():
-            lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
+            if key in before or key in after:
+                lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
     is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
     for sample in content["samples"]:
         lines += ["", f"  prompt     {shortened(sample['prompt'], MAX_SHOWN)}"]
