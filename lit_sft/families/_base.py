@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lit_sft.conversation import PromptFormat
 from lit_sft.errors import CheckpointError, ConfigError, UserError, accepted
+from lit_sft.families.shared.settings import setting
 
 if TYPE_CHECKING:
     import torch
@@ -109,7 +110,12 @@ class Family(ABC):
         return checked_config(self.folder / "config.json", self.read_config)
 
     def read_config(self) -> PreTrainedConfig:
-        """config.json as transformers reads it."""
+        """config.json as transformers reads it, each value of the type that its default has."""
+        file = self.folder / "config.json"
+        for field in fields(self.config_class):
+            # Ids of tokens may be lists, and transformers checks them.
+            if type(field.default) in {bool, int, float, str} and not field.name.endswith("token_id"):
+                setting(file, self.config, field.name, type(field.default), field.default)
         return self.config_class.from_dict(dict(self.config))
 
     def check_sizes(self) -> None:

@@ -113,7 +113,7 @@ class ChatGLM6B(Family):
     @property
     def context_length(self) -> int:
         """The released model reads 2048 tokens."""
-        return int(self.config.get("max_sequence_length") or 2048)
+        return self.config.get("max_sequence_length") or 2048
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """The original's, and that of its fine-tuning script for data with a history column."""
@@ -140,9 +140,13 @@ class ChatGLM6B(Family):
         ]
         # A copy saved by this class says so itself.
         parsed = setting(settings_file, settings, "parsed_tokens", list, [*recognized])
+        num_image_tokens = setting(settings_file, settings, "num_image_tokens", int, 20000)
+        rows = self.num_embeddings or ChatGLM6BConfig.vocab_size
+        if not 0 <= num_image_tokens < rows:
+            raise CheckpointError(f"{settings_file}: num_image_tokens is {num_image_tokens}, of {rows} rows in all")
         tokenizer = ChatGLM6BTokenizer(
             str(model_file),
-            num_image_tokens=setting(settings_file, settings, "num_image_tokens", int, 20000),
+            num_image_tokens=num_image_tokens,
             parsed_tokens=[token_text(settings_file, "parsed_tokens", token) for token in parsed],
             added=read_added_tokens(self.folder),
             model_max_length=self.context_length,

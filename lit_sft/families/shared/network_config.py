@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import PreTrainedConfig
+from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from lit_sft.errors import CheckpointError
+from lit_sft.errors import CheckpointError, UserError
 
 AnyConfig = TypeVar("AnyConfig", bound=PreTrainedConfig)
 
@@ -33,14 +33,18 @@ def checked_config(file: Path, make: Callable[[], AnyConfig]) -> AnyConfig:
     """
     try:
         config = make()
+    except UserError:
+        raise
     except Exception as error:  # transformers validates with errors of its own and computes with the rest
         raise CheckpointError(f"{file} cannot be used: {said_by(error)}; correct it, or download it again") from error
     for name, largest in LARGEST.items():
         value: Any = getattr(config, name, None)
         # Some model types have a list, one for each layer, and some no value where another key decides.
-        if isinstance(value, int) and not (1 <= value <= largest and not isinstance(value, bool)):
+        if value is None or (isinstance(value, list) and config.model_type in CONFIG_MAPPING):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= largest:
             key = config.attribute_map.get(name, name)
-            raise CheckpointError(f"{file}: {key} is {value}; expected 1 to {largest}")
+            raise CheckpointError(f"{file}: {key} is {value!r}; expected a whole number from 1 to {largest}")
     vars(config).pop("auto_map", None)
     return config
 
