@@ -12,7 +12,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lit_sft.bars import bar
+from lit_sft.bars import bar, on_terminal
 from lit_sft.stages._base import Stage, is_logged
 
 SHOWN = {
@@ -66,7 +66,7 @@ class RunProgress(ProgressBar):
         self._global_step = trainer.global_step
         self._is_counted = trainer.num_training_batches != float("inf")
         self._began = time.monotonic(), self._share(trainer, pl_module)
-        if not sys.stderr.isatty():
+        if not on_terminal():
             return
         if self._is_counted:
             self._steps = self._open("training", trainer.estimated_stepping_batches, done=trainer.global_step)
@@ -80,7 +80,7 @@ class RunProgress(ProgressBar):
         if trainer.global_step == self._global_step:
             return
         self._global_step = trainer.global_step
-        if not sys.stderr.isatty() and is_logged(trainer, trainer.global_step):
+        if not on_terminal() and is_logged(trainer, trainer.global_step):
             self._write_line(trainer, pl_module, trainer.current_epoch + batch.epoch_progress)
         if self._steps is None:
             return
@@ -93,7 +93,7 @@ class RunProgress(ProgressBar):
         """Leave the full bar on the screen, with the numbers of the last step."""
         if self._steps is not None:
             self._describe(trainer)
-        elif self._last_line != trainer.global_step and not sys.stderr.isatty():
+        elif self._last_line != trainer.global_step and not on_terminal():
             self._write_line(trainer, pl_module, trainer.current_epoch)
         self._close()
 

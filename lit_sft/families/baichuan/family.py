@@ -100,7 +100,9 @@ class BaichuanFamily(Family):
     @property
     def context_length(self) -> int:
         """The released models read 4096 tokens."""
-        return int(self._required("max_position_embeddings" if self.has_rotary_positions else "model_max_length"))
+        key = "max_position_embeddings" if self.has_rotary_positions else "model_max_length"
+        self._required(key)
+        return setting(self.folder / "config.json", self.config, key, int, 0)
 
     @property
     def z_loss_weight(self) -> float:
