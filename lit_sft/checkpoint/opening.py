@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -200,9 +201,13 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights"
+        is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path))
+        remedy = (
+            f"Download the repository: hf download {path} --local-dir models/{folder.name}, and give that folder"
+            if is_hub_name
+            else "Give a folder that holds config.json and weights"
         )
+        raise CheckpointError(f"checkpoint folder not found: {folder}. {remedy}")
     _refuse_devices(folder)
     config_file = folder / "config.json"
     config = read_object(config_file)
