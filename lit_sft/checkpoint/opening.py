@@ -98,7 +98,8 @@ class Checkpoint(TextInterface):
 
     def _try_out(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Use it once in each way: some settings only make trouble then."""
-        tokenizer.decode(tokenizer([PROBE, ""], padding=True)["input_ids"][0], skip_special_tokens=True)
+        rows = tokenizer([PROBE, PROBE * 2], padding=tokenizer.pad_token is not None)["input_ids"]
+        tokenizer.decode(rows[0], skip_special_tokens=True)
         tokenizer.encode_text(PROBE)  # type: ignore[attr-defined]  # all of ours have it
         self.prompt_format.stop_token_ids(tokenizer)
 

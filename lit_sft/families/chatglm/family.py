@@ -40,6 +40,9 @@ from lit_sft.families.shared.settings import read_object, setting, token_setting
 NUM_APPENDED = 344
 """Pieces of ice_text.model that are not trained."""
 
+MOST_IMAGE_TOKENS = 1 << 20
+"""More than any embedding has rows for."""
+
 TOKENIZER_CONFIG = {
     "bos_token": "<sop>",
     "do_lower_case": False,
@@ -141,9 +144,8 @@ class ChatGLM6B(Family):
         # A copy saved by this class says so itself.
         parsed = setting(settings_file, settings, "parsed_tokens", list, [*recognized])
         num_image_tokens = setting(settings_file, settings, "num_image_tokens", int, 20000)
-        rows = self.num_embeddings or ChatGLM6BConfig.vocab_size
-        if not 0 <= num_image_tokens < rows:
-            raise CheckpointError(f"{settings_file}: num_image_tokens is {num_image_tokens}, of {rows} rows in all")
+        if not 0 <= num_image_tokens <= MOST_IMAGE_TOKENS:
+            raise CheckpointError(f"{settings_file}: num_image_tokens is {num_image_tokens}; expected 0, or 20000")
         tokenizer = ChatGLM6BTokenizer(
             str(model_file),
             num_image_tokens=num_image_tokens,
