@@ -45,7 +45,7 @@ class Moss(Family):
         }
     }  # fmt: skip
     config_class = MossConfig
-    size_keys = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions", "rotary_dim")
+    size_keys = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
     lora_targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
     tokenizer_file_names = FILES
 
@@ -114,7 +114,9 @@ class Moss(Family):
         head_dim = config["n_embd"] // config["n_head"]
         rotary_dim = setting(file, config, "rotary_dim", int, 0)
         if not rotary_dim or not 0 < rotary_dim <= head_dim or rotary_dim % 2:
-            raise CheckpointError(f"{file}: rotary_dim {rotary_dim} must be even, and at most the head's {head_dim}")
+            raise CheckpointError(
+                f"{file}: rotary_dim {config.get('rotary_dim')} must be even, and at most the head's {head_dim}"
+            )
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
