@@ -52,6 +52,7 @@ CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
 MISSING_PACKAGE = re.compile(r"No module named '(?!lit_sft)(\w+)|pip install (?:-U )?['\"]?([A-Za-z][\w.-]*)")
 KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
 UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
+CALLED_CLASS = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 NO_CALLABLE = re.compile(r"expects a function or a callable class: (.+?)\.? Got value")
 UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
@@ -105,7 +106,7 @@ class ShortErrorParser(ArgumentParser):
         if missing := missing_package(message):
             return f"{place}: {missing}" if place else missing
         if found := UNKNOWN_OPTION.search(message):
-            classes = CLASS_PROBLEM.findall(message)
+            classes = CLASS_PROBLEM.findall(message) + CALLED_CLASS.findall(message)
             names = _parameters(classes[-1]) if classes else self._options_near(found[1])
             where = f"{place}: " if place else ""
             return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names)}"
@@ -191,8 +192,10 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 def _parameters(class_path: str) -> list[str]:
     """Names of what a class takes, those of its bases included."""
     module, _, name = class_path.rpartition(".")
-    keys: Iterable[str] = ArgumentParser(exit_on_error=False).add_class_arguments(getattr(import_module(module), name))
-    return [key for key in keys if "." not in key]
+    parser = ArgumentParser(exit_on_error=False)
+    # Optimizers of other libraries declare no types, and get their `params` from us.
+    keys: Iterable[str] = parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    return [key for key in keys if "." not in key and key != "params"]
 
 
 def _with_verbs(parser: ArgumentParser) -> Iterator[ArgumentParser]:

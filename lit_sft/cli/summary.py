@@ -18,6 +18,8 @@ def summary(run: str | None = None, runs: str = "runs") -> None:
         runs: Where runs are looked for.
     """
     folder = Path(run) if run else newest_run(Path(runs))
+    if not folder.is_dir():
+        raise ConfigError(f"run folder not found: {folder}")
     file = folder / SUMMARY
     if not file.is_file():
         raise ConfigError(f"{folder} holds no {SUMMARY}: the run did not finish")

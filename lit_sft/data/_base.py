@@ -21,7 +21,7 @@ from lit_sft.data.cache_place import cache_folder
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
 from lit_sft.data.intervals import intervals_in_batches
-from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
+from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, MicroBatch, Mixture, Position
 from lit_sft.data.prepared import Collate, Prepared, scan_corpora
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
@@ -189,6 +189,15 @@ class CorpusData(LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
         return self._loader(self.prepared, self.order)
+
+    def sample(self, count: int = 64) -> Batch:
+        """Examples from all over the first window of the first epoch, a row each; of a batch lengths are alike."""
+        window = self.order.first_window(0)
+        self.prepared.encoder.need(window)
+        usable = np.flatnonzero(self.prepared.encoder.num_tokens(window))
+        chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(np.int64)]
+        corpus_of, records = (part[chosen].tolist() for part in window)
+        return self.prepared[MicroBatch([[place] for place in zip(corpus_of, records, strict=True)], 0.0)]
 
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Similar lengths together, so that little is padded; no loader if nothing is held out."""

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from lit_sft.bars import bar
 from lit_sft.conversation import Conversation, Record
 from lit_sft.corpora._base import Corpus, Finding, excerpt
 from lit_sft.data.cache import build_once, digest, usable
@@ -250,7 +250,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     fingerprints, split_keys = np.zeros((2, len(records)), dtype=np.uint64)
     chunks = [(start, min(start + CHUNK, len(records))) for start in range(0, len(records), CHUNK)]
     done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
-    with tqdm(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as bar:
+    with bar(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as shown:
         for (start, stop), chunk in zip(chunks, done, strict=True):
             verdicts[start:stop] = [verdict_codes.of(name) for name in chunk.verdicts]
             fingerprints[start:stop] = chunk.fingerprints
@@ -259,7 +259,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
             for number, repaired in chunk.repairs.items():
                 for repair in repaired:
                     repairs[number] |= 1 << repair_codes.of(repair)
-            bar.update(stop - start)
+            shown.update(stop - start)
     np.save(folder / "verdicts.npy", verdicts)
     np.save(folder / "repairs.npy", repairs)
     np.save(folder / "fingerprints.npy", fingerprints)

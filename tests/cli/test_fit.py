@@ -405,6 +405,13 @@ class TestMistakes:
         assert "did you mean 'trainer.max_epochs'?" in mistake("--trainer.max_epoch", "3")
         assert "did you mean 'trainer'?" in mistake(trianer={"max_epochs": 3})
 
+    def test_misspelt_options_of_an_optimizer_are_answered_with_those_of_the_optimizer(self, mistake: Any) -> None:
+        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"learning_rate": 1e-3}}
+        line = mistake(model={"optimizer": optimizer})
+        assert "model.optimizer: option 'learning_rate' is not accepted" in line
+        assert ", lr, " in line
+        assert "neftune_alpha" not in line
+
     def test_unknown_class(self, mistake: Any) -> None:
         line = mistake(model={"tuning": {"class_path": "LoRa"}})
         assert "model.tuning: there is no class 'LoRa'. did you mean 'LoRA'?" in line

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
+from lit_sft.errors import CheckpointError
+from lit_sft.families.shared.added_tokens import FILE, behind
 from lit_sft.families.shared.token_ids import TokenIdCache
 
 MODEL_FILE = "ice_text.model"
@@ -78,6 +80,7 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
         num_image_tokens: Ids before the first piece. The March 2023 revision has 20000 there, and follows older rules:
             a text with [MASK] gets no [gMASK], decoding cleans nothing up and skips no special tokens.
         parsed_tokens: Control tokens that are recognized in text given to the tokenizer itself.
+        added: Tokens that tools list as added to the vocabulary, by id; all must be in it.
         kwargs: Passed on to transformers.
     """
 
@@ -85,13 +88,24 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     def __init__(
-        self, vocab_file: str, num_image_tokens: int = 20000, parsed_tokens: Sequence[str] = (), **kwargs: Any
+        self,
+        vocab_file: str,
+        num_image_tokens: int = 20000,
+        parsed_tokens: Sequence[str] = (),
+        added: Mapping[int, AddedToken] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.vocab_file = vocab_file
         self.num_image_tokens = num_image_tokens
         self.parsed_tokens = tuple(parsed_tokens)
         model = complete_model(Path(vocab_file).read_bytes())
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        if new := behind(self.vocab_size, dict(added or {}), self._id_of_piece, vocab_file):
+            names = ", ".join(repr(token.content) for token in new.values())
+            raise CheckpointError(
+                f"{vocab_file}: {FILE} or tokenizer_config.json beside it adds {names} to the vocabulary, which is not "
+                "supported for chatglm-6b; remove the entries, and such tokens are read as text"
+            )
         kwargs.setdefault("padding_side", "left")
         kwargs.setdefault("clean_up_tokenization_spaces", not self.is_first_revision)
         super().__init__(
@@ -193,6 +207,10 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
         if not any(token in masks for token in prompt):
             return [self.gmask_token_id]
         return [] if prompt[-1] in masks else [self._convert_token_to_id("</s>")]
+
+    def _id_of_piece(self, token: str) -> int | None:
+        index = self.pieces.piece_to_id(token)
+        return self.num_image_tokens + int(index) if self.pieces.id_to_piece(index) == token else None
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return list(self.pieces.encode(write_whitespace(text), out_type=str))
