@@ -20,13 +20,14 @@ from lit_sft.corpora._base import Corpus
 from lit_sft.data.cache_place import cache_folder
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
+from lit_sft.data.fitting import check_fitting
 from lit_sft.data.intervals import intervals_in_batches
 from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
 from lit_sft.data.prepared import Prepared, scan_corpora
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import Split, all_good, split_corpora
-from lit_sft.data.table import preparation_table
+from lit_sft.data.table import preparation_table, unused_keys
 from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ class CorpusData(LightningDataModule, ABC):
         validation_fraction: Share of the distinct conversations that is held out for validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
         on_bad_record: `skip`: count it and go on; `error`: tokenize everything before training and stop at the first.
-        max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
+        max_bad_fraction: Stop if a larger share of the records of a corpus is bad, which is then the wrong file or
+            class, or does not fit into `max_length`.
         deduplicate: Keep only the first of the conversations that say exactly the same, in all corpora together.
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
         cache: Folder for what is prepared once; `~/.cache/lit_sft` if not given, or, where that lies on a network file
@@ -255,7 +257,7 @@ class CorpusData(LightningDataModule, ABC):
         self._write_quarantine()
         if self.packing is None:
             log.info("data.packing is %s, the default on this device", str(self.batching.packing).lower())
-        log.info("%s", preparation_table(self.scanned, self.split, deduplicate=self.deduplicate))
+        log.info("%s", preparation_table(self.prepared.corpora, self.split, deduplicate=self.deduplicate))
 
     def _check_examples(self) -> None:
         """Encode the first window: is there anything to learn?"""
@@ -272,6 +274,7 @@ class CorpusData(LightningDataModule, ABC):
                 f"data.max_length = {self.max_length} with a token of an answer ({self.quarantine}). "
                 "Raise data.max_length"
             )
+        check_fitting(self.prepared.corpora, self.split.train, self.max_bad_fraction, self.max_length)
 
     def _warn_of_tested(self) -> None:
         """Say how many of the records that `test` measures are trained on."""
@@ -298,6 +301,8 @@ class CorpusData(LightningDataModule, ABC):
         scanned = scan_corpora(corpora, self.cache, self.num_workers)
         for corpus in scanned:
             corpus.check(self.max_bad_fraction)
+            for line in unused_keys(corpus):
+                log.warning("%s", line)
         return scanned
 
     def _prepare(self, scanned: Sequence[ScannedCorpus]) -> Prepared:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from lit_sft.conversation import Conversation
-from lit_sft.corpora._base import Corpus, Finding, excerpt
+from lit_sft.corpora._base import UNUSED_KEY, Corpus, Finding, excerpt
 from lit_sft.data.cache import build_once, digest, usable
 from lit_sft.data.cache_pruning import hold_cache
 from lit_sft.data.codes import Codes
@@ -79,6 +79,12 @@ class Scan:
         return Counter(
             {name: self._count(name) for name in self.verdict_names if name not in {GOOD, FILTERED, EMPTY_LINE}}
         )
+
+    @property
+    def num_repaired(self) -> int:
+        """Records in which something was put right; one with a key that nothing reads is as it was."""
+        bits = sum(1 << bit for bit, name in enumerate(self.repair_names) if not name.startswith(UNUSED_KEY))
+        return int(np.count_nonzero(self.repairs & np.uint32(bits)))
 
     @property
     def findings(self) -> Counter[str]:
