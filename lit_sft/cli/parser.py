@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import Any
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -12,8 +13,9 @@ from lit_sft.stages._base import Stage
 
 EPILOG = """\
 What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
---model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW.
-Every other option of Lightning's Trainer is taken, too: --print_config shows all with their values."""
+--model=SFT --model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW,
+--data=SFTData --data.corpora.help=Belle. Every other option of Lightning's Trainer is taken, too: --print_config shows
+all with their values."""
 
 SHOWN = {
     *("accelerator", "devices", "num_nodes", "strategy", "precision", "max_epochs", "max_steps", "max_time"),
@@ -22,6 +24,10 @@ SHOWN = {
 }
 """Options of the trainer that stand in the help; there are forty, most of them about devices of others."""
 
+TRAINER_TITLE = "Customize every aspect of training via flags"
+
+_SUBCLASSES = re.compile(r",\s+known\s+subclasses:[^()]*\)")
+
 
 class Parser(KindParser, LightningArgumentParser):
     """LightningCLI's parser with short errors and a short help."""
@@ -29,13 +35,16 @@ class Parser(KindParser, LightningArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs})
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: argparse.HelpFormatter | None = None) -> str:
         """Without what is seldom wanted."""
         for action in self._actions:
             group, _, name = action.dest.partition(".")
-            if group == "trainer" and name and name.partition(".")[0] not in SHOWN:
+            if (group == "trainer" and name not in SHOWN) or group == "weights_only":
                 action.help = argparse.SUPPRESS
-        return super().format_help()
+        # Python sorts stably: the others stay in their order.
+        self._action_groups = sorted(self._action_groups, key=lambda group: group.title == TRAINER_TITLE)
+        own, title, lightnings = super().format_help(formatter).rpartition(f"{TRAINER_TITLE}:")
+        return own + title + _SUBCLASSES.sub(")", lightnings)
 
 
 def hide(parser: LightningArgumentParser, *options: str) -> None:

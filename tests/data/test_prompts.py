@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,8 +88,8 @@ def test_a_table_with_a_header_is_read_as_records(tmp_path: Path, name: str, mar
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=delimiter).writerows(rows)
     data = (mark + text.getvalue()).encode()
-    compress = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
-    (tmp_path / name).write_bytes(compress(data))
+    compressors: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".zst": zstandard.compress}
+    (tmp_path / name).write_bytes(compressors.get(Path(name).suffix, bytes)(data))
     assert asked(tmp_path / name) == [['q1, "said"\nover lines', "r1"], ["s", "q0", "a0", "q2"]]
     assert [prompt.source for prompt in read_prompts(tmp_path / name)] == [
         f"{tmp_path / name}:2",
