@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_sft.config_file import read_configuration
+from lit_sft.config_file import check_words, read_configuration
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import discover
 
@@ -79,9 +79,14 @@ class ShortErrorParser(ArgumentParser):
             parsed: Namespace = self.parse_string(text, path=file.name, **options)
         return parsed
 
-    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        """As jsonargparse does, with `~` and environment variables in paths replaced."""
-        parsed: Namespace = _with_expanded_paths(super().parse_args(*args, **options))
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse does, with `~` and environment variables in paths replaced.
+
+        Raises:
+            ConfigError: If a value says something twice.
+        """
+        check_words(args or ())
+        parsed: Namespace = _with_expanded_paths(super().parse_args(args, *more, **options))
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -115,7 +120,10 @@ class ShortErrorParser(ArgumentParser):
             kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
             names = list(discover(chosen)) if chosen else _names_of_lightning(place)
-            return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
+            if found[1] in names:
+                return f"{place}: {found[1]} cannot be used: a package that it needs is not installed"
+            hint = accepted(found[1], names) if names else "Give its full path, such as package.module.Class"
+            return f"{place}: there is no class {found[1]!r}. {hint}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
         if found := REQUIRED.search(message):

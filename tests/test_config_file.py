@@ -34,6 +34,15 @@ def test_what_yaml_would_drop_or_cannot_read_is_named_with_its_line(tmp_path: Pa
         read_configuration(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("words", [["--corpora", "[{path: a, path: b}]"], ['--corpora=[{"path": "a", "path": "b"}]']])
+def test_the_command_line_may_not_say_a_thing_twice_either(words: list[str]) -> None:
+    parser = ShortErrorParser()
+    parser.add_argument("--corpora", type=list[dict[str, str]])
+    with pytest.raises(ConfigError, match=r"command line: key \[0\]\.path stands twice"):
+        parser.parse_args(words)
+    assert parser.parse_args(["--corpora", "[{path: a}, {path: b}]"]).corpora == [{"path": "a"}, {"path": "b"}]
+
+
 def test_the_same_key_in_two_places_and_an_alias_are_fine(tmp_path: Path) -> None:
     text = "a: &one {x: 1}\nb: {x: 2}\nc: *one\nd: [*one, *one]\n"
     assert read_configuration(written(tmp_path, text)) == text

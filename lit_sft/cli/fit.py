@@ -12,10 +12,12 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from jsonargparse.typing import register_type
 from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
@@ -62,7 +64,9 @@ from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)
 
-register_type(torch.device)  # an option of Lightning's StochasticWeightAveraging, which config.yaml must hold
+# Options of Lightning's StochasticWeightAveraging and Timer, which config.yaml must hold.
+register_type(torch.device)
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 CURVES = "tensorboard"
 
