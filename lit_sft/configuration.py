@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib import import_module
@@ -40,6 +41,8 @@ PATH_OPTIONS = {
     *("resume", "run", "runs", "text", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
 }
 """Options that name files and folders, wherever they stand."""
+
+CONFIG_OPTIONS = {"--config", "-c"}
 
 LIGHTNINGS = {"callbacks": "lightning.pytorch.callbacks", "logger": "lightning.pytorch.loggers"}
 """Key of a configuration -> module with the short names that Lightning knows for it."""
@@ -85,8 +88,9 @@ class ShortErrorParser(ArgumentParser):
         Raises:
             ConfigError: If a value says something twice.
         """
-        check_words(args or ())
-        parsed: Namespace = _with_expanded_paths(super().parse_args(args, *more, **options))
+        words = _with_expanded_configs(sys.argv[1:] if args is None else args)
+        check_words(words)
+        parsed: Namespace = _with_expanded_paths(super().parse_args(words, *more, **options))
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -167,6 +171,18 @@ def _names_of_lightning(place: str) -> list[str]:
 def expanded(path: str) -> str:
     """A path with `~`, `$NAME` and `${NAME}` replaced; a name that is not set stays, and shows in the error."""
     return os.path.expanduser(os.path.expandvars(path))
+
+
+def _with_expanded_configs(words: Sequence[str]) -> list[str]:
+    """The files that are read while the words are parsed."""
+    found = list(words)
+    for place, word in enumerate(words):
+        option, equals, path = word.partition("=")
+        if option in CONFIG_OPTIONS and equals:
+            found[place] = f"{option}={expanded(path)}"
+        elif place and words[place - 1] in CONFIG_OPTIONS:
+            found[place] = expanded(word)
+    return found
 
 
 def _with_expanded_paths(values: Any, key: str = "") -> Any:

@@ -67,6 +67,19 @@ def test_a_configuration_is_utf_8_in_every_locale(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("words", [["--config=~/config.yaml"], ["--config", "$PLACE/config.yaml"]])
+def test_home_and_environment_stand_in_the_name_of_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    written(tmp_path, "name: x\n")
+    parser = ShortErrorParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--name", type=str)
+    assert parser.parse_args(words).name == "x"
+
+
 def test_home_and_environment_stand_in_every_option_that_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("MODELS", "/models")

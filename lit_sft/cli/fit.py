@@ -140,6 +140,8 @@ class CLI(LightningCLI):
         """A trainer that writes into the run folder."""
         folder = self._run_folder()
         given = self._get(self.config_init, "trainer")
+        if given.default_root_dir:
+            log.warning("trainer.default_root_dir has no effect: a run has a folder of its own in --runs")
         if given.logger in (None, True):
             # Where the run goes on, what a later step left in the curves counts no more.
             step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
@@ -213,7 +215,7 @@ class CLI(LightningCLI):
             ):
                 super()._run_subcommand(subcommand)
             if is_writer and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-                log.info("fast_dev_run: %d steps done; nothing of them is kept", self.trainer.global_step)
+                log.info("fast_dev_run: done, %d optimizer steps; nothing is kept", self.trainer.global_step)
         except Stopped:
             if is_writer and (folder / LAST_CHECKPOINT).is_file():
                 log.warning("%s is saved. Resume it: %s -m lit_sft fit --resume %s", folder, command("python"), folder)

@@ -25,7 +25,7 @@ def test_a_trial_run_keeps_nothing_and_says_so(
     config = write_config(trainer={"fast_dev_run": 2})
     with caplog.at_level(logging.INFO, "lit_sft"):
         assert main(["fit", "--config", config]) == 0
-    assert caplog.messages[-1] == "fast_dev_run: 2 steps done; nothing of them is kept"
+    assert caplog.messages[-1] == "fast_dev_run: done, 2 optimizer steps; nothing is kept"
     assert list((tmp_path / "runs").iterdir()) == []
     assert main(["fit", "--config", config, "--resume", "auto"]) == 2
     assert "fast_dev_run keeps nothing; leave it out to resume" in capsys.readouterr().err
