@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_sft.config_file import read_configuration
+from lit_sft.config_file import check_words, read_configuration
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import discover
 
@@ -40,9 +41,11 @@ BASE_CLASSES = {
 
 PATH_OPTIONS = {
     *("adapter", "after", "before", "cache", "checkpoint", "ckpt_path", "html", "output", "path", "prompts"),
-    *("resume", "run", "runs", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
+    *("resume", "run", "runs", "text", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
 }
 """Options that name files and folders, wherever they stand."""
+
+CONFIG_OPTIONS = {"--config", "-c"}
 
 LIGHTNINGS = {"callbacks": "lightning.pytorch.callbacks", "logger": "lightning.pytorch.loggers"}
 """Key of a configuration -> module with the short names that Lightning knows for it."""
@@ -83,9 +86,15 @@ class ShortErrorParser(ArgumentParser):
             parsed: Namespace = self.parse_string(text, path=file.name, **options)
         return parsed
 
-    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        """As jsonargparse does, with `~` and environment variables in paths replaced."""
-        parsed: Namespace = _with_expanded_paths(super().parse_args(*args, **options))
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse does, with `~` and environment variables in paths replaced.
+
+        Raises:
+            ConfigError: If a value says something twice.
+        """
+        words = _with_expanded_configs(sys.argv[1:] if args is None else args)
+        check_words(words)
+        parsed: Namespace = _with_expanded_paths(super().parse_args(words, *more, **options))
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -119,7 +128,10 @@ class ShortErrorParser(ArgumentParser):
             kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
             names = list(discover(*chosen)) if chosen else _names_of_lightning(place)
-            return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
+            if found[1] in names:
+                return f"{place}: {found[1]} cannot be used: a package that it needs is not installed"
+            hint = accepted(found[1], names) if names else "Give its full path, such as package.module.Class"
+            return f"{place}: there is no class {found[1]!r}. {hint}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
         if found := REQUIRED.search(message):
@@ -163,6 +175,18 @@ def _names_of_lightning(place: str) -> list[str]:
 def expanded(path: str) -> str:
     """A path with `~`, `$NAME` and `${NAME}` replaced; a name that is not set stays, and shows in the error."""
     return os.path.expanduser(os.path.expandvars(path))
+
+
+def _with_expanded_configs(words: Sequence[str]) -> list[str]:
+    """The files that are read while the words are parsed."""
+    found = list(words)
+    for place, word in enumerate(words):
+        option, equals, path = word.partition("=")
+        if option in CONFIG_OPTIONS and equals:
+            found[place] = f"{option}={expanded(path)}"
+        elif place and words[place - 1] in CONFIG_OPTIONS:
+            found[place] = expanded(word)
+    return found
 
 
 def _with_expanded_paths(values: Any, key: str = "") -> Any:

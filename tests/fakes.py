@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
 
 from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat, TextInterface
 
@@ -98,6 +99,13 @@ class AskInValidation(Ask):
     def on_validation_batch_start(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == self.step and not trainer.sanity_checking:
             os.kill(os.getpid(), self.number)
+
+
+class FailingLogger(CSVLogger):
+    """Its server is not there."""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to host")
 
 
 class Kill(Ask):

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
 from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.cli.parser import EPILOG
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data.sft import SFTData
 from lit_sft.errors import ConfigError
@@ -217,9 +219,11 @@ def test_validate_and_test_measure_a_run(
     after = json.loads((run / "summary.json").read_text())["after"]["val/loss"]
     capsys.readouterr()
     assert main(["validate", "--run", str(run)]) == 0
-    assert f"{after:.6f}"[:6] in capsys.readouterr().out
-    assert main(["test", "--run", str(run)]) == 0
+    assert re.search(rf"^val/loss +{after:.4g}$", capsys.readouterr().out, re.MULTILINE)
+    assert json.loads((run / "validate.json").read_text())["metrics"]["val/loss"] == pytest.approx(after)
+    assert main(["test", "--run", str(run), "--base", "true"]) == 0
     assert "test/perplexity" in capsys.readouterr().out
+    assert json.loads((run / "test-base.json").read_text())["checkpoint"] is None
 
 
 def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteConfig, tmp_path: Path) -> None:
@@ -477,6 +481,9 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     assert done.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: python -m lit_sft")
+    assert len(text.splitlines()) < 300
+    assert "<lambda>" not in text
+    assert "sync_batchnorm" not in text
     for option in (
         "--samples.count",
         "--predictions.path",
@@ -489,6 +496,14 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     with pytest.raises(SystemExit):
         main(["fit", "--model.help=SFT"])
     assert "Model folder in its original layout" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", re.findall(r"(?:--\w+=\w+ )?--[\w.]+help=[\w.]*\w", EPILOG))
+def test_what_the_help_of_fit_points_to_is_there(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["fit", *words.split()])
+    assert done.value.code == 0
+    assert f".{words.rpartition('=')[2].rpartition('.')[2]}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
