@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
+from lit_sft.cli.fit import EPILOG
 from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data.sft import SFTData
@@ -479,9 +481,14 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
         "--model.help=SFT",
     ):
         assert option in text
-    with pytest.raises(SystemExit):
-        main(["fit", "--model.help=SFT"])
-    assert "Model folder in its original layout" in capsys.readouterr().out
+    footer = re.findall(r"--[\w.]+\.help=[\w.]+", EPILOG)
+    assert len(footer) == 6
+    for option in footer:
+        assert option in " ".join(text.split())
+        with pytest.raises(SystemExit) as done:
+            main(["fit", option])
+        assert done.value.code == 0
+        assert option.partition("=")[2].rpartition(".")[2] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
