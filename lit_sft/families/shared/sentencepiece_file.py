@@ -23,8 +23,10 @@ ADD_DUMMY_PREFIX = 3
 BYTE_FALLBACK = 35
 """Of the trainer."""
 
-NUMBER, EIGHT_BYTES, SIZED, FOUR_BYTES = 0, 1, 2, 5
+NUMBER, SIZED, FOUR_BYTES = 0, 2, 5
 """How a field is written."""
+SIZES = {1: 8, FOUR_BYTES: 4}
+"""Bytes of fields of one size."""
 
 
 class Piece(NamedTuple):
@@ -72,44 +74,49 @@ def extended_model(serialized: bytes, pieces: Sequence[Piece]) -> bytes:
 
 
 def _piece(message: bytes) -> Piece:
+    # As sentencepiece writes them, a short text, a score and perhaps a kind: there are a hundred thousand.
+    tail = message[2 + message[1] :] if message[:1] == _TEXT_TAG else b""
+    if tail[:1] == _SCORE_TAG and (len(tail) == 5 or (len(tail) == 7 and tail[5:6] == _KIND_TAG)):
+        return Piece(message[2 : -len(tail)].decode(), tail[6] if tail[6:] else NORMAL, *_score(tail, 1))
     values = dict(_fields(message))
-    (score,) = struct.unpack("<f", values.get(SCORE, bytes(4)))
-    return Piece(values.get(TEXT, b"").decode(), values.get(KIND, NORMAL), score)
+    return Piece(values.get(TEXT, b"").decode(), values.get(KIND, NORMAL), *_score(values.get(SCORE, bytes(4))))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
     """Number and value of each field: an int where it is written as one, else bytes."""
     position, end = 0, len(message)
-    while position < end:
-        tag, position = _read_number(message, position)
-        form = tag & 7
-        if form == NUMBER:
-            value, position = _read_number(message, position)
+    try:
+        while position < end:
+            tag, position = _read_number(message, position)
+            form = tag & 7
+            if form == NUMBER:
+                value, position = _read_number(message, position)
+                yield tag >> 3, value
+                continue
+            if form == SIZED:
+                size, position = _read_number(message, position)
+            else:
+                size = SIZES[form]
+            value, position = message[position : position + size], position + size
+            if len(value) < size:
+                raise IndexError
             yield tag >> 3, value
-            continue
-        if form == SIZED:
-            size, position = _read_number(message, position)
-        elif form in (FOUR_BYTES, EIGHT_BYTES):
-            size = 4 if form == FOUR_BYTES else 8
-        else:
-            raise ValueError(f"not a sentencepiece model: a field of form {form}")
-        if position + size > end:
-            raise ValueError("not a whole sentencepiece model")
-        yield tag >> 3, message[position : position + size]
-        position += size
+    except (IndexError, KeyError):
+        raise ValueError("not a whole sentencepiece model") from None
 
 
 def _read_number(message: bytes, position: int) -> tuple[int, int]:
     """A number of seven bits a byte, lowest first, and where the next value begins."""
-    number = shift = 0
-    while position < len(message):
-        byte = message[position]
+    byte = message[position]
+    if byte < 128:
+        return byte, position + 1
+    number, shift = byte & 127, 7
+    while byte > 127:
         position += 1
+        byte = message[position]
         number |= (byte & 127) << shift
-        if byte < 128:
-            return number, position
         shift += 7
-    raise ValueError("not a whole sentencepiece model")
+    return number, position + 1
 
 
 def _number(value: int) -> bytes:
@@ -126,3 +133,7 @@ def _tag(field: int, form: int) -> bytes:
 
 def _sized(field: int, content: bytes) -> bytes:
     return _tag(field, SIZED) + _number(len(content)) + content
+
+
+_TEXT_TAG, _SCORE_TAG, _KIND_TAG = _tag(TEXT, SIZED), _tag(SCORE, FOUR_BYTES), _tag(KIND, NUMBER)
+_score = struct.Struct("<f").unpack_from
