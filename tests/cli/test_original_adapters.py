@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow  # as a whole
 QUESTIONS = ["一加一等于几？", "镇上的钟楼有多高？"]
 
 
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", ["baichuan-7b", "chatglm2-6b"])
 def test_every_verb_answers_as_the_weights_merged_by_hand(
     family: str,
     tiny: Callable[[str], Path],
