@@ -299,9 +299,8 @@ def main() -> None:
     for kind, counts in [*sorted(outcomes.items()), ("all", sum(outcomes.values(), Counter[str]()))]:
         print("|".join(["", kind, str(counts.total()), *(str(counts[column]) for column in columns), ""]))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(
-        f"{time.process_time():.0f} s of computing time, the slowest {slowest[0]:.1f} s ({slowest[1]}), {peak:.0f} MiB at the peak"
-    )
+    slow = f"the slowest {slowest[0]:.1f} s ({slowest[1]})"
+    print(f"{time.process_time():.0f} s of computing time, {slow}, {peak:.0f} MiB at the peak")
 
 
 def outcome_of(case: Case, cache_folder: Path) -> str:
