@@ -14,7 +14,7 @@ import time
 import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -283,13 +283,12 @@ def main() -> None:
     options = parser.parse_args()
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     slowest = (0.0, "")
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        numbers = range(options.count) if options.only is None else [options.only]
+    numbers = range(options.count) if options.only is None else [options.only]
+    with TemporaryDirectory() as name, suppress(KeyboardInterrupt):  # then what was found so far is shown
         for number in numbers:
-            case = make(number, options.seed, Path.cwd() if options.only is not None else folder)
+            case = make(number, options.seed, Path.cwd() if options.only is not None else Path(name))
             since = time.process_time()
-            outcome = outcome_of(case, folder / "cache")
+            outcome = outcome_of(case, Path(name) / "cache")
             slowest = max(slowest, (time.process_time() - since, case.name))
             outcomes[case.kind][outcome] += 1
             if options.only is None:

@@ -90,8 +90,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
             tag, position = _read_number(message, position)
             form = tag & 7
             if form == NUMBER:
-                value, position = _read_number(message, position)
-                yield tag >> 3, value
+                number, position = _read_number(message, position)
+                yield tag >> 3, number
                 continue
             if form == SIZED:
                 size, position = _read_number(message, position)
