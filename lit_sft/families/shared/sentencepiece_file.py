@@ -75,7 +75,7 @@ def extended_model(serialized: bytes, pieces: Sequence[Piece]) -> bytes:
 
 def _piece(message: bytes) -> Piece:
     # As sentencepiece writes them, a short text, a score and perhaps a kind: there are a hundred thousand.
-    tail = message[2 + message[1] :] if message[:1] == _TEXT_TAG else b""
+    tail = message[2 + message[1] :] if message[:1] == _TEXT_TAG and len(message) > 1 else b""
     if tail[:1] == _SCORE_TAG and (len(tail) == 5 or (len(tail) == 7 and tail[5:6] == _KIND_TAG)):
         return Piece(message[2 : -len(tail)].decode(), tail[6] if tail[6:] else NORMAL, *_score(tail, 1))
     values = dict(_fields(message))
