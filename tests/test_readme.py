@@ -30,6 +30,7 @@ SIZE = TinySize(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4
 
 # Folders that a configuration or a command names, and of which family they are.
 MODELS = {
+    "tiny-baichuan-7b": "baichuan-7b",
     "Baichuan-7B": "baichuan-7b",
     "Baichuan-13B-Base": "baichuan-13b",
     "moss-moon-003-sft": "moss",
