@@ -105,7 +105,7 @@ class CLI(LightningCLI):
             type=str | None,
             default=None,
             help="Resume a run in its own folder (fit): the run folder, or `auto` for the newest unfinished run of "
-            "this name, a new one if there is none yet.",
+            "this name, a new one if none of this name was begun yet; refused if all of them are finished.",
         )
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")

@@ -493,9 +493,14 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
         "--model.help=SFT",
     ):
         assert option in text
-    with pytest.raises(SystemExit):
-        main(["fit", "--model.help=SFT"])
-    assert "Model folder in its original layout" in capsys.readouterr().out
+    footer = re.findall(r"--[\w.]+\.help=[\w.]+", EPILOG)
+    assert len(footer) == 6
+    for option in footer:
+        assert option in " ".join(text.split())
+        with pytest.raises(SystemExit) as done:
+            main(["fit", option])
+        assert done.value.code == 0
+        assert option.partition("=")[2].rpartition(".")[2] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("words", re.findall(r"(?:--\w+=\w+ )?--[\w.]+help=[\w.]*\w", EPILOG))

@@ -15,40 +15,34 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families.shared.added_tokens import FILE, behind
+from lit_sft.families.shared.sentencepiece_file import BYTE, CONTROL, USER_DEFINED, Piece, extended_model
 from lit_sft.families.shared.token_ids import TokenIdCache
 
 MODEL_FILE = "ice_text.model"
 
-CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
+MARKS = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 TAB = "<|tab|>"
 LONGEST_BLANK = 80
 BLANKS = re.compile(f" {{2,{LONGEST_BLANK}}}")
 WRITTEN_BLANKS = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
-protobuf: Any = sentencepiece_model_pb2
-
 
 def complete_model(serialized: bytes) -> bytes:
     """Append the 344 pieces which the first code of the model added on loading, unless the model holds them."""
-    proto = protobuf.ModelProto.FromString(serialized)
-    if any(piece.piece == "[gMASK]" for piece in proto.pieces):
+    known = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    if known.piece_to_id("[gMASK]") != known.unk_id():
         return serialized
     blanks = [_blank(length) for length in range(2, LONGEST_BLANK + 1)]
-    kinds = protobuf.ModelProto.SentencePiece
     appended = [
-        *((piece, kinds.CONTROL) for piece in CONTROL),
-        *((piece, kinds.USER_DEFINED) for piece in (TAB, *blanks)),
-        *((f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)),
+        *(Piece(mark, CONTROL) for mark in MARKS),
+        *(Piece(symbol, USER_DEFINED) for symbol in (TAB, *blanks)),
+        *(Piece(f"<0x{byte:02X}>", BYTE) for byte in range(256)),
     ]
-    for piece, kind in appended:
-        proto.pieces.add(piece=piece, score=0.0, type=kind)
-    proto.trainer_spec.byte_fallback = True
-    return bytes(proto.SerializeToString())
+    return extended_model(serialized, appended)
 
 
 def write_whitespace(text: str) -> str:

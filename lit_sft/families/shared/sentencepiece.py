@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -21,6 +20,15 @@ from transformers.utils.generic import PaddingStrategy
 
 from lit_sft.errors import ConfigError
 from lit_sft.families.shared.added_tokens import behind
+from lit_sft.families.shared.sentencepiece_file import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Model,
+    Piece,
+    read_model,
+)
 from lit_sft.families.shared.settings import read_object
 from lit_sft.families.shared.token_ids import TokenIdCache
 
@@ -41,8 +49,6 @@ NOTHING = "(?!)"
 
 SPACE = "▁"
 """How sentencepiece writes a blank."""
-
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
@@ -78,11 +84,11 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
     ) -> None:
         self.model_file = model_file
         self._processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
-        proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
-        merges = _merges(proto.pieces)
-        self.has_dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix)
-        proto.pieces.extend(_Piece(piece=piece, type=_Piece.CONTROL) for piece in appended)
-        ids = {piece.piece: index for index, piece in enumerate(proto.pieces)}
+        model = read_model(Path(model_file).read_bytes())
+        merges = _merges(model.pieces)
+        self.has_dummy_prefix = model.has_dummy_prefix
+        model.pieces.extend(Piece(text, CONTROL) for text in appended)
+        ids = {piece.text: index for index, piece in enumerate(model.pieces)}
         self.added = behind(len(ids), dict(added or {}), ids.get, model_file)
         spelt = {index: token for index, token in self.added.items() if not token.special}
         controls = re.compile(control_pattern or NOTHING)
@@ -91,8 +97,8 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
             "|".join([controls.pattern, *(re.escape(token.content) for token in spelt.values())])
         )
         is_careful = bool(control_pattern or spelt)
-        self._text_tokenizer = _rust_tokenizer(proto, merges, spelt, without=controls) if is_careful else None
-        super().__init__(tokenizer_object=_rust_tokenizer(proto, merges, self.added, parsed=parsed), **kwargs)
+        self._text_tokenizer = _rust_tokenizer(model, merges, spelt, without=controls) if is_careful else None
+        super().__init__(tokenizer_object=_rust_tokenizer(model, merges, self.added, parsed=parsed), **kwargs)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that somebody wrote: `</s>` or `<reserved_102>` in it stay ordinary characters."""
@@ -289,13 +295,13 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
         return str(self._processor.decode(ids))
 
 
-def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
+def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     """Merge rules of a sentencepiece BPE model, best first; it stores only the merged pieces and their scores."""
     # Sentencepiece joins two neighbors whenever the joined text is a piece, the one with the best score first, however
     # it was made in training. A Rust BPE knows only pairs with ranks. So every cut of a piece into two pieces becomes a
     # rule, with the rank of the piece's score: then both join the same neighbors in the same order. Sorted by score
     # alone, and in the order of the model where scores are equal, the rules of one piece stay side by side.
-    score = {piece.piece: piece.score for piece in pieces if piece.type == _Piece.NORMAL}
+    score = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     ranked: list[tuple[float, int, str, str]] = []
     for order, merged in enumerate(score):
         for cut in range(1, len(merged)):
@@ -306,7 +312,7 @@ def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _rust_tokenizer(
-    proto: Any,
+    model: Model,
     merges: list[tuple[str, str]],
     added: Mapping[int, AddedToken],
     *,
@@ -317,12 +323,12 @@ def _rust_tokenizer(
 
     Added tokens are in its vocabulary, where no merge leads to them, so that they keep their ids.
     """
-    controls = {p.piece for p in proto.pieces if p.type in (_Piece.CONTROL, _Piece.UNKNOWN)}
-    removed = {p.piece for p in proto.pieces if without and (p.piece in controls or without.fullmatch(p.piece))}
-    vocab = {p.piece: i for i, p in enumerate(proto.pieces) if p.piece not in removed}
+    controls = {p.text for p in model.pieces if p.kind in (CONTROL, UNKNOWN)}
+    removed = {p.text for p in model.pieces if without and (p.text in controls or without.fullmatch(p.text))}
+    vocab = {p.text: i for i, p in enumerate(model.pieces) if p.text not in removed}
     vocab |= {token.content: index for index, token in added.items()}
-    unknown = next(p.piece for p in proto.pieces if p.type == _Piece.UNKNOWN)
-    symbols = [p.piece for p in proto.pieces if p.type == _Piece.USER_DEFINED and p.piece not in removed]
+    unknown = next(p.text for p in model.pieces if p.kind == UNKNOWN)
+    symbols = [p.text for p in model.pieces if p.kind == USER_DEFINED and p.text not in removed]
     tokenizer = Tokenizer(
         BPE(
             vocab,
@@ -335,8 +341,8 @@ def _rust_tokenizer(
         )
     )
     blank = normalizers.Replace(" ", SPACE)
-    has_prefix = proto.normalizer_spec.add_dummy_prefix
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), blank] if has_prefix else [blank])
+    prefix = [normalizers.Prepend(SPACE)] if model.has_dummy_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, blank])
     if symbols:
         pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
