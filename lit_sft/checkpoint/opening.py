@@ -12,7 +12,7 @@ from lit_sft.checkpoint.files import refuse_pointer, weight_files
 from lit_sft.conversation import PromptFormat, TextInterface
 from lit_sft.errors import CheckpointError, UserError, accepted
 from lit_sft.families._base import Family
-from lit_sft.families.shared.settings import read_object
+from lit_sft.families.shared.settings import read_object, setting
 from lit_sft.plugins import members
 
 if TYPE_CHECKING:
@@ -151,7 +151,11 @@ class Checkpoint(TextInterface):
 
         file = self.path / "generation_config.json"
         try:
-            GenerationConfig.from_dict(read_object(file))
+            content = read_object(file)
+            GenerationConfig.from_dict(content)
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if not isinstance(content.get(key), list):
+                    setting(file, content, key, int, 0)
         except UserError:
             raise
         except Exception as error:  # transformers computes with what it finds
