@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, golden_checkpoint, golden_model
+from goldens import GOLDEN_MODELS, golden_checkpoint, golden_model
 from torch import Tensor
 
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation.generate import generate_ids
-from lit_sft.generation.rollouts import Rollout, RolloutSampler, without_checkpointing
+from lit_sft.generation.rollouts import Rollout, RolloutSampler
 from lit_sft.generation.strategies import Greedy
 
-FAMILIES = [*sorted(path.name for path in GOLDEN.iterdir() if path.name != "preference"), "native"]
+FAMILIES = [*GOLDEN_MODELS, "native"]
 TEXT = "青榆镇在银镜湖的东岸，一共住着八百人。镇长名叫周叶，他养了一只灰猫，每天早上八点坐渡船去图书馆。"
 K = 3
 
@@ -107,3 +108,90 @@ def test_in_training_with_gradient_checkpointing_the_answers_are_the_same(subjec
     finally:
         subject.model.activation_checkpointing_disable()
         subject.model.eval()
+
+
+@dataclass
+class Plain:
+    """A network that has the same logits whatever it reads, and notes how much it reads."""
+
+    logits: Tensor
+    """[V]."""
+    reads: list[tuple[int, int]]
+    """Rows and tokens of each forward."""
+
+    def modules(self) -> list[Any]:
+        return []
+
+    def get_input_embeddings(self) -> Any:
+        return torch.nn.Embedding(1, 1)
+
+    def _supports_logits_to_keep(self) -> bool:
+        return False
+
+    def prepare_inputs_for_generation(self, ids: Tensor, next_sequence_length: int | None, **kwargs: Any) -> Any:
+        return {"ids": ids if next_sequence_length is None else ids[:, -next_sequence_length:]}
+
+    def __call__(self, ids: Tensor) -> Any:
+        self.reads.append((len(ids), ids.shape[1]))
+        cache = SimpleNamespace(batch_repeat_interleave=lambda times: None, batch_select_indices=lambda rows: None)
+        return SimpleNamespace(logits=self.logits.expand(*ids.shape, -1), past_key_values=cache)
+
+
+def plain(*probabilities: float) -> Any:
+    return Plain(torch.tensor(probabilities).log(), [])
+
+
+def test_a_prompt_is_read_once_and_answers_that_have_ended_are_read_no_longer() -> None:
+    network = plain(0.2, 0.4, 0.4)
+    ((*answers,),) = RolloutSampler(64, 20).sample(network, [[5] * 9], numbers=[0], rollout=0, stop_token_ids=[0])
+    assert network.reads[0] == (1, 9)
+    assert all(tokens == 1 for _, tokens in network.reads[1:])
+    rows = [rows for rows, _ in network.reads[1:]]
+    assert rows == sorted(rows, reverse=True)
+    going = [sum(answer.num_tokens > place for answer in answers) for place in range(1, len(rows) + 1)]
+    assert all(0.75 * have <= need <= have for have, need in zip(rows, going, strict=True))
+
+
+def test_tokens_come_as_often_as_they_are_probable_at_every_place() -> None:
+    network = plain(0.5, 0.3, 0.2)
+    prompts = [[number] for number in range(500)]
+    answers = RolloutSampler(8, 3).sample(network, prompts, numbers=range(500), rollout=7, stop_token_ids=[9])
+    drawn = torch.tensor([answer.ids for of_prompt in answers for answer in of_prompt])
+    for place in range(3):
+        shares = drawn[:, place].bincount(minlength=3) / len(drawn)
+        torch.testing.assert_close(shares, torch.tensor([0.5, 0.3, 0.2]), atol=0.03, rtol=0)
+    both = (drawn[:, 0] == 0) & (drawn[:, 1] == 0)
+    assert both.float().mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_as_many_answers_are_drawn_at_once_as_the_budget_has_tokens_for() -> None:
+    lengths = [10, 40, 11, 9]
+    assert RolloutSampler(4, 10, token_budget=200).batches(lengths) == [
+        ([1], range(4)),
+        ([2, 0], range(4)),
+        ([3], range(4)),
+    ]
+    few = RolloutSampler(4, 10, token_budget=150).batches(lengths)
+    assert few[:2] == [([1], range(3)), ([1], range(3, 4))]
+    assert RolloutSampler(4, 10, token_budget=1).batches([7]) == [([0], range(k, k + 1)) for k in range(4)]
+    assert RolloutSampler(4, 10).batches([]) == []
+
+
+def test_a_network_without_probabilities_stops_the_rollout() -> None:
+    with pytest.raises(TrainingError, match="gives no probabilities"):
+        RolloutSampler(2, 3).sample(plain(torch.nan, 0.5), [[1]], numbers=[0], rollout=0, stop_token_ids=[0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_answers": 0}, "num_answers of rollouts is 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens of rollouts is 0"),
+        ({"token_budget": 0}, "token_budget of rollouts is 0"),
+        ({"temperature": 0.0}, "temperature of rollouts is 0.0; it must be above 0"),
+        ({"temperature": torch.inf}, "must be above 0, and finite"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        RolloutSampler(**{"num_answers": 2, "max_new_tokens": 8, **options})
