@@ -36,6 +36,7 @@ BASE_CLASSES = {
     "forgetting": CORPORA,
     "generation": ("lit_sft.generation.strategies.Strategy",),
     "objective": ("lit_sft.objectives._base.Objective",),
+    "rewards": ("lit_sft.rewards._base.RewardFunction",),
     "schedule": ("lit_sft.stages.schedules.Schedule",),
 }
 
