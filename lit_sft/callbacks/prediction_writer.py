@@ -56,6 +56,7 @@ class PredictionWriter(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
         if not isinstance(pl_module, Predicting) or not isinstance(data, AskingData):
             raise ConfigError("predict needs a model that answers or scores, such as SFT, and data that asks: SFTData")
+        pl_module.check_prompts(data.predict_prompts)
         found: set[int] | ConfigError = set()
         if trainer.is_global_zero:
             try:
@@ -103,7 +104,8 @@ class PredictionWriter(Callback):
             return
         assert self.path is not None
         if len(self._answered.numbers) == self._num_prompts:
-            log.info("%d answers in %s", self._answered.finish(self.path), self.path)
+            rows = self._answered.finish(self.path)
+            log.info("%d answers in %s%s", len(rows), self.path, _scored(rows))
         else:  # limit_predict_batches
             self._tell_unfinished(self._answered)
             self._answered.close()
@@ -124,6 +126,16 @@ class PredictionWriter(Callback):
             "%d of %d prompts are answered, in %s; the same command goes on from there",
             len(answered.numbers), self._num_prompts, answered.path,
         )  # fmt: skip
+
+
+def _scored(rows: Sequence[dict[str, Any]]) -> str:
+    """What is to be said of scores, if rows have any."""
+    scores = [row["score"] for row in rows if row.get("score") is not None]
+    if not any("score" in row for row in rows):
+        return ""
+    num_missing = len(rows) - len(scores)
+    missing = f"; {num_missing} have none: too long, or not to be written in the prompt format" if num_missing else ""
+    return f", mean score {sum(scores) / max(1, len(scores)):.4g}{missing}"
 
 
 def _settings(trainer: Trainer, stage: Predicting, prompts: Sequence[Prompt]) -> dict[str, Any]:

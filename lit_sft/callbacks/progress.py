@@ -111,7 +111,7 @@ class RunProgress(ProgressBar):
         if self._batches is None:
             return
         self._num_answers += len(outputs)
-        self._num_tokens += sum(row["answer_tokens"] for row in outputs)
+        self._num_tokens += sum(row.get("answer_tokens", row.get("tokens", 0)) for row in outputs)
         speed = _number(self._num_tokens / self._batches.format_dict["elapsed"], "si")
         self._batches.set_postfix_str(f"{self._num_answers} answers {speed} tok/s", refresh=False)
         self._count_batch()

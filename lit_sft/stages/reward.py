@@ -64,6 +64,7 @@ class Reward(SummedLoss, Predicting):
     )
     best_by = ("val/accuracy", "max")
     network_methods = ("score",)
+    scores_answers = True
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, centering: float = 0.0, **kwargs: Any) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
@@ -74,6 +75,16 @@ class Reward(SummedLoss, Predicting):
         self.head: nn.Module | None = None
         self.statistics: dict[str, float] = {}
         """Accuracy, mean and standard deviation of the rewards in the latest validation."""
+
+    def setup(self, stage: str) -> None:
+        """Refuse to score by a head that has learned nothing, too.
+
+        Raises:
+            ConfigError: As every stage, and in `predict` without a run.
+        """
+        super().setup(stage)
+        if stage == "predict" and self.head is None and not self.trainer.ckpt_path:
+            raise ConfigError("a reward model that was not trained scores by chance: give its run with --run, not --base")
 
     def add_parts(self) -> None:
         """The head of one number; that of the vocabulary has no part in the score."""
@@ -143,23 +154,32 @@ class Reward(SummedLoss, Predicting):
         size = max(1, token_budget // max(lengths, default=1))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """A score for the answer of each prompt.
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse a prompt without an answer.
 
         Raises:
-            DataError: If a prompt has none, or one that cannot be scored.
+            DataError: Naming the first.
         """
+        for prompt in prompts:
+            if prompt.reference is None:
+                raise DataError(
+                    f"{prompt.source} has no answer to score: give one with the key answer, or as the last message"
+                )
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """A score for the answer of each prompt; none where it is too long, or the format cannot write it."""
         sequences = [self._sequence(prompt) for prompt in prompts]
+        scores = iter(self.score([ids for ids in sequences if ids]))
         return [
             {
                 "source": prompt.source,
                 "category": prompt.category,
                 "prompt": prompt.text,
                 "answer": prompt.reference,
-                "score": score,
+                "score": next(scores) if ids else None,
                 "tokens": len(ids),
             }
-            for prompt, ids, score in zip(prompts, sequences, self.score(sequences), strict=True)
+            for prompt, ids in zip(prompts, sequences, strict=True)
         ]
 
     def row_settings(self) -> dict[str, Any]:
@@ -172,20 +192,12 @@ class Reward(SummedLoss, Predicting):
         return score_sequences(self.causal_lm, self.head, sequences)
 
     def _sequence(self, prompt: Prompt) -> list[int]:
-        if prompt.reference is None:
-            raise DataError(
-                f"{prompt.source} has no answer to score: give it one with the key answer, or as the last message"
-            )
+        assert prompt.reference is not None
         try:
             ids = encode_answer(prompt.messages, prompt.reference, self.checkpoint.prompt_format, self.tokenizer)
-        except BadRecord as bad:
-            raise DataError(f"{prompt.source}: the model's prompt format cannot write it: {bad}") from None
-        if len(ids) > self.checkpoint.context_length:
-            raise DataError(
-                f"{prompt.source}: prompt and answer have {len(ids)} tokens; the model reads "
-                f"{self.checkpoint.context_length} at most"
-            )
-        return ids
+        except BadRecord:
+            return []
+        return ids if len(ids) <= self.checkpoint.context_length else []
 
     def check_first_batch(self, batch: Any) -> str | None:
         """Is there a pair in it?"""

@@ -230,7 +230,7 @@ class TestAnsweredPrompts:
             again = AnsweredPrompts(path, {"prompts": 1})
             assert again.numbers == {3}
             again.add({1: [{"answer": "a"}, {"answer": "b"}]})
-            assert again.finish(tmp_path / "x") == 3
+            assert len(again.finish(tmp_path / "x")) == 3
             assert (tmp_path / "x").read_text() == '{"answer": "a"}\n{"answer": "b"}\n{"answer": "c"}\n'
             (tmp_path / "x").unlink()
 
