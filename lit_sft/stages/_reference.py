@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning import Trainer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -57,7 +58,7 @@ class StoredReference:
 
 def _ask(stage: Preference, data: CorpusData) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
-    loader = data.every_record(str(getattr(stage.trainer.state.fn, "value", "")))
+    loader = data.every_record(function_of(stage.trainer))
     for batch in tqdm(loader, desc="log-probabilities of the reference", unit=" batches", delay=2):
         moved: Any = batch.to(stage.device)
         with torch.no_grad(), stage.trainer.precision_plugin.forward_context():
@@ -68,6 +69,12 @@ def _ask(stage: Preference, data: CorpusData) -> dict[tuple[str, str], list[floa
         for record, value in zip(records, logps, strict=True):
             found[keys[record]].append(value)
     return found
+
+
+def function_of(trainer: Trainer) -> str:
+    """What the trainer is asked to do: `fit`, `validate` or `test`."""
+    assert trainer.state.fn is not None
+    return str(trainer.state.fn.value)
 
 
 def _keys(batch: PairBatch) -> list[tuple[str, str]]:
@@ -82,7 +89,7 @@ def _key(stage: Preference, data: CorpusData) -> str:
     return digest(
         stage.checkpoint.fingerprint(),
         str(stage.trainer.precision),
-        str(getattr(stage.trainer.state.fn, "value", "")),
+        function_of(stage.trainer),
         type(objective).summed.__qualname__,
         {name: str(value) for name, value in vars(objective).items()},
         data.identity(),

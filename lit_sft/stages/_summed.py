@@ -52,7 +52,7 @@ class SummedLoss(Stage):
         kwargs: What every stage takes.
     """
 
-    measures: ClassVar[tuple[str, ...]] = ()
+    measures: tuple[str, ...] = ()
     """Names of the sums beside the loss; what is logged is their mean."""
 
     is_zero_loss_harmful: ClassVar[bool] = False

@@ -58,6 +58,7 @@ class Preference(SummedLoss, Answering):
         refuse_dropout(tuning, self.checkpoint)
         self.checkpoint.prompt_format.check_answers()
         self.objective = objective
+        self.measures = objective.measures
         self.stored_reference: StoredReference | None = None
         self._distances: list[Tensor] = []
         """How far policy and reference lie apart in each micro-batch of one of the first two steps."""

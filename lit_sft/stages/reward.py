@@ -131,7 +131,7 @@ class Reward(SummedLoss, Predicting):
     def means(self, loss: float, count: float, *sums: float) -> dict[str, float]:
         """Accuracy, margin, what the length alone would give, calibration, and how rewards lie."""
         total = dict(zip(self.measures, sums, strict=True))
-        n = total["num_answers"]
+        n = total["num_answers"] or 1.0
         mean, mean_length = total["rewards"] / n, total["lengths"] / n
         std = math.sqrt(max(0.0, total["squared_rewards"] / n - mean**2))
         std_length = math.sqrt(max(0.0, total["squared_lengths"] / n - mean_length**2))
