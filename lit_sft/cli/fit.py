@@ -197,6 +197,9 @@ class CLI(LightningCLI):
             if not checkpoint.is_file():
                 raise ConfigError(f"{run} holds no {LAST_CHECKPOINT}. Use --base true for the model before tuning")
             kwargs["ckpt_path"] = str(checkpoint)
+        if subcommand != "fit" and kwargs.get("ckpt_path"):
+            # As an argument, nobody could know it before the weights are loaded.
+            self.trainer.ckpt_path = kwargs.pop("ckpt_path")
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:

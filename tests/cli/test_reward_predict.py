@@ -9,6 +9,7 @@ import pytest
 from preference_configs import RECORDS, preference_config, reward_run
 
 from lit_sft.__main__ import main
+from lit_sft.conversation import Message
 from lit_sft.rewards._base import Answered
 from lit_sft.rewards.trained import Trained
 
@@ -54,7 +55,7 @@ def test_every_answer_of_what_is_held_out_is_scored_and_an_interrupted_predict_g
     assert (first["category"], first["answer"], second["answer"]) == ("polite", "please 1", "go away")
     assert (third["score"], third["tokens"]) == (None, 0)
     assert "1 have none: too long" in caplog.text
-    (known,) = Trained(str(run)).score([Answered([("user", "question 1")], "please 1")])  # type: ignore[list-item]
+    (known,) = Trained(str(run)).score([Answered([Message("user", "question 1")], "please 1")])
     assert first["score"] == pytest.approx(known * about["std"] + about["mean"], abs=1e-4)  # type: ignore[operator]
 
     file.write_text('{"prompt": "question 1"}\n', encoding="utf-8")
