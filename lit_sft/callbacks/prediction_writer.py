@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.errors import ConfigError
+from lit_sft.files import states_of
 from lit_sft.generation.generate import TOKEN_BUDGET
 from lit_sft.runs.folder import PREDICTIONS
 from lit_sft.stages._predicting import Predicting
@@ -146,15 +147,9 @@ def _settings(trainer: Trainer, stage: Predicting, prompts: Sequence[Prompt]) ->
     trained += sorted(Path(tuning.adapter).iterdir()) if tuning.adapter else []
     return {
         "prompts": hashlib.sha256(repr(asked).encode()).hexdigest(),
-        "model": _state_of([checkpoint.path / "config.json", *checkpoint.tokenizer_files, *checkpoint.weight_files]),
-        "tuned weights": _state_of(trained),
+        "model": states_of([checkpoint.path / "config.json", *checkpoint.tokenizer_files, *checkpoint.weight_files]),
+        "tuned weights": states_of(trained),
         "tuning": {"class": type(tuning).__name__, **{name: str(value) for name, value in vars(tuning).items()}},
         "precision": str(trainer.precision),
         **stage.row_settings(),
     }
-
-
-def _state_of(files: Iterable[Path]) -> list[list[str | int]]:
-    """What tells a file from another without reading gigabytes."""
-    states = ((file, file.stat()) for file in files)
-    return [[file.name, state.st_size, state.st_mtime_ns] for file, state in states]

@@ -10,7 +10,6 @@ import atexit
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -22,7 +21,6 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from transformers.utils.logging import disable_progress_bar
 
 from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
@@ -36,10 +34,11 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
+from lit_sft.cli._best_of import add_options, best_of
+from lit_sft.cli._messages import quieten
 from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.configuration import BASE_CLASSES, KindParser, expanded
 from lit_sft.data._base import CorpusData
-from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
 from lit_sft.errors import ConfigError, Stopped
 from lit_sft.plugins import discover
@@ -59,17 +58,6 @@ from lit_sft.runs.lock import locked
 from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)
-
-HARMLESS_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*LeafSpec.*",  # lightning 2.6 on torch 2.13
-    "LightningCLI's args parameter",
-    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 on transformers 5.23
-    "Total length of `list` across ranks is zero",  # nothing is held out
-    "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
-    "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
-    "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
-)
 
 register_type(torch.device)  # an option of Lightning's StochasticWeightAveraging, which config.yaml must hold
 
@@ -132,6 +120,12 @@ class CLI(LightningCLI):
         )
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            add_options(parser)
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""
 
@@ -151,6 +145,11 @@ class CLI(LightningCLI):
         if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
             raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
         refuse_mps(self._get(self.config, "trainer.accelerator"))
+
+    def after_instantiate_classes(self) -> None:
+        """Let a reward model choose among the answers of `predict`, if one is to."""
+        if self.subcommand == "predict" and (chosen := best_of(self.model, self.config["predict"])):
+            self.model.best_of = chosen
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
@@ -311,7 +310,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     Raises:
         UserError: For everything that the user can put right.
     """
-    _quieten()
+    quieten()
     for bases in BASE_CLASSES.values():
         discover(*bases)  # makes their short class names known
     is_launcher = RUN_FOLDER not in os.environ
@@ -385,17 +384,3 @@ def _value_of(option: str, options: list[str]) -> str | None:
         if word == option and index + 1 < len(options):
             return expanded(options[index + 1])
     return None
-
-
-def _quieten() -> None:
-    """Our own messages, none of the libraries' chatter about things that are as they should be."""
-    logging.basicConfig(level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(HarmlessFormatter("%(message)s"))
-    logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    disable_progress_bar()
-    for message in HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -1,5 +1,7 @@
 """What the other verbs do with runs on answers that are compared."""
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +14,13 @@ WriteConfig = Callable[..., str]
 
 
 def test_a_reward_model_is_not_chatted_with_and_not_merged(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiny_folder: Path
+    write_config: WriteConfig,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path,
 ) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     run = reward_run(write_config, trainer={"max_steps": 1})
     adapter = ["--checkpoint", str(tiny_folder), "--adapter", str(run / "adapter")]
     for words in (["chat", "--run", str(run)], ["chat", *adapter], ["merge", "--run", str(run), "--output", "out"]):
