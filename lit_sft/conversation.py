@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
-from lit_sft.errors import BadRecord, ConfigError
+from lit_sft.errors import BadRecord
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,10 +64,6 @@ class Conversation:
     def conversations(self) -> list[Conversation]:
         """Itself; of other records several, the best first."""
         return [self]
-
-    def question(self) -> Conversation:
-        """Itself: what is asked, and the answer to learn, if there is one."""
-        return self
 
     def prompt(self) -> Conversation:
         """The same conversation up to where the assistant must speak last."""
@@ -121,10 +117,6 @@ class Preference:
         """The prompt with each answer, the best first."""
         return [Conversation([*self.prompt, answer], self.source, self.category) for answer in self.answers]
 
-    def question(self) -> Conversation:
-        """The prompt with the best answer."""
-        return self.conversations()[0]
-
 
 @dataclass(frozen=True, slots=True)
 class Judged:
@@ -147,11 +139,6 @@ class Judged:
     def conversations(self) -> list[Conversation]:
         """The prompt with the answer."""
         return [Conversation([*self.prompt, self.answer], self.source, self.category)]
-
-    def question(self) -> Conversation:
-        """The prompt, with the answer if that is a good one."""
-        answered = self.conversations()[0]
-        return answered if self.is_good else answered.prompt()
 
 
 Record = Conversation | Preference | Judged
@@ -191,10 +178,9 @@ class EncodedTurn:
 class Example:
     """What a record is trained on: `labels[i]` is `input_ids[i]` where supervised, else -100 (not shifted).
 
-    `truncation` names what was left out to fit the row, if anything; `corpus` is the index of its corpus. It is one
-    sequence, or several that do not see each other, laid one after the other: the answers to one prompt, each behind
-    the prompt. They begin at `starts`. `judgment` is what the record says of them beside their order: of one answer
-    whether it is good (1.0 or 0.0), of several by how much the first is better than the second; None if nothing.
+    `truncation` names what was left out to fit the row, if anything; `corpus` is the index of its corpus. Sequences
+    begin at `starts`: one, or the answers to one prompt, each behind it, which do not see each other. `judgment` is 1.0
+    or 0.0 for an answer that is good or bad, of several by how much the first is better than the second, if known.
     """
 
     input_ids: Ids
@@ -342,56 +328,39 @@ class PromptFormat(ABC):
     def encode_answers(
         self, prompt: Sequence[Message], answers: Sequence[Message], tokenizer: Any
     ) -> tuple[list[int], list[list[int]]]:
-        """Ids of a prompt, as the model is asked, and of each answer as the model would write it.
+        """Ids of a prompt, as the model is asked, and of each answer to it, as the model would write it.
 
         An answer ends with the first token at which generation stops. It alone is the model's choice: what a format
         trains on before the reply (`prompt_labels`) or behind its end is not.
 
-        Args:
-            prompt: The conversation up to where the assistant must speak.
-            answers: What it may say there.
-            tokenizer: The family's tokenizer.
-
         Raises:
-            BadRecord: `answer-changes-prompt` if the format writes what belongs to an answer before it (MOSS's inner
-                thoughts), for then the answers would have different prompts; `answer-without-end` if it sets no token
-                behind the answer at which generation stops.
+            BadRecord: `answer-with-thoughts` for what stands before an answer, in no prompt; `answer-changes-prompt` if
+                the answers have different prompts; `answer-without-end` if no token ends one.
             ConfigError: As `check_answers`.
         """
         self.check_answers()
-        prompt_ids = self.whole_prompt(Conversation(prompt), tokenizer)
-        ends = [self._last_turn([*prompt, answer], prompt_ids, tokenizer) for answer in answers]
-        return prompt_ids, [self._until_stop(reply_ids, tokenizer) for reply_ids in ends]
-
-    @property
-    def fault_of_answers(self) -> str:
-        """Why answers in this format are not the model's choice alone, and the remedy; nothing if they are."""
-        return ""
+        if any(answer.thoughts or answer.commands for answer in answers):
+            raise BadRecord("answer-with-thoughts")
+        stops, closing = set(self.stop_token_ids(tokenizer)), self.closing_ids(tokenizer)
+        prompts: list[list[int]] = []
+        replies: list[list[int]] = []
+        for answer in answers:
+            *before, last = self.encode_turns(Conversation([*prompt, answer]), tokenizer)
+            prompts.append([token for turn in before for token in turn.prompt_ids + turn.reply_ids] + last.prompt_ids)
+            reply_ids = last.reply_ids + closing
+            ends = [place for place, token in enumerate(reply_ids, start=1) if token in stops]
+            if not ends or prompts[-1] != prompts[0]:
+                raise BadRecord("answer-changes-prompt" if ends else "answer-without-end")
+            replies.append(reply_ids[: ends[0]])
+        return prompts[0], replies
 
     def check_answers(self) -> None:
-        """Refuse a format in which answers cannot be compared.
+        """Refuse a format in which an answer is not the model's choice alone.
 
         Raises:
             ConfigError: With the reason.
         """
-        if self.fault_of_answers:
-            raise ConfigError(self.fault_of_answers)
-
-    def _last_turn(self, messages: Sequence[Message], prompt_ids: list[int], tokenizer: Any) -> list[int]:
-        """What the format writes behind a prompt."""
-        *before, last = self.encode_turns(Conversation(messages), tokenizer)
-        written = [token for turn in before for token in turn.prompt_ids + turn.reply_ids] + last.prompt_ids
-        if written != prompt_ids:
-            raise BadRecord("answer-changes-prompt")
-        return last.reply_ids + self.closing_ids(tokenizer)
-
-    def _until_stop(self, reply_ids: list[int], tokenizer: Any) -> list[int]:
-        """A reply up to the first token that ends it."""
-        stops = set(self.stop_token_ids(tokenizer))
-        end = next((place for place, token in enumerate(reply_ids, start=1) if token in stops), None)
-        if end is None:
-            raise BadRecord("answer-without-end")
-        return reply_ids[:end]
+        return
 
 
 class TextInterface(ABC):

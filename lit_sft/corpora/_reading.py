@@ -41,7 +41,9 @@ _ARRAY = re.compile(rb'\[\s*(?:[{\[\]"]|$)')  # of what is no object, too: each 
 _OBJECT_OF_ARRAYS = re.compile(rb'\{\s*(?:"[^"\n]*"\s*:\s*\[|\}|$)')
 _OBJECT_OF_RECORDS = re.compile(rb'\{\s*"([^"\n]*)"\s*:\s*\[\s*\{')
 """In files that need not be one; a record may begin like this, with its tools, say."""
-_LISTS_OF_RECORDS = frozenset({b"tools", b"functions", b"history", b"messages", b"conversations", b"conversation"})
+_LISTS_OF_RECORDS = frozenset(
+    b"tools functions history messages conversations conversation prompt completion chosen rejected".split()
+)
 _OBJECT_OVER_LINES = re.compile(rb"\{[ \t]*\r?\n")
 
 

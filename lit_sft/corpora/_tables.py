@@ -6,6 +6,7 @@ From there a row is a record like any other; the index copies it into the cache 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from lit_sft.corpora._fields import SAYS_NOTHING
 from lit_sft.errors import DataError
 
 PARQUET, ARROW_FILE, ARROW_STREAM = TABLES = (b"PAR1", b"ARROW1", b"\xff\xff\xff\xff")
+
+END_OF_STREAM = ARROW_STREAM + bytes(4)
 
 ROWS = 1024
 """Rows in memory at once."""
@@ -39,12 +42,13 @@ def rows_of(file: Path) -> Iterator[bytes]:
             columns = _columns(file, schema)
             with_json = [field for field in columns if "arrow.json" in str(field.type)]
             for batch in batches:
+                batch.validate(full=True)  # a damaged one would be read beyond its end
                 for row in batch.select([field.name for field in columns]).to_pylist():
                     row |= {field.name: _value(row[field.name], field.type) for field in with_json}
                     filled = {name: value for name, value in row.items() if value is not None}
                     yield json.dumps(filled, ensure_ascii=False).encode()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{file} is damaged ({str(error).splitlines()[0][:200]}). Download it again") from None
+    except (pyarrow.ArrowException, OSError, ValueError, LookupError) as error:
+        raise DataError(f"{file} is damaged ({' '.join(str(error).split())[:200]}). Download it again") from None
 
 
 def tables_in(folder: Path) -> list[Path]:
@@ -79,6 +83,10 @@ def _opened(stream: Any) -> tuple[Any, Iterator[Any]]:
     if magic.startswith(ARROW_FILE):
         opened = pyarrow.ipc.open_file(stream)
         return opened.schema, map(opened.get_batch, range(opened.num_record_batches))
+    stream.seek(-len(END_OF_STREAM), os.SEEK_END)
+    if stream.read() != END_OF_STREAM:  # else what is cut off between two batches would not be missed
+        raise ValueError("its stream has no end")
+    stream.seek(0)
     opened = pyarrow.ipc.open_stream(stream)
     return opened.schema, iter(opened)
 

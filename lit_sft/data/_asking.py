@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 from lit_sft.conversation import Batch, Conversation, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._base import NOTHING_HELD_OUT, CorpusData
+from lit_sft.data.encode import with_best_answer
 from lit_sft.data.prepared import records_of
 from lit_sft.data.prompts import encode_prompts, read_prompts
 from lit_sft.data.split import all_good
@@ -94,7 +95,7 @@ class AskingData(CorpusData):
         """The first `count` questions that are held out, or all: of the test corpora, or of the validation split."""
         corpora, (corpus_of, records) = self._held_out()
         found = records_of(corpora, (corpus_of[:count], records[:count]))
-        return self._encoded([record.question() for record in found])
+        return self._encoded([with_best_answer(record) for record in found])
 
     def held_out_answers(self) -> list[Prompt]:
         """Every answer of every record that is held out, the best of a record first, as the reference of its prompt."""

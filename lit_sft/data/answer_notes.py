@@ -14,7 +14,7 @@ from lit_sft.data.encoder import Selection
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import split_keys
 
-SAMPLE = 20_000
+SAMPLE = 5000
 """Records that are read again at most."""
 
 BIASED = 0.6
@@ -26,7 +26,7 @@ def answer_notes(corpora: Sequence[ScannedCorpus], selection: Selection) -> list
 
     Args:
         corpora: Where the records are.
-        selection: Those to train on. Of more than 20,000 of a corpus as many are looked at, evenly spread.
+        selection: Those to train on. Of more than 5,000 of a corpus as many are looked at, evenly spread.
     """
     corpus_of, records = selection
     notes = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal
 
-from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Example, PromptFormat, Record
+from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Example, Judged, PromptFormat, Record
 from lit_sft.data.encoder import Encoding
 from lit_sft.errors import BadRecord
 
@@ -27,8 +27,18 @@ class ConversationEncoding(Encoding):
     def encode_record(self, record: Record) -> Example:
         """Ids and labels."""
         return encode_conversation(
-            record.question(), self.prompt_format, self.tokenizer, max_length=self.max_length, loss_on=self.loss_on
+            with_best_answer(record),
+            self.prompt_format,
+            self.tokenizer,
+            max_length=self.max_length,
+            loss_on=self.loss_on,
         )
+
+
+def with_best_answer(record: Record) -> Conversation:
+    """A conversation; of ranked answers the prompt with the best, of a judged one the prompt alone if it is bad."""
+    best = record.conversations()[0]
+    return best.prompt() if isinstance(record, Judged) and not record.is_good else best
 
 
 def encode_conversation(

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.losses.fused_head import head_cross_entropy
+from lit_sft.losses.segments import sums_by_group
 
 
 class TokenTotals(NamedTuple):
@@ -58,8 +59,5 @@ def supervised_cross_entropy(
     targets = flat_labels[supervised]
     chosen = hidden.flatten(0, 1).index_select(0, supervised - 1)  # [N, H]
     loss, losses, num_correct = head_cross_entropy(chosen, targets, head, chunk_size, z_loss_weight)
-    measures = torch.stack([losses, torch.ones_like(losses), num_correct], dim=1).double()  # [N, 3]
-    group_ids = torch.arange(num_groups, device=groups.device)[:, None]
-    is_member = groups.flatten()[supervised] == group_ids  # [G, N]
-    # Not a product with ones and zeros: a loss that is NaN would be that of all groups.
-    return TokenTotals(loss, torch.where(is_member[:, :, None], measures, 0.0).sum(1))
+    measures = torch.stack([losses, torch.ones_like(losses), num_correct], dim=1)  # [N, 3]
+    return TokenTotals(loss, sums_by_group(measures, groups.flatten()[supervised], num_groups))

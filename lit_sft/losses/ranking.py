@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,20 +37,13 @@ def ranking_losses(rewards: Tensor, pairs: Tensor, margins: Tensor | None = None
     return Ranking(losses, difference.detach(), difference.detach() > 0)
 
 
-def pairs_of_ranked(num_answers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """All pairs of the answers of each prompt, which stand one after the other, the best first (InstructGPT).
+def pair_weights(prompts: Tensor) -> Tensor:
+    """1 over the number of pairs of the same prompt, [P] float32, so that those of a prompt add up to 1.
+
+    A mean over prompts of the mean over all C(K, 2) pairs of their K answers counts a prompt once, however many answers
+    it has (InstructGPT, arXiv:2203.02155, section 3.5).
 
     Args:
-        num_answers: Of each prompt.
-
-    Returns:
-        `pairs` [P, 2] int64, numbers of answers; `weights` [P] float32, which add up to 1 for each prompt: a loss that
-        is a mean over prompts counts a prompt once, however many answers it has.
+        prompts: [P], which prompt each pair belongs to.
     """
-    pairs, weights, start = [], [], 0
-    for count in num_answers:
-        own = list(combinations(range(start, start + count), 2))
-        pairs += own
-        weights += [1 / len(own)] * len(own)
-        start += count
-    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2), torch.tensor(weights)
+    return 1 / (prompts[:, None] == prompts).sum(1)

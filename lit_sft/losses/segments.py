@@ -8,6 +8,19 @@ import torch
 from torch import Tensor
 
 
+def sums_by_group(columns: Tensor, groups: Tensor, num_groups: int) -> Tensor:
+    """[N, M] -> [G, M] float64.
+
+    Args:
+        columns: [N, M].
+        groups: [N], from 0: the group of each row.
+        num_groups: G.
+    """
+    is_member = groups == torch.arange(num_groups, device=groups.device)[:, None]  # [G, N]
+    # Not a product with ones and zeros: a loss that is NaN would be that of all groups.
+    return torch.where(is_member[:, :, None], columns.double(), 0.0).sum(1)
+
+
 class Segments(NamedTuple):
     """Where N tokens stand in a grid [S, L] of S sequences, each from the left.
 

@@ -6,7 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
+
+from lit_sft.losses.segments import sums_by_group
 
 Item = Literal["pairs", "verdicts"]
 """What the loss is a mean over: pairs of answers to one prompt, or answers that were judged one by one."""
@@ -71,6 +74,16 @@ class ItemLosses:
     counts: Tensor
     measures: Tensor
     sequences: Tensor
+
+    def by_group(self, groups: Tensor, num_groups: int) -> Tensor:
+        """Sums of losses, counts and measures, [G, 2 + M] float64, without a graph.
+
+        Args:
+            groups: [S], from 0: the group of each answer.
+            num_groups: G.
+        """
+        columns = torch.cat([self.losses.detach()[:, None], self.counts[:, None], self.measures], dim=1)
+        return sums_by_group(columns, groups[self.sequences], num_groups)
 
 
 class Objective(ABC):

@@ -18,10 +18,9 @@ class KTO(Objective):
 
     Args:
         beta: How closely the policy is held to the reference.
-        baseline: `mismatched`: beta times the mean log-ratio of answers that belong to other prompts, at least 0, as in
-            the paper. It is that of the micro-batch: the loss depends on how an optimizer step is cut, and a
-            micro-batch without such answers has the baseline 0. `none`: 0, whatever the batch (APO-zero for unpaired
-            answers: arXiv:2408.06266).
+        baseline: `none`: 0, whatever the batch (APO-zero for unpaired answers: arXiv:2408.06266). `mismatched`: beta
+            times the mean log-ratio of answers that belong to other prompts, at least 0, as in the paper. It is that of
+            the micro-batch: the loss depends on how an optimizer step is cut.
         good_weight: Of the good answers. The products of weights and numbers of good and bad ones should have a ratio
             of 1 to 1.33.
         bad_weight: Of the bad answers.
@@ -35,7 +34,7 @@ class KTO(Objective):
         self,
         beta: float = 0.1,
         *,
-        baseline: Baseline = "mismatched",
+        baseline: Baseline = "none",
         good_weight: float = 1.0,
         bad_weight: float = 1.0,
     ) -> None:

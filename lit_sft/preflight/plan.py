@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from lit_sft.data._base import CorpusData
 from lit_sft.errors import ConfigError
 from lit_sft.families._base import Family
-from lit_sft.plugins import members
+from lit_sft.plugins import discover
 from lit_sft.preflight.memory import Memory, Plan, estimate
 from lit_sft.preflight.network import NetworkSize
 from lit_sft.tuning._base import Tuning
@@ -146,9 +145,8 @@ def verdict(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory
 def _sequences_in_row(class_path: str) -> int:
     """Sequences of `max_length` tokens in a row of the data module."""
     module, _, name = class_path.rpartition(".")
-    known = vars(import_module(module)) if module else members("lit_sft.data", CorpusData)  # type: ignore[type-abstract]
-    kind: type[CorpusData] = known[name]
-    return kind.sequences_in_row
+    kinds: dict[str, Any] = vars(import_module(module)) if module else discover("lit_sft.data._base.CorpusData")
+    return int(kinds[name].sequences_in_row)
 
 
 def _optimizer_name(optimizer: Any) -> str:

@@ -37,15 +37,6 @@ def answer_lengths(batch: PairBatch) -> Tensor:
     return counts.scatter_add(0, sequence_numbers(batch).clamp(min=0), is_supervised) if len(counts) else counts
 
 
-def pair_weights(batch: PairBatch) -> Tensor:
-    """Share of each pair in its record [P], so that all pairs of a ranking count as one record (InstructGPT)."""
-    record = batch.sequences[batch.pairs[:, 0]]
-    num_pairs = torch.zeros(len(batch.sources) + 1, device=record.device).scatter_add(
-        0, record, torch.ones_like(record, dtype=torch.float32)
-    )
-    return 1 / num_pairs[record]
-
-
 def refuse_dropout(tuning: Tuning, checkpoint: Checkpoint) -> None:
     """Scores and log-probabilities that are compared must be functions of the text.
 

@@ -17,8 +17,9 @@ from lit_sft.losses.logprobs import TokenLogProbs, token_log_probs
 from lit_sft.losses.segments import Segments
 from lit_sft.objectives._base import Answers, Objective
 from lit_sft.stages._answering import Answering
+from lit_sft.stages._mismatched import mismatched
 from lit_sft.stages._reference import StoredReference
-from lit_sft.stages._sequences import refuse_dropout, refuse_random_layers, sequence_numbers
+from lit_sft.stages._sequences import answer_lengths, refuse_dropout, refuse_random_layers, sequence_numbers
 from lit_sft.stages._summed import SummedLoss
 from lit_sft.tuning._base import Tuning
 
@@ -57,6 +58,11 @@ class Preference(SummedLoss, Answering):
         super().__init__(checkpoint, tuning, **kwargs)
         refuse_dropout(tuning, self.checkpoint)
         self.checkpoint.prompt_format.check_answers()
+        if objective.needs_mismatched and not tuning.keeps_reference:
+            raise ConfigError(
+                f"{type(objective).__name__} with baseline mismatched asks the reference in each step, which "
+                f"{type(tuning).__name__} does not keep. Set baseline: none, or take LoRA or QLoRA"
+            )
         self.objective = objective
         self.measures = objective.measures
         self.stored_reference: StoredReference | None = None
@@ -84,12 +90,12 @@ class Preference(SummedLoss, Answering):
         """Loss and what is measured, a mean over pairs or judged answers."""
         items = self._items(batch)
         answers = self._answers(batch, items)
+        if self.objective.needs_mismatched:
+            answers, items = self._with_mismatched(batch, answers, items)
         found = self.objective(answers, items)
-        by_item = torch.cat([found.losses.detach()[:, None], found.counts[:, None], found.measures], dim=1).double()
-        corpora = torch.arange(len(batch.corpora), device=by_item.device)[:, None]
-        is_member = batch.sequence_corpora[found.sequences] == corpora  # [G, I]
-        # Not a product with ones and zeros: a loss that is NaN would be that of all groups.
-        return PreferenceTotals(found.losses.sum(), torch.where(is_member[:, :, None], by_item, 0.0).sum(1))
+        # Answers behind other prompts, which come last, count for nothing in whichever group.
+        groups = F.pad(batch.sequence_corpora, (0, len(answers.lengths) - len(batch.sequences)))
+        return PreferenceTotals(found.losses.sum(), found.by_group(groups, len(batch.corpora)))
 
     def means(self, loss: float, count: float, *sums: float) -> dict[str, float]:
         """The loss, and what the objective measures."""
@@ -171,6 +177,24 @@ class Preference(SummedLoss, Answering):
             whole, of_whole = self._log_probs(batch, with_prompts=True)
             answers = replace(answers, whole_logps=of_whole.sums(whole.logps), whole_lengths=of_whole.lengths)
         return answers
+
+    def _with_mismatched(self, batch: PairBatch, answers: Answers, items: Tensor) -> tuple[Answers, Tensor]:
+        """Behind them answers to other prompts, with the verdict -1."""
+        others = mismatched(batch, self.checkpoint.context_length)
+        if others is None:
+            return answers, items
+        with torch.no_grad():
+            logps = self.log_probs(others)
+            with self.tuning.reference_of(self.model):
+                reference = self.log_probs(others)
+        assert answers.reference is not None
+        joined = replace(
+            answers,
+            logps=torch.cat([answers.logps, logps]),
+            lengths=torch.cat([answers.lengths, answer_lengths(others)]),
+            reference=torch.cat([answers.reference, reference]),
+        )
+        return joined, torch.cat([items, items.new_full((len(logps),), -1)])
 
     def _reference(self, batch: PairBatch) -> Tensor:
         """What the reference says of each answer [S]."""

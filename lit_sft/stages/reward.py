@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from lit_sft.conversation import PairBatch, Prompt
 from lit_sft.errors import BadRecord, ConfigError, DataError
-from lit_sft.losses.ranking import Ranking, ranking_losses
+from lit_sft.losses.ranking import Ranking, pair_weights, ranking_losses
+from lit_sft.losses.segments import sums_by_group
 from lit_sft.rewards._scoring import encode_answer, score_sequences
 from lit_sft.rewards.trained import HEAD_FILE, REWARD_FILE
 from lit_sft.stages._predicting import Predicting
 from lit_sft.stages._sequences import (
     answer_lengths,
     last_positions,
-    pair_weights,
     refuse_dropout,
     refuse_random_layers,
 )
@@ -54,13 +54,13 @@ class Reward(SummedLoss, Predicting):
         "accuracy",
         "margin",
         "longer_wins",
+        *(f"{name}_{bin}" for bin in range(NUM_BINS) for name in ("right", "expected")),
         "num_answers",
         "rewards",
         "squared_rewards",
         "lengths",
         "squared_lengths",
         "rewards_times_lengths",
-        *(f"{name}_{bin}" for bin in range(NUM_BINS) for name in ("right", "expected")),
     )
     best_by = ("val/accuracy", "max")
     network_methods = ("score",)
@@ -113,19 +113,12 @@ class Reward(SummedLoss, Predicting):
         """Loss and what is measured, a mean over records: all pairs of a ranking together count as one."""
         rewards = self.scores(batch)
         ranking = ranking_losses(rewards, batch.pairs, batch.margins, self.centering)
-        weights = pair_weights(batch)
+        weights = pair_weights(batch.sequences[batch.pairs[:, 0]])
         by_pair = torch.stack([ranking.losses.detach(), torch.ones_like(weights), *_of_pairs(ranking, batch)], dim=1)
-        by_answer = _of_answers(rewards.detach(), batch)
-        sums = torch.zeros(len(batch.corpora), 2 + len(self.measures), dtype=torch.float64, device=rewards.device)
-        before = 2 + self.measures.index("num_answers")
-        columns = [*range(before), *range(before + by_answer.shape[1], sums.shape[1])]
-        corpus_of_pair = batch.sequence_corpora[batch.pairs[:, 0]]
-        for corpus in range(len(batch.corpora)):
-            # Not a product with ones and zeros: a loss that is NaN would be that of all groups.
-            of_pairs = torch.where((corpus_of_pair == corpus)[:, None], by_pair * weights[:, None], 0.0)
-            of_answers = torch.where((batch.sequence_corpora == corpus)[:, None], by_answer, 0.0)
-            sums[corpus, columns] = of_pairs.double().sum(0)
-            sums[corpus, before : before + by_answer.shape[1]] = of_answers.sum(0)
+        corpora, num_corpora = batch.sequence_corpora, len(batch.corpora)
+        of_pairs = sums_by_group(by_pair * weights[:, None], corpora[batch.pairs[:, 0]], num_corpora)
+        of_answers = sums_by_group(_of_answers(rewards.detach(), batch), corpora, num_corpora)
+        sums = torch.cat([of_pairs, of_answers], dim=1)
         return RankingTotals((ranking.losses * weights).sum(), sums)
 
     def means(self, loss: float, count: float, *sums: float) -> dict[str, float]:

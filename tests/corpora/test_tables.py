@@ -1,6 +1,7 @@
 """Parquet and Arrow files are read as JSON Lines of the same records would be, by every corpus."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,14 @@ def test_a_damaged_table_is_one_line_with_the_remedy(write: Any, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
+def test_a_stream_that_ends_between_two_batches_is_damaged(tmp_path: Path) -> None:
+    file = tmp_path / "a"
+    as_arrow_stream(file, pa.Table.from_pylist(RECORDS))
+    file.write_bytes(file.read_bytes().removesuffix(b"\xff\xff\xff\xff" + bytes(4)))
+    with pytest.raises(DataError, match="is damaged \\(its stream has no end\\)"):
+        read(Belle(str(file)))
+
+
 def test_a_table_without_rows_is_empty(tmp_path: Path) -> None:
     as_parquet(tmp_path / "a", pa.Table.from_pylist(RECORDS)[:0])
     with pytest.raises(DataError, match="data file is empty"):
@@ -165,3 +174,20 @@ def test_a_list_of_prompts_may_be_a_table(tmp_path: Path) -> None:
     as_parquet(tmp_path / "a.parquet", pa.table({"prompt": ["渡船几点开？"], "reference": ["八点。"]}))
     (prompt,) = read_prompts(tmp_path / "a.parquet")
     assert prompt.reference() == "八点。"
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    place=st.integers(8), byte=st.integers(0, 255), write=st.sampled_from([as_parquet, as_arrow_stream, as_arrow_file])
+)
+def test_a_table_with_a_flipped_byte_is_read_or_named(
+    place: int, byte: int, write: Any, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Arrow itself believes what a file says of its lengths, and reads beyond its end."""
+    file = tmp_path_factory.mktemp("tables") / "a"
+    write(file, pa.Table.from_pylist(TALKS))
+    content = bytearray(file.read_bytes())
+    content[8 + place % (len(content) - 8)] = byte
+    file.write_bytes(content)
+    with suppress(DataError):
+        assert len(texts_of(file)) <= len(TALKS)

@@ -16,6 +16,7 @@ import pytest
 import torch
 import yaml
 from lightning import Trainer
+from rankings import ranked, written
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -38,7 +39,13 @@ TUNINGS = {
     "QLoRA": {"class_path": "QLoRA", "init_args": {"rank": 4}},
 }
 STRATEGIES = ("ddp", "fsdp2")
+STAGES = {
+    "SFT": {"generation": {"class_path": "Greedy", "init_args": {"max_new_tokens": 4}}},
+    "Reward": {"centering": 0.01},
+    "Preference": {"objective": {"class_path": "DPO", "init_args": {"sft_weight": 0.1}}},
+}
 ROWS_OF_A_STEP = 8
+ON_PAIRS = (("Reward", "LoRA"), ("Preference", "LoRA"), ("Preference", "Full"))
 SAVED_STEP = 6
 """In the middle of the second epoch."""
 WORKER = str(Path(__file__).parents[1] / "several_fits.py")
@@ -76,6 +83,8 @@ class Runs:
             for a, b in sums
         ]
         (root / "belle.json").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        pairs = [ranked(f"{a}加{b}是几？", f"是{a + b}。" * (1 + a % 3), "不知道" * (1 + b % 3)) for a, b in sums[:30]]
+        written(root / "pairs.jsonl", pairs)
 
     def fit(
         self,
@@ -87,6 +96,7 @@ class Runs:
         nodes: int = 1,
         rows: int = 1,
         family: str = "baichuan-7b",
+        stage: str = "SFT",
     ) -> list[str]:
         """The words of a fit in which the rows of a step are shared out in this way."""
         accumulated, left = divmod(ROWS_OF_A_STEP, devices * nodes * rows)
@@ -95,20 +105,20 @@ class Runs:
             "seed_everything": 7,
             "runs": str(self.root / "runs"),
             "model": {
-                "class_path": "SFT",
+                "class_path": stage,
                 "init_args": {
+                    **STAGES[stage],
                     "checkpoint": str(self.tiny(family)),
                     "tuning": TUNINGS[tuning],
                     # Adam divides rounding by itself where a gradient is as small as that.
                     "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "eps": 1e-5}},
-                    "generation": {"class_path": "Greedy", "init_args": {"max_new_tokens": 4}},
                     "gradient_checkpointing": True,
                 },
             },
             "data": {
-                "class_path": "SFTData",
+                "class_path": "SFTData" if stage == "SFT" else "PreferenceData",
                 "init_args": {
-                    "corpora": [{"class_path": "Belle", "init_args": {"path": str(self.root / "belle.json")}}],
+                    "corpora": [self.corpus(stage)],
                     "max_length": 72,
                     "micro_batch_size": rows,
                     "packing": True,
@@ -138,6 +148,11 @@ class Runs:
         file = self.root / f"{name}.yaml"
         file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
         return ["fit", "--config", str(file)]
+
+    def corpus(self, stage: str) -> dict[str, Any]:
+        if stage == "SFT":
+            return {"class_path": "Belle", "init_args": {"path": str(self.root / "belle.json")}}
+        return {"class_path": "rankings.Rankings", "init_args": {"path": str(self.root / "pairs.jsonl")}}
 
     def predict(self, name: str, *options: str) -> list[str]:
         """The words of a predict in so many batches that they cannot be shared out evenly."""
@@ -212,18 +227,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) 
         Job(runs.fit("tied_2", "Full", **two, family="chatglm-6b"), [0, 0]),
         Job(["predict", "--run", str(runs.folder("QLoRA_fsdp2_4")), "--trainer.num_nodes", "1"], [0, 0]),
         Job(runs.predict("LoRA_ddp_4"), [0, 0]),
+        *(
+            Job(runs.fit(f"{stage}_{tuning}_{strategy}_2", tuning, strategy, devices=2, stage=stage), [0, 0])
+            for stage, tuning in ON_PAIRS
+            for strategy in STRATEGIES
+        ),
         Job([*runs.fit("harmful_2", "LoRA", **two), "--model.init_args.optimizer.init_args.lr", "1e30"], [2, 2]),
     ]  # fmt: skip
     runs.launch(narrow, devices=2, nodes=1)
     for tuning in TUNINGS:
         assert main(runs.fit(f"{tuning}_1", tuning)) == 0
     assert main(runs.fit("tied_1", "Full", family="chatglm-6b")) == 0
+    for stage, tuning in ON_PAIRS:
+        assert main(runs.fit(f"{stage}_{tuning}_1", tuning, stage=stage)) == 0
     return runs
 
 
-def assert_same(runs: Runs, name: str, other: str, *, from_step: int = 0) -> None:
+def assert_same(runs: Runs, name: str, other: str, *, from_step: int = 0, measure: str = "token_accuracy") -> None:
     """The same curves from that step on, the same weights and the same gradients."""
-    for tag in ("train/loss", "train/token_accuracy"):
+    for tag in ("train/loss", f"train/{measure}"):
         assert runs.curve(name, tag) == pytest.approx(runs.curve(other, tag)[from_step:], abs=1e-5), tag
     # The root of a hundred thousand squares, which float32 adds up in another order.
     norms = runs.curve(other, "train/gradient_norm")[from_step:]
@@ -242,6 +264,14 @@ def assert_same(runs: Runs, name: str, other: str, *, from_step: int = 0) -> Non
 def test_four_processes_on_two_hosts_train_as_one(runs: Runs, tuning: str, strategy: str) -> None:
     """Four with two micro-batches each, against one with eight; some have no data left in the last of an epoch."""
     assert_same(runs, f"{tuning}_{strategy}_4", f"{tuning}_1")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("stage", "tuning"), ON_PAIRS)
+def test_two_processes_learn_from_pairs_as_one_does(runs: Runs, stage: str, tuning: str, strategy: str) -> None:
+    """Policy, reference and score are the same numbers whether weights are whole or sharded."""
+    measure = "margin" if stage == "Reward" else "rewards/margins"
+    assert_same(runs, f"{stage}_{tuning}_{strategy}_2", f"{stage}_{tuning}_1", measure=measure)
 
 
 def test_two_processes_with_four_micro_batches_and_one_with_eight_rows_at_once_train_as_one(runs: Runs) -> None:

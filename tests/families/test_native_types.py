@@ -15,6 +15,7 @@ from lit_sft.corpora.belle import Belle
 from lit_sft.data.sft import SFTData
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families.native.probe import OwnHead, behavior_of
+from lit_sft.losses.logprobs import token_log_probs
 from lit_sft.stages.schedules import Constant
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning._base import Tuning
@@ -137,6 +138,29 @@ def test_a_model_that_scales_or_caps_its_logits_trains_on_the_loss_of_its_own(
     assert watch.found.keys() == watch.wanted.keys()
     for parameter, gradient in watch.found.items():
         torch.testing.assert_close(gradient, watch.wanted[parameter], rtol=1e-3, atol=1e-5, msg=parameter)
+
+
+@pytest.mark.parametrize("name", ["Llama", *SCALED])
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_log_probabilities_and_their_gradients_are_those_of_its_own_logits(name: str, is_trained: bool) -> None:
+    network = network_of(name, **SCALED.get(name, {}))
+    network.lm_head.requires_grad_(is_trained)  # in some it is the embedding
+    head = behavior_of(network).head(network)
+    ids, weights = torch.randint(3, 1400, (1, 9)), torch.randn(8)
+    hidden = network.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0, :-1]
+    found = token_log_probs(hidden, ids[0, 1:], head, temperature=0.7, chunk_size=5).logps
+    logits = network(input_ids=ids, use_cache=False).logits[0, :-1]
+    expected = (logits / 0.7).log_softmax(1).gather(1, ids[0, 1:, None]).squeeze(1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    wanted_of = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for one, other in zip(
+        torch.autograd.grad((weights * found).sum(), wanted_of, allow_unused=True),
+        torch.autograd.grad((weights * expected).sum(), wanted_of, allow_unused=True),
+        strict=True,
+    ):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [*PLAIN, "Gemma2", "Granite"])

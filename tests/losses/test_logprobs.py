@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from goldens import golden_checkpoint, golden_model
 from preference_goldens import close, equal, subject, tensors, variants
 from torch import Tensor, nn
 
@@ -151,6 +152,17 @@ def test_the_head_sees_no_more_positions_than_a_chunk_and_nothing_of_the_size_of
     assert max(seen) <= 4
     assert sum(seen) == NUM_TOKENS * (2 if is_trained else 1), "a frozen head computes its logits once"
     assert max(kept) < NUM_TOKENS * VOCABULARY
+
+
+@pytest.mark.parametrize("folder", ["baichuan-7b", "baichuan2-13b", "moss-16b", "chatglm-6b", "chatglm2-6b"])
+def test_log_probabilities_of_a_family_are_those_of_its_logits(folder: str) -> None:
+    network = golden_model(folder)
+    hidden, targets = torch.randn(6, network.config.hidden_size), torch.randint(0, 50, (6,))
+    head = golden_checkpoint(folder).family.behavior(network).head(network)
+    with torch.no_grad():
+        found = token_log_probs(hidden, targets, head).logps
+        expected = head(hidden).log_softmax(1).gather(1, targets[:, None]).squeeze(1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_head_that_is_the_embedding_gets_both_gradients() -> None:

@@ -7,7 +7,7 @@ import torch
 from preference_goldens import close, equal, subject, tensors, variants
 from torch import Tensor
 
-from lit_sft.losses.ranking import pairs_of_ranked, ranking_losses
+from lit_sft.losses.ranking import pair_weights, ranking_losses
 
 
 @pytest.mark.parametrize("variant", variants("reward"))
@@ -46,13 +46,10 @@ def test_swapping_the_sides_negates_the_margin() -> None:
 
 
 def test_every_prompt_counts_once_however_many_answers_it_has() -> None:
-    pairs, weights = pairs_of_ranked([2, 4, 3])
-    assert len(pairs) == 1 + 6 + 3
-    assert pairs.tolist()[:4] == [[0, 1], [2, 3], [2, 4], [2, 5]]
-    assert (pairs[:, 0] < pairs[:, 1]).all()
-    prompts = torch.tensor([0] * 1 + [1] * 6 + [2] * 3)
-    torch.testing.assert_close(torch.zeros(3).index_add(0, prompts, weights), torch.ones(3))
-    assert pairs_of_ranked([])[0].shape == (0, 2)
+    prompts = torch.tensor([7] + [1] * 6 + [4] * 3)
+    weights = pair_weights(prompts)
+    torch.testing.assert_close(weights, torch.tensor([1.0] + [1 / 6] * 6 + [1 / 3] * 3))
+    assert pair_weights(prompts[:0]).shape == (0,)
 
 
 def planted(centering: float, is_soft: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lit_sft.configuration import BASE_CLASSES, build
+from lit_sft.configuration import build
 from lit_sft.errors import ConfigError
 from lit_sft.objectives._base import Answers, ItemLosses, Objective
 from lit_sft.objectives._pairs import PairObjective
@@ -19,9 +19,10 @@ from lit_sft.objectives.hinge import Hinge
 from lit_sft.objectives.ipo import IPO
 from lit_sft.objectives.kto import KTO
 from lit_sft.objectives.orpo import ORPO
+from lit_sft.objectives.wpo import WPO
 from lit_sft.plugins import discover
 
-MEMBERS: dict[str, Any] = discover(*BASE_CLASSES["objective"])
+MEMBERS: dict[str, Any] = discover("lit_sft.objectives._base.Objective")
 ON_PAIRS = [name for name, member in MEMBERS.items() if issubclass(member, PairObjective)]
 WITH_REFERENCE = [name for name in ON_PAIRS if MEMBERS[name].needs_reference]
 
@@ -177,6 +178,18 @@ def test_an_objective_reads_what_it_says_it_needs_and_nothing_else(name: str) ->
     assert all(math.isfinite(value) for value in metrics.values())
 
 
+def test_items_are_added_up_by_the_corpus_of_their_answers() -> None:
+    given, pairs = answers(), torch.arange(8).view(4, 2)
+    found = DPO()(given, pairs)
+    groups = torch.tensor([0, 0, 2, 2, 0, 0, 2, 2])
+    sums = found.by_group(groups, 3)
+    assert sums.dtype == torch.float64
+    assert not sums.requires_grad
+    assert sums[:, 1].tolist() == [2, 0, 2]
+    torch.testing.assert_close(sums[2, 0], found.losses[[1, 3]].sum().detach())
+    torch.testing.assert_close(sums[0, 2:], found.measures[[0, 2]].sum(0))
+
+
 def test_an_answer_in_several_pairs_gets_the_gradients_of_all_of_them() -> None:
     given = answers(3)
     ranked = torch.tensor([[0, 1], [0, 2], [1, 2]])
@@ -199,7 +212,7 @@ def test_orpo_takes_the_answer_alone_unless_told_to_take_its_prompt_too() -> Non
 def test_the_baseline_of_kto_is_that_of_other_prompts_and_has_no_gradient() -> None:
     given = answers(4, reference=torch.tensor([-9.0, -9, -20, -22], dtype=torch.float64))
     verdicts = torch.tensor([1, 0, -1, -1])
-    found = KTO(0.1)(given, verdicts)
+    found = KTO(0.1, baseline="mismatched")(given, verdicts)
     kl = given.ratios[2:].mean().detach()
     assert kl > 0
     assert found.counts.tolist() == [1, 1, 0, 0]
@@ -209,10 +222,18 @@ def test_the_baseline_of_kto_is_that_of_other_prompts_and_has_no_gradient() -> N
     metrics = KTO(0.1).means(2, *found.measures.sum(0).tolist())
     assert metrics["kl"] == pytest.approx(kl.item())
     assert metrics["rewards/chosen"] == pytest.approx(0.1 * given.ratios[0].item())
-    alone = KTO(0.1)(given, torch.tensor([1, 0, 1, 0]))
-    assert torch.equal(alone.losses[:2], KTO(0.1, baseline="none")(given, verdicts).losses[:2])
+    alone = KTO(0.1, baseline="mismatched")(given, torch.tensor([1, 0, 1, 0]))
+    assert torch.equal(alone.losses[:2], KTO(0.1)(given, verdicts).losses[:2])
     only_good = KTO(0.1).means(1, *found.measures[0].tolist())
     assert "rewards/rejected" not in only_good
+
+
+def test_a_pair_that_the_policy_would_have_written_counts_once_and_another_one_less() -> None:
+    certainty = torch.tensor([0.5, -0.1, -1.0, -2.0], dtype=torch.float64)
+    given = answers(4, certainty=certainty)
+    pairs = torch.tensor([[0, 1], [2, 3]])
+    shares = WPO()(given, pairs).losses / DPO()(given, pairs).losses
+    assert shares.tolist() == pytest.approx([1, math.exp(-3)])
 
 
 def test_a_configuration_names_an_objective() -> None:

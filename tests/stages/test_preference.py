@@ -24,6 +24,7 @@ from lit_sft.objectives.kto import KTO
 from lit_sft.objectives.orpo import ORPO
 from lit_sft.objectives.simpo import SimPO
 from lit_sft.objectives.wpo import WPO
+from lit_sft.stages._mismatched import mismatched
 from lit_sft.stages.preference import Preference
 from lit_sft.stages.schedules import Constant
 from lit_sft.tuning.full import Full
@@ -32,7 +33,7 @@ from lit_sft.tuning.qlora import QLoRA
 
 Tiny = Callable[[str], Path]
 
-PAIRS = [ranked(f"question {i}", f"please {i % 5}", f"go away {i % 3}" + "!" * (i % 4)) for i in range(16)]
+PAIRS = [ranked(f"question {i}", f"please {i % 5}", f"go away {i % 3}" + "!" * (i % 4), system="s") for i in range(16)]
 
 
 def data_of(tmp_path: Path, checkpoint: Path, records: list[dict[str, Any]] = PAIRS, **options: Any) -> PreferenceData:
@@ -124,6 +125,63 @@ def test_judged_answers_train_kto_and_nothing_else(tiny: Tiny, tmp_path: Path) -
     assert after["val/rewards/margins"] > before["val/rewards/margins"]
     with pytest.raises(ConfigError, match="judge single answers, which KTO learns from"):
         stage_of(tiny("baichuan-7b"), LoRA(rank=2)).check_first_batch(first_batch(data))
+
+
+def test_the_baseline_of_kto_is_what_the_policy_thinks_of_answers_to_other_prompts(tiny: Tiny, tmp_path: Path) -> None:
+    stage = stage_of(tiny("baichuan-7b"), LoRA(rank=2), KTO(baseline="mismatched"))
+    records = [judged(f"question {i}", "please" if i % 8 else "go away", bool(i % 8)) for i in range(16)]
+    data = data_of(tmp_path, tiny("baichuan-7b"), records, micro_batch_size=4)
+    before, *_ = trained(stage, data)
+    assert before["val/kl"] == pytest.approx(0, abs=1e-4)
+    batch = first_batch(data)
+    others = mismatched(batch, 128)
+    assert others is not None
+    with torch.no_grad():
+        kl = stage.means(*stage(batch).by_group.sum(0).tolist())["kl"]
+        ratios = stage.log_probs(others)
+        with stage.tuning.reference_of(stage.model):
+            ratios = ratios - stage.log_probs(others)
+    assert kl == pytest.approx(float(ratios.mean()), rel=1e-4)
+    assert kl > 0
+    with pytest.raises(ConfigError, match="Set baseline: none"):
+        stage_of(tiny("baichuan-7b"), Full(), KTO(baseline="mismatched"))
+
+
+def test_an_answer_behind_another_prompt_is_that_of_the_record_before(tiny: Tiny, tmp_path: Path) -> None:
+    records = [ranked("a", "one", "two"), ranked("b", "three", "four"), ranked("a", "five", "six")]
+    data = data_of(tmp_path, tiny("baichuan-7b"), records, validation_fraction=0.0, micro_batch_size=8)
+    batch = first_batch(data)
+    others = mismatched(batch, 128)
+    assert others is not None
+    tokenizer = data.tokenizer
+
+    def taken_apart(ids: torch.Tensor, labels: torch.Tensor, own: torch.Tensor) -> tuple[str, str]:
+        is_answer = labels != IGNORE_INDEX
+        return tokenizer.decode(ids[own & ~is_answer]), tokenizer.decode(ids[own & is_answer])
+
+    first: dict[str, tuple[str, str]] = {}
+    number = 0
+    for row, segments in zip(zip(batch.input_ids, batch.labels, strict=True), batch.segment_ids, strict=True):
+        for segment in range(1, int(segments.max()) + 1):
+            first.setdefault(batch.sources[int(batch.sequences[number])], taken_apart(*row, segments == segment))
+            number += 1
+    expected = {
+        source: (first[source][0], first[before][1])
+        for before, source in zip([batch.sources[-1], *batch.sources], batch.sources, strict=False)
+        if first[source][0] != first[before][0]
+    }
+    found = {
+        source: taken_apart(ids, labels, segments == 1)
+        for source, ids, labels, segments in zip(
+            others.sources, others.input_ids, others.labels, others.segment_ids, strict=True
+        )
+    }
+    assert found == expected
+    assert len(found) == 2
+    assert (
+        mismatched(first_batch(data_of(tmp_path, tiny("baichuan-7b"), records[:1], validation_fraction=0.0)), 128)
+        is None
+    )
 
 
 def test_the_reference_is_the_adapter_that_training_starts_from(tiny: Tiny, tmp_path: Path) -> None:

@@ -30,7 +30,10 @@ from lit_sft.tuning.qlora import QLoRA
 
 Tiny = Callable[[str], Path]
 
-POLITE = [ranked(f"question {i}", f"please {i % 9} thank you", f"go away {i % 7}" + "!" * (i % 5)) for i in range(48)]
+POLITE = [
+    ranked(f"question {i}", f"please {i % 9} thank you", f"go away {i % 7}" + "!" * (i % 5), system="s")
+    for i in range(48)
+]
 
 
 def data_of(tmp_path: Path, checkpoint: Path, records: list[dict[str, Any]] = POLITE, **options: Any) -> PreferenceData:

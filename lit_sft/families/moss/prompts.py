@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
+from lit_sft.errors import ConfigError
 from lit_sft.families.shared.history import truncate_history
 
 META_INSTRUCTION = (
@@ -118,15 +119,17 @@ class MossFormat(PromptFormat):
         stops = ["<eom>", tokenizer.eos_token, *(["<eoc>"] if self.has_fields_in_every_turn else [])]
         return [tokenizer.convert_tokens_to_ids(token) for token in dict.fromkeys(stops)]
 
-    @property
-    def fault_of_answers(self) -> str:
-        """The prompt of the plugin model ends before the thoughts, which stand before the answer."""
-        if not self.has_fields_in_every_turn:
-            return ""
-        return (
-            "model.prompt_format moss-plugins cannot compare answers: the model is asked for thoughts and commands, "
-            "and answers when it is asked again. Set it to moss"
-        )
+    def check_answers(self) -> None:
+        """Refuse the format of the plugin model, whose prompt ends before the thoughts, and they before the answer.
+
+        Raises:
+            ConfigError: With the remedy.
+        """
+        if self.has_fields_in_every_turn:
+            raise ConfigError(
+                "model.prompt_format moss-plugins cannot compare answers: the model is asked for thoughts and "
+                "commands, and answers when it is asked again. Set it to moss"
+            )
 
     def _meta(self, text: str, tokenizer: Any) -> list[Field]:
         ended = text if text.endswith("\n") or not text else f"{text}\n"
