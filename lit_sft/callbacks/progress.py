@@ -16,6 +16,8 @@ from lit_sft.stages._base import Stage
 SHOWN = {
     "train/loss": ("loss", ".3g"),
     "train/token_accuracy": ("acc", ".2f"),
+    "train/accuracy": ("acc", ".2f"),
+    "train/rewards/accuracies": ("acc", ".2f"),
     "train/learning_rate": ("lr", ".0e"),
     "train/gradient_norm": ("grad", ".2g"),
     "speed/tokens_per_second": ("tok/s", "si"),

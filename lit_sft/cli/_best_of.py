@@ -22,9 +22,7 @@ def add_options(parser: LightningArgumentParser) -> None:
         default=None,
         help="Sample so many answers to each prompt and write the one that --reward likes best.",
     )
-    parser.add_argument(
-        "--reward", type=str | None, default=None, help="Run of the stage Reward, or what it exported."
-    )
+    parser.add_argument("--reward", type=str | None, default=None, help="Run of the stage Reward, or what it exported.")
 
 
 def best_of(stage: Stage, config: Any) -> BestOf | None:

@@ -34,7 +34,6 @@ from lit_sft.stages._answering import Answering
 from lit_sft.stages._base import Stage
 from lit_sft.stages.reward import Reward
 
-
 log = logging.getLogger(__name__)
 
 
@@ -289,7 +288,9 @@ def _safety_files(data: AskingData) -> list[str]:
 
 def _refuse_silent(stage: Any, data: Any) -> tuple[Answering, AskingData]:
     if isinstance(stage, Reward):
-        raise ConfigError("compare asks a model, and a reward model does not answer: it judges the answers, --reward RUN")
+        raise ConfigError(
+            "compare asks a model, and a reward model does not answer: it judges the answers, --reward RUN"
+        )
     if not isinstance(stage, Answering) or not isinstance(data, AskingData):
         found = f"{type(stage).__name__} and {type(data).__name__}"
         raise ConfigError(f"compare needs a model and data that ask and answer, such as SFT and SFTData, not {found}")

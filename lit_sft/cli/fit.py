@@ -27,6 +27,7 @@ from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.guests import Guests
 from lit_sft.callbacks.hyperparameters import HyperParameters
+from lit_sft.callbacks.pair_samples import PairSamples
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.callbacks.progress import RunProgress
@@ -172,7 +173,15 @@ class CLI(LightningCLI):
             callbacks = [*callbacks, RunProgress()]
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            own = [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+            pairs = PairSamples(samples)
+            own = [
+                pairs,
+                Throughput(),
+                HyperParameters(),
+                Export(),
+                Summary(samples, pairs),
+                Preflight(self.config.fit),
+            ]
             callbacks = [Guests(), *callbacks, *own]
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]

@@ -8,7 +8,6 @@ from typing import Any
 from lit_sft.display import shortened, visible
 from lit_sft.runs.folder import command
 
-METRICS = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}
 MAX_SHOWN = 300
 
 
@@ -20,7 +19,9 @@ def render(folder: Path, content: dict[str, Any]) -> str:
     lines = ["", f"What was learned in {content['optimizer_steps']} optimizer steps", ""]
     if after:
         lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
-        for key, name in METRICS.items():
+        # A run of an earlier version does not say how they are called.
+        named = content.get("metrics") or {key: key.removeprefix("val/") for key in after}
+        for key, name in named.items():
             lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
     is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
     for sample in content["samples"]:
@@ -31,6 +32,15 @@ def render(folder: Path, content: dict[str, Any]) -> str:
         lines.append(f"  after      {shortened(sample['after'], MAX_SHOWN)}")
         if sample["reference"] is not None:
             lines.append(f"  reference  {shortened(sample['reference'], MAX_SHOWN)}")
+    for pair in content.get("pairs", []):
+        lines += ["", f"  prompt     {shortened(pair['prompt'], MAX_SHOWN)}"]
+        for place, side in enumerate(("chosen", "rejected")):
+            if pair[side] is not None:
+                numbers = " -> ".join(_number(pair[when][place]) for when in ("before", "after"))
+                lines += [
+                    f"  {side:<10} {shortened(pair[side], MAX_SHOWN)}",
+                    f"             {pair['judgment']} {numbers}",
+                ]
     shown = visible(str(folder)), visible(str(folder.parent))
     lines += ["", f"  run folder   {shown[0]}", f"  curves       {command('tensorboard')} --logdir {shown[1]}", ""]
     return "\n".join(lines)

@@ -17,6 +17,7 @@ from lit_sft.losses.ranking import Ranking, pair_weights, ranking_losses
 from lit_sft.losses.segments import sums_by_group
 from lit_sft.rewards._scoring import encode_answer, score_sequences
 from lit_sft.rewards.trained import HEAD_FILE, REWARD_FILE
+from lit_sft.stages._judging import Judging
 from lit_sft.stages._predicting import Predicting
 from lit_sft.stages._sequences import (
     answer_lengths,
@@ -39,7 +40,7 @@ class RankingTotals(NamedTuple):
     by_group: Tensor
 
 
-class Reward(SummedLoss, Predicting):
+class Reward(SummedLoss, Predicting, Judging):
     """Reward modelling on ranked answers, a head of one number on the last token of each.
 
     Args:
@@ -63,8 +64,15 @@ class Reward(SummedLoss, Predicting):
         "rewards_times_lengths",
     )
     best_by = ("val/accuracy", "max")
-    network_methods = ("score",)
+    network_methods = ("score", "judge")
     scores_answers = True
+    judgment = "score"
+    shown_metrics = {  # noqa: RUF012
+        "val/loss": "loss",
+        "val/accuracy": "accuracy",
+        "val/margin": "margin",
+        "val/mean_reward": "mean reward",
+    }
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, centering: float = 0.0, **kwargs: Any) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
@@ -84,7 +92,9 @@ class Reward(SummedLoss, Predicting):
         """
         super().setup(stage)
         if stage == "predict" and self.head is None and not self.trainer.ckpt_path:
-            raise ConfigError("a reward model that was not trained scores by chance: give its run with --run, not --base")
+            raise ConfigError(
+                "a reward model that was not trained scores by chance: give its run with --run, not --base"
+            )
 
     def add_parts(self) -> None:
         """The head of one number; that of the vocabulary has no part in the score."""
@@ -178,6 +188,11 @@ class Reward(SummedLoss, Predicting):
     def row_settings(self) -> dict[str, Any]:
         """What is written."""
         return {"rows": "scores"}
+
+    @torch.no_grad()
+    def judge(self, batch: PairBatch) -> Tensor:
+        """Its reward."""
+        return self.scores(batch)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The reward of each sequence of prompt and answer [N]."""

@@ -14,6 +14,8 @@ from lit_sft.generation.strategies import Greedy, TopP
 from lit_sft.rewards._base import Answered
 from lit_sft.rewards.trained import Trained
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 NUM_ANSWERS = 4
 

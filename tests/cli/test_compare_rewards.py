@@ -19,6 +19,8 @@ from lit_sft.report.metrics import Reply
 from lit_sft.report.page import page
 from lit_sft.rewards._base import RewardFunction
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 

@@ -10,6 +10,8 @@ from preference_configs import preference_config, reward_run
 
 from lit_sft.__main__ import main
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 

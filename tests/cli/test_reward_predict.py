@@ -13,6 +13,8 @@ from lit_sft.conversation import Message
 from lit_sft.rewards._base import Answered
 from lit_sft.rewards.trained import Trained
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 
