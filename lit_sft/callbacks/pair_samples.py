@@ -15,7 +15,7 @@ from lit_sft.stages._judging import Judging
 
 
 class PairSamples(Callback):
-    """Judges the first held-out pairs, as many as there are samples: before training, after each validation, at the end.
+    """Judges the first held-out pairs, as many as there are samples, when samples are answered.
 
     Args:
         samples: Says how many.

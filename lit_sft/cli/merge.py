@@ -41,7 +41,8 @@ def merge(
             code (W_pack, query_key_value, qkv_proj), for those who serve with that; refused where it is not exact.
 
     Raises:
-        UserError: If the run has no adapter, or that of a reward model, which goes with its head; if the output folder exists, or nothing is there to measure on.
+        UserError: If the run has no adapter, or that of a reward model, which goes with its head; if the output
+            folder exists, or nothing is there to measure on.
     """
     folder = Path(run)
     refuse_existing(Path(output))
