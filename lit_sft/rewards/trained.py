@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,13 +45,14 @@ class Trained(RewardFunction):
         self._tokenizer: Any = None
 
     def score(self, answers: Sequence[Answered]) -> list[float | None]:
-        """The score of each answer; None where it does not fit into the context, or the format cannot write it."""
+        """The score of each answer; None where it is not finite, does not fit, or the format cannot write it."""
         from lit_sft.rewards._scoring import score_sequences
 
         sequences = [self._sequence(answered) for answered in answers]
         network, head = self.load()
         found = iter(score_sequences(network, head, [ids for ids in sequences if ids]))
-        return [self.normalized(next(found)) if ids else None for ids in sequences]
+        scores = (self.normalized(next(found)) if ids else math.nan for ids in sequences)
+        return [score if math.isfinite(score) else None for score in scores]
 
     def normalized(self, score: float) -> float:
         """In standard deviations from the mean, where the run has measured both."""

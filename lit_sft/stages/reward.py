@@ -170,19 +170,20 @@ class Reward(SummedLoss, Predicting, Judging):
                 )
 
     def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """A score for the answer of each prompt; none where it is too long, or the format cannot write it."""
+        """A score for the answer of each prompt; None where it is not finite, too long or not to be written."""
         sequences = [self._sequence(prompt) for prompt in prompts]
-        scores = iter(self.score([ids for ids in sequences if ids]))
+        found = iter(self.score([ids for ids in sequences if ids]))
+        scores = [next(found) if ids else math.nan for ids in sequences]
         return [
             {
                 "source": prompt.source,
                 "category": prompt.category,
                 "prompt": prompt.text,
                 "answer": prompt.reference,
-                "score": next(scores) if ids else None,
+                "score": score if math.isfinite(score) else None,
                 "tokens": len(ids),
             }
-            for prompt, ids in zip(prompts, sequences, strict=True)
+            for prompt, ids, score in zip(prompts, sequences, scores, strict=True)
         ]
 
     def row_settings(self) -> dict[str, Any]:
