@@ -42,7 +42,7 @@ BASE_CLASSES = {
 
 PATH_OPTIONS = {
     *("adapter", "after", "before", "cache", "checkpoint", "ckpt_path", "html", "output", "path", "prompts"),
-    *("resume", "run", "runs", "text", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
+    *("resume", "reward", "run", "runs", "text", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
 }
 """Options that name files and folders, wherever they stand."""
 

@@ -22,6 +22,8 @@ SHOWN = {
     "speed/tokens_per_second": ("tok/s", "si"),
     "train/learning_rate": ("lr", ".0e"),
     "train/token_accuracy": ("acc", ".2f"),
+    "train/accuracy": ("acc", ".2f"),
+    "train/rewards/accuracies": ("acc", ".2f"),
     "train/gradient_norm": ("grad", ".2g"),
     "speed/supervised_tokens_per_second": ("sup/s", "si"),
     "speed/padding_share": ("pad", ".0%"),
@@ -126,7 +128,7 @@ class RunProgress(ProgressBar):
         if self._batches is None:
             return
         self._num_answers += len(outputs)
-        self._num_tokens += sum(row["answer_tokens"] for row in outputs)
+        self._num_tokens += sum(row.get("answer_tokens", row.get("tokens", 0)) for row in outputs)
         speed = _number(self._num_tokens / self._batches.format_dict["elapsed"], "si")
         self._batches.set_postfix_str(f"{self._num_answers} answers {speed} tok/s", refresh=False)
         self._count_batch()

@@ -9,7 +9,8 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lit_sft.callbacks.hyperparameters import RESULTS
+from lit_sft.callbacks.hyperparameters import results
+from lit_sft.callbacks.pair_samples import PairSamples
 from lit_sft.callbacks.samples import Samples
 from lit_sft.files import write_json
 from lit_sft.runs.folder import SUMMARY
@@ -26,8 +27,9 @@ class Summary(Callback):
     covers the whole split (`trainer.num_sanity_val_steps: -1`).
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, pairs: PairSamples) -> None:
         self._samples = samples
+        self._pairs = pairs
         self._before: dict[str, float] = {}
         self._after: dict[str, float] = {}
         self._before_step = self._after_step = 0
@@ -42,7 +44,8 @@ class Summary(Callback):
             # Lightning measures before some of the runs that are taken up, too.
             self._before = metrics
             self._before_step = trainer.global_step
-            state_before = {name: metrics[curve] for name, curve in RESULTS.items() if curve in metrics}
+            curves = results(pl_module) if isinstance(pl_module, Stage) else {}
+            state_before = {name: metrics[curve] for name, curve in curves.items() if curve in metrics}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics | state_before, step=trainer.global_step)
 
@@ -60,6 +63,7 @@ class Summary(Callback):
             return
         ended_early = _why_early(trainer, pl_module)
         summary = {
+            "metrics": dict(pl_module.shown_metrics) if isinstance(pl_module, Stage) else {},
             "optimizer_steps": trainer.global_step,
             "ended_early": ended_early,
             "before": self._before,
@@ -67,6 +71,7 @@ class Summary(Callback):
             "after": self._after,
             "after_step": self._after_step,
             "samples": self._samples.rows,
+            "pairs": self._pairs.rows,
         }
         folder = Path(trainer.default_root_dir)
         write_json(folder / SUMMARY, summary)

@@ -119,7 +119,7 @@ class Checkpoint(TextInterface):
         """Use it once in each way: some settings only make trouble then."""
         rows = tokenizer([PROBE, PROBE * 2], padding=tokenizer.pad_token is not None)["input_ids"]
         tokenizer.decode(rows[0], skip_special_tokens=True)
-        tokenizer.encode_text(PROBE)  # type: ignore[attr-defined]  # all of ours have it
+        tokenizer.encode_text(PROBE)  # all of ours have it
         self.prompt_format.stop_token_ids(tokenizer)
 
     def load_model(self, dtype: torch.dtype | None = None, quantization: Any = None) -> PreTrainedModel:

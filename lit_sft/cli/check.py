@@ -29,7 +29,7 @@ from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
 from lit_sft.runs.folder import LAST_CHECKPOINT, PREDICTIONS
-from lit_sft.stages._answering import Answering
+from lit_sft.stages._predicting import Predicting
 from lit_sft.tuning._base import Tuning
 
 # A launched process would repeat the command that is running: `check`, not `fit`.
@@ -115,7 +115,7 @@ class Clock(Callback):
         """Data and weights are there."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.has_prompts = (
-            isinstance(pl_module, Answering)
+            isinstance(pl_module, Predicting)
             and isinstance(data, AskingData)
             and bool(data.prompts or data.held_out_prompts(1))
         )

@@ -29,6 +29,7 @@ from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.guests import Guests
 from lit_sft.callbacks.hyperparameters import HyperParameters
+from lit_sft.callbacks.pair_samples import PairSamples
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.callbacks.progress import RunProgress
@@ -36,6 +37,7 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
+from lit_sft.cli._best_of import add_options, best_of
 from lit_sft.cli.measured import tell_measured
 from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.cli.parser import Parser, checkpoint_of
@@ -113,6 +115,12 @@ class CLI(LightningCLI):
         parser.link_arguments("model", "data.init_args.text", compute_fn=checkpoint_of, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            add_options(parser)
+        return parser
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""
 
@@ -135,6 +143,11 @@ class CLI(LightningCLI):
         if resume and self._get(self.config, "trainer.fast_dev_run"):
             raise ConfigError("trainer.fast_dev_run keeps nothing; leave it out to resume a run")
         refuse_mps(self._get(self.config, "trainer.accelerator"))
+
+    def after_instantiate_classes(self) -> None:
+        """Let a reward model choose among the answers of `predict`, if one is to."""
+        if self.subcommand == "predict" and (chosen := best_of(self.model, self.config["predict"])):
+            self.model.best_of = chosen
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
@@ -160,8 +173,9 @@ class CLI(LightningCLI):
         is_kept = not config.get("fast_dev_run")
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            kept = [Export(), Summary(samples)] if is_kept else []
-            own = [Throughput(), HyperParameters(), *kept, Preflight(self.config.fit)]
+            pairs = PairSamples(samples)
+            kept = [Export(), Summary(samples, pairs)] if is_kept else []
+            own = [pairs, Throughput(), HyperParameters(), *kept, Preflight(self.config.fit)]
             callbacks = [Guests(), *callbacks, *own]
         if self.subcommand != "fit" or config.get("enable_checkpointing") is False or not is_kept:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
@@ -201,6 +215,9 @@ class CLI(LightningCLI):
             if not checkpoint.is_file():
                 raise ConfigError(f"{run} holds no {LAST_CHECKPOINT}. Use --base true for the model before tuning")
             kwargs["ckpt_path"] = str(checkpoint)
+        if subcommand != "fit" and kwargs.get("ckpt_path"):
+            # As an argument, nobody could know it before the weights are loaded.
+            self.trainer.ckpt_path = kwargs.pop("ckpt_path")
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:

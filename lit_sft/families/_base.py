@@ -116,7 +116,8 @@ class Family(ABC):
         for field in fields(self.config_class):
             # Ids of tokens may be lists, and transformers checks them.
             if type(field.default) in {bool, int, float, str} and not field.name.endswith("token_id"):
-                setting(file, self.config, field.name, type(field.default), field.default)
+                default: Any = field.default
+                setting(file, self.config, field.name, type(default), default)
         return self.config_class.from_dict(dict(self.config))
 
     def check_sizes(self) -> None:

@@ -152,7 +152,9 @@ def test_settings_of_chatglm_6b_may_hold_tokens_as_objects(
     expected = open_checkpoint(folder).load_tokenizer()(text)
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     roles = [f"{role}_token" for role in ("bos", "eos", "mask", "pad", "unk")]
-    written = {role: {"__type": "AddedToken", "content": settings[role], "lstrip": False} for role in roles}
+    written: dict[str, Any] = {
+        role: {"__type": "AddedToken", "content": settings[role], "lstrip": False} for role in roles
+    }
     if kind == "null":
         written = dict.fromkeys(("bos_token", "unk_token"))
     change(folder / SETTINGS, **written)

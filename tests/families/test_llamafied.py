@@ -24,7 +24,7 @@ def llamafied(source: Path, folder: Path, **keys: Any) -> Path:
         config.pop(key, None)
     llama = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     (folder / "config.json").write_text(json.dumps({**config, **llama, **keys}))
-    state = {}
+    state: dict[str, torch.Tensor] = {}
     for file in sorted(folder.glob("pytorch_model*.bin")):
         state |= torch.load(file, weights_only=True)
     for file in folder.glob("pytorch_model*"):

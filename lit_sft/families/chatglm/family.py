@@ -179,7 +179,8 @@ class ChatGLM6B(Family):
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return ChatGLM6BForCausalLM(copy.deepcopy(self.network_config))
+        config: Any = copy.deepcopy(self.network_config)
+        return ChatGLM6BForCausalLM(config)
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:

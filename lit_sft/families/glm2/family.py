@@ -226,7 +226,8 @@ class Glm2Family(Family):
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return self.network(copy.deepcopy(self.network_config))
+        config: Any = copy.deepcopy(self.network_config)
+        return self.network(config)
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:

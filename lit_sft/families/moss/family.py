@@ -120,7 +120,8 @@ class Moss(Family):
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return MossForCausalLM(copy.deepcopy(self.network_config))
+        config: Any = copy.deepcopy(self.network_config)
+        return MossForCausalLM(config)
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
