@@ -1,5 +1,7 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
 # make quickstart-preference   after it: a reward model, preference optimization, what changed
+# make install      what training needs
+# make develop      what tests and linters need, too
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
@@ -16,16 +18,22 @@ export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install quickstart quickstart-preference test quick newest check lint tests clean
+.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/developed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 install: .venv/installed
+
+develop: .venv/developed
 
 $(TINY): | .venv/installed
 	$(BIN)/python -m lit_sft tiny --family baichuan-7b --output $@
@@ -47,7 +55,7 @@ quickstart-preference: .venv/installed $(TAUGHT)
 	$(BIN)/python -m lit_sft test
 	$(BIN)/python -m lit_sft summary
 
-test: .venv/installed
+test: .venv/developed
 	$(MAKE) check
 
 check: lint tests
@@ -62,7 +70,7 @@ lint:
 tests:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-quick: .venv/installed
+quick: .venv/developed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 # An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.

@@ -11,7 +11,8 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lit_sft.__main__ import main
-from lit_sft.cli.fit import CLI, Parser, run_cli
+from lit_sft.cli.fit import CLI, run_cli
+from lit_sft.cli.parser import Parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 OBJECTIVES = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO"}

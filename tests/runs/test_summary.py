@@ -1,53 +1,35 @@
-"""The summary shows what the stage of a run has measured, and nothing that it has not."""
+"""What is said of a run says of which step it is true."""
 
 from pathlib import Path
 from typing import Any
 
-from lit_sft.runs.summary import render
+import pytest
+
+from lit_sft.runs.summary import one_line, render
 
 
-def shown(before: dict[str, float], after: dict[str, float]) -> list[list[str]]:
-    content: dict[str, Any] = {
-        "optimizer_steps": 9,
-        "before": before,
-        "before_step": 0,
-        "after": after,
-        "after_step": 9,
-    }
-    lines = render(Path("runs/one"), {**content, "samples": []}).splitlines()
-    first = next(number for number, line in enumerate(lines) if "held out" in line)
-    return [line.rsplit(maxsplit=2) for line in lines[first + 1 : lines.index("", first)]]
+def content(**changes: Any) -> dict[str, Any]:
+    before, after = {"val/loss": 7.643}, {"val/loss": 7.507}
+    measured = {"before": before, "before_step": 0, "after": after, "after_step": 18}
+    return {"optimizer_steps": 18, "samples": [], **measured, **changes}
 
 
-def test_supervised_fine_tuning_shows_loss_perplexity_and_token_accuracy() -> None:
-    after = {"val/loss": 0.5, "val/perplexity": 1.649, "val/token_accuracy": 0.9, "val/loss/Belle": 0.5}
-    assert shown({"val/loss": 7.0}, after) == [
-        ["  loss", "7", "0.5"],
-        ["  perplexity", "-", "1.649"],
-        ["  token accuracy", "-", "0.9"],
-    ]
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "18 steps, held-out loss 7.643 -> 7.507. See "),
+        ({"after_step": 16}, "18 steps, held-out loss 7.643 -> 7.507 at step 16. See "),
+        ({"after": {}, "after_step": 0}, "18 steps, held-out loss 7.643 before, not measured since. See "),
+        ({"before": {}}, "18 steps, held-out loss 7.507. See "),
+        ({"before": {}, "after": {}}, "18 steps. See "),
+    ],
+)
+def test_the_last_line_of_a_fit_says_of_which_state_its_loss_is(changes: dict[str, Any], said: str) -> None:
+    assert one_line(Path("runs/x"), content(**changes)).startswith(said)
 
 
-def test_a_reward_model_shows_its_accuracy_beside_that_of_length_alone() -> None:
-    after = {"val/loss": 0.1, "val/accuracy": 0.95, "val/accuracy_of_longer_wins": 0.5, "val/margin": 3.0}
-    assert shown({}, after) == [
-        ["  loss", "-", "0.1"],
-        ["  accuracy", "-", "0.95"],
-        ["  if longer wins", "-", "0.5"],
-        ["  margin", "-", "3"],
-    ]
-
-
-def test_preference_optimization_shows_rewards_and_log_probabilities_of_both_sides() -> None:
-    after = {
-        **{f"val/rewards/{name}": value for name, value in (("chosen", 0.5), ("rejected", -1.0), ("margins", 1.5))},
-        "val/logps/chosen": -20.0,
-        "val/logps/rejected": -30.0,
-    }
-    assert [line[0].strip() for line in shown({}, after)] == [
-        "reward margin",
-        "reward, chosen",
-        "reward, rejected",
-        "log p, chosen",
-        "log p, rejected",
-    ]
+def test_a_summary_shows_what_was_measured_before_where_nothing_was_since() -> None:
+    lines = render(Path("runs/x"), content(after={}, after_step=0, ended_early="ended at 50% of the run")).splitlines()
+    assert "  ended at 50% of the run" in lines
+    assert "  held out              before   not since" in lines
+    assert "  loss                   7.643           -" in lines
