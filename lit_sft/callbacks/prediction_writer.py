@@ -135,7 +135,11 @@ def _scored(rows: Sequence[dict[str, Any]]) -> str:
     if not any("score" in row for row in rows):
         return ""
     num_missing = len(rows) - len(scores)
-    missing = f"; {num_missing} have none: not finite, too long, or not to be written in the prompt format" if num_missing else ""
+    missing = (
+        f"; {num_missing} have none: not finite, too long, or not to be written in the prompt format"
+        if num_missing
+        else ""
+    )
     return f", mean score {sum(scores) / max(1, len(scores)):.4g}{missing}"
 
 

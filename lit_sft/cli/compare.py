@@ -205,7 +205,7 @@ class CompareCLI(FitReader):
             replies = [reply for by_strategy in after.replies.values() for reply in by_strategy]
             if num_missing := sum(name not in reply.rewards for reply in replies):
                 log.warning(
-                    "%s could not judge %d of %d prompts: a score is not finite, or an answer too long or not to be written",
+                    "%s judges %d of %d prompts not: a score is not finite, or an answer too long or not to be written",
                     name, num_missing, len(replies),
                 )  # fmt: skip
         return before, after

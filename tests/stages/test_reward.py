@@ -183,7 +183,7 @@ def test_data_without_pairs_is_refused_or_warned_of(tiny: Tiny, tmp_path: Path) 
 def test_a_score_that_is_not_finite_is_none(tiny: Tiny, tmp_path: Path) -> None:
     stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
     folder = stage.export(tmp_path / "run", stage.state_dict())
-    assert stage.head is not None
+    assert isinstance(stage.head, ScalarHead)
     stage.head.weight.data.fill_(torch.inf)
     ScalarHead.save(stage.head.weight, folder / "reward_head.safetensors")
     assert Trained(str(folder)).score([Answered([Message("user", "question 1")], "please")]) == [None]
