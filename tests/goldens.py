@@ -14,6 +14,9 @@ from lit_sft.checkpoint.opening import Checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"
 
+GOLDEN_MODELS = sorted(path.parent.name for path in GOLDEN.glob("*/checkpoint"))
+"""Folders with a tiny checkpoint."""
+
 SHARED = Path(os.environ.get("LIT_SFT_SHARED", Path(__file__).parents[2] / "shared"))
 """Released sentencepiece models and samples of the corpora, which are not ours to ship; tests skip without."""
 

@@ -73,7 +73,7 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> str:
     seconds = {name: statistics.median(run["wall_s"] / run["pairs"] for run in found) for name, found in runs.items()}
     memory = {name: statistics.median(run["memory_mib"] for run in found) for name, found in runs.items()}
     lines = [
-        "| contestant | ms/pair | memory MiB | time / TRL's | memory / TRL's | pairs/s / the bare loop's | first, last loss |",
+        "| contestant | ms/pair | memory MiB | time / TRL's | memory / TRL's | pairs/s / the bare loop's | losses |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in runs.items():

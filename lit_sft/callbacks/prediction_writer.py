@@ -30,7 +30,8 @@ class PredictionWriter(Callback):
     the batches; the first writes the answers of all.
 
     Args:
-        path: File to write; if not given `predictions.jsonl` in the run folder, with --base `predictions-base.jsonl`.
+        path: File to write; if not given `predictions.jsonl` in the run folder, with --base `predictions-base.jsonl`,
+            and without a run `predictions-MODEL.jsonl` in the folder of all runs.
         token_budget: Tokens of prompts and answers, of all beams, that a device holds in memory at once; a prompt that
             needs more is answered alone.
     """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from lit_sft.callbacks.hyperparameters import results
 from lit_sft.callbacks.pair_samples import PairSamples
@@ -60,9 +61,11 @@ class Summary(Callback):
         """Write it, and say in one line what came of the run."""
         if not trainer.is_global_zero:
             return
+        ended_early = _why_early(trainer, pl_module)
         summary = {
             "metrics": dict(pl_module.shown_metrics) if isinstance(pl_module, Stage) else {},
             "optimizer_steps": trainer.global_step,
+            "ended_early": ended_early,
             "before": self._before,
             "before_step": self._before_step,
             "after": self._after,
@@ -72,4 +75,19 @@ class Summary(Callback):
         }
         folder = Path(trainer.default_root_dir)
         write_json(folder / SUMMARY, summary)
+        if ended_early:
+            log.info(ended_early)
         log.info(one_line(folder, summary))
+
+
+def _why_early(trainer: Trainer, stage: LightningModule) -> str | None:
+    """Where a run ended and why, if that is not where `max_steps` or `max_epochs` end it."""
+    if not isinstance(stage, Stage) or not trainer.global_step or stage.progress >= 1:
+        return None
+    reasons = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares no callbacks
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            reasons.append(f"EarlyStopping: {' '.join(callback.stopping_reason_message.split())}")
+        elif isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            reasons.append("trainer.max_time is over")
+    return f"ended at {stage.progress:.0%} of the run" + (f": {'; '.join(reasons)}" if reasons else "")

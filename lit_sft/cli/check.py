@@ -43,6 +43,7 @@ ONE_STEP = {
     "trainer.val_check_interval": 1,
     "trainer.check_val_every_n_epoch": "null",
     "trainer.num_sanity_val_steps": 0,
+    "trainer.fast_dev_run": "false",
     "trainer.enable_progress_bar": "false",
     "trainer.enable_checkpointing": "true",
     **ONE_DEVICE,
@@ -188,6 +189,7 @@ def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
         "trainer.limit_predict_batches": 1,
         # The run's configuration counts validations over epochs, which Lightning takes with whole batches only.
         "trainer.val_check_interval": 1,
+        "trainer.fast_dev_run": "false",
         "trainer.enable_progress_bar": "false",
     }
     if not clock.has_prompts:

@@ -23,8 +23,9 @@ from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.report.comparison import Comparison, Row, refuse_foreign, write_data, write_text
+from lit_sft.report.comparison import Comparison, Measured, Row, refuse_foreign, write_data, write_text
 from lit_sft.report.evaluation import Evaluation, evaluate
+from lit_sft.report.headlines import headlines
 from lit_sft.report.judging import judge
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
@@ -150,7 +151,7 @@ class CompareCLI(FitReader):
             seed=int(self.config.seed_everything),
             judges=list(self.rewards),
         )
-        write_report(comparison, self.folder)
+        print(headlines(comparison, write_report(comparison, self.folder)))  # noqa: T201
         print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201
 
     def _other(self, state: State) -> tuple[Answering, AskingData]:
@@ -205,7 +206,7 @@ class CompareCLI(FitReader):
             replies = [reply for by_strategy in after.replies.values() for reply in by_strategy]
             if num_missing := sum(name not in reply.rewards for reply in replies):
                 log.warning(
-                    "%s judges %d of %d prompts not: a score is not finite, or an answer too long or not to be written",
+                    "%s could not judge %d of %d answers: not finite, too long, or not to be written",
                     name, num_missing, len(replies),
                 )  # fmt: skip
         return before, after
@@ -253,8 +254,11 @@ def rows(prompts: Sequence[Prompt], before: Evaluation, after: Evaluation, safet
     ]
 
 
-def write_report(comparison: Comparison, folder: Path) -> None:
+def write_report(comparison: Comparison, folder: Path) -> list[Measured]:
     """Write report.html, report.md, metrics.json and answers.jsonl.
+
+    Returns:
+        What was measured.
 
     Raises:
         ConfigError: If the folder cannot be written to.
@@ -263,6 +267,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_data(comparison, measured, folder)
     write_text(folder / "report.html", page(comparison, measured))
     write_text(folder / "report.md", markdown(comparison, measured))
+    return measured
 
 
 def _checkpoint(place: str | Path) -> Path:

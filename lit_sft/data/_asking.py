@@ -27,8 +27,8 @@ class AskingData(CorpusData):
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
         corpora: What to train on.
-        prompts: What `predict` answers instead: a text file with a prompt on each line, or JSON Lines. A reward model
-            scores the answers that stand there.
+        prompts: What `predict` answers instead: records in JSON, a table with a header, or a prompt on each line. A
+            reward model scores the answers that stand there.
         forgetting: What `compare` measures besides, to see what was forgotten; never trained on.
         kwargs: What every data module takes.
     """

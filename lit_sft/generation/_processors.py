@@ -43,9 +43,21 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Scores [B, V]: 0 for the token drawn, minus infinity for all others."""
-        ends = scores.double().softmax(-1).cumsum(-1)
-        numbers = [[generator.random()] for generator in self.generators]
-        points = torch.tensor(numbers, dtype=ends.dtype, device=ends.device) * ends[:, -1:]
-        # To the right of equal ends: a token without probability is never hit.
-        drawn = torch.searchsorted(ends, points, right=True).clamp_(max=scores.shape[1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, drawn, 0.0)
+        drawn = draw(scores.double().softmax(-1), [generator.random() for generator in self.generators])
+        return torch.full_like(scores, -torch.inf).scatter_(1, drawn[:, None], 0.0)
+
+
+def draw(probabilities: torch.Tensor, numbers: Sequence[float]) -> torch.Tensor:
+    """A token of each row [B], by its probabilities [B, V] float64: the one that the number of the row hits.
+
+    One number a token, and not one for each of the vocabulary: where rounding differs, as it does from batch to batch,
+    the token is another only if the number lies between the two borders.
+
+    Args:
+        probabilities: [B, V].
+        numbers: Of each row, from 0 up to 1.
+    """
+    ends = probabilities.cumsum(-1)
+    points = torch.tensor(numbers, dtype=ends.dtype, device=ends.device)[:, None] * ends[:, -1:]
+    # To the right of equal ends: a token without probability is never hit.
+    return torch.searchsorted(ends, points, right=True).clamp_(max=ends.shape[1] - 1)[:, 0]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_sft.conversation import Message
+from lit_sft.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,30 @@ class Answered:
 
 
 class RewardFunction(ABC):
-    """Gives each answer a number; higher is better."""
+    """Gives each answer a number; higher is better.
+
+    A class of one's own derives from it, and where it has options, hands `**kwargs` on.
+
+    Args:
+        weight: What its numbers are multiplied with in the sum of all rewards; 0 only shows them.
+        name: How logs call it; the name of its class in small letters if not given.
+    """
+
+    weight = 1.0
+    _name: str | None = None
+
+    def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
+        if not math.isfinite(weight):
+            raise ConfigError(f"the weight of the reward {name or type(self).__name__} is {weight}; it must be finite")
+        if name is not None and not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"a reward has the name {name!r}; use letters, digits, '_', '.' and '-'")
+        self.weight = weight
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        """The given name, or that of its class: `no_end`."""
+        return self._name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
 
     @abstractmethod
     def score(self, answers: Sequence[Answered]) -> list[float | None]:

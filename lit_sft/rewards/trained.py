@@ -34,9 +34,11 @@ class Trained(RewardFunction):
         path: Folder of a run of the stage `Reward`, or what it exported: `adapter` or `model` in it.
         checkpoint: Model folder on which an adapter was trained; the one of the run if not given.
         precision: Lightning's word for that of the network, such as `bf16-mixed`.
+        kwargs: What every reward takes.
     """
 
-    def __init__(self, path: str, checkpoint: str | None = None, precision: str = "32-true") -> None:
+    def __init__(self, path: str, checkpoint: str | None = None, precision: str = "32-true", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
         self.folder = exported(Path(path))
         self.about = read_about(self.folder)
         self.precision = precision

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from goldens import GOLDEN, golden_checkpoint, golden_model
+from goldens import GOLDEN_MODELS, golden_checkpoint, golden_model
 from transformers import GenerationConfig
 
 from lit_sft import Conversation, Message, open_checkpoint
@@ -16,7 +16,7 @@ from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, To
 
 pytestmark = pytest.mark.slow  # as a whole
 
-FAMILIES = [*sorted(path.name for path in GOLDEN.iterdir()), "native"]
+FAMILIES = [*GOLDEN_MODELS, "native"]
 TEXT = "青榆镇在银镜湖的东岸，一共住着八百人。镇长名叫周叶，他养了一只灰猫，每天早上八点坐渡船去图书馆。"
 STRATEGIES = [
     Greedy(max_new_tokens=8),

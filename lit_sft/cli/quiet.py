@@ -1,4 +1,4 @@
-"""Which messages of ourselves and of the libraries a user sees."""
+"""Our own messages, and none of the libraries' chatter about things that are as they should be."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HARMLESS_WARNINGS = (
 
 
 def quieten() -> None:
-    """Our own messages, none of the libraries' chatter about things that are as they should be."""
+    """Let the first process speak, and only of what matters."""
     logging.basicConfig(level=logging.WARNING)
     for handler in logging.getLogger().handlers:
         handler.setFormatter(HarmlessFormatter("%(message)s"))
