@@ -1,4 +1,7 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
+# make quickstart-preference   after it: a reward model, preference optimization, what changed
+# make install      what training needs
+# make develop      what tests and linters need, too
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
@@ -8,22 +11,29 @@ PYTHON ?= python3
 BIN := .venv/bin
 NEWEST := .venv-newest
 TINY := models/tiny-baichuan-7b
+TAUGHT := models/quickstart
 
 # Names of the libraries without the bounds on their versions.
 export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install quickstart test quick newest check lint tests clean
+.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/developed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 install: .venv/installed
+
+develop: .venv/developed
 
 $(TINY): | .venv/installed
 	$(BIN)/python -m lit_sft tiny --family baichuan-7b --output $@
@@ -33,7 +43,19 @@ quickstart: .venv/installed $(TINY)
 	$(BIN)/python -m lit_sft predict
 	$(BIN)/python -m lit_sft summary
 
-test: .venv/installed
+# What the newest quickstart has made.
+$(TAUGHT): | .venv/installed
+	ls -d runs/quickstart-[0-9]*/model >/dev/null 2>&1 || $(MAKE) quickstart
+	cp -r "$$(ls -d runs/quickstart-[0-9]*/model | tail -n 1)" $@
+
+quickstart-preference: .venv/installed $(TAUGHT)
+	$(BIN)/python -m lit_sft fit --config configs/quickstart_reward.yaml
+	$(BIN)/python -m lit_sft test
+	$(BIN)/python -m lit_sft fit --config configs/quickstart_preference.yaml
+	$(BIN)/python -m lit_sft test
+	$(BIN)/python -m lit_sft summary
+
+test: .venv/developed
 	$(MAKE) check
 
 check: lint tests
@@ -48,7 +70,7 @@ lint:
 tests:
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-quick: .venv/installed
+quick: .venv/developed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 # An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.
@@ -63,4 +85,4 @@ newest:
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 clean:
-	rm -rf .venv $(NEWEST) $(TINY) runs
+	rm -rf .venv $(NEWEST) $(TINY) $(TAUGHT) runs

@@ -116,7 +116,8 @@ def _underscored(word: str) -> str:
 
 def _help() -> str:
     lines = [f"  {verb:<10}{text}" for verb, (_, text) in (CONFIGURED_VERBS | FUNCTION_VERBS).items()]
-    return "\n".join([lit_sft.__doc__ or "", "usage: python -m lit_sft VERB [options]", "", *lines, "", EPILOG])
+    about = (lit_sft.__doc__ or "").partition("\n")[0]
+    return "\n".join([about, "", "usage: python -m lit_sft VERB [options]", "", *lines, "", EPILOG])
 
 
 def leave(code: int) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -31,11 +32,29 @@ def read_configuration(file: Path) -> str:
     except (yaml.YAMLError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{file} is not YAML: {problem}") from None
-    _refuse_twins(file, root)
+    _refuse_twins(str(file), root)
     return text
 
 
-def _refuse_twins(file: Path, root: yaml.Node | None) -> None:
+def check_words(words: Iterable[str]) -> None:
+    """Look through what is given as YAML on the command line.
+
+    Raises:
+        ConfigError: If one of the words says something twice.
+    """
+    for word in words:
+        option, equals, given = word.partition("=")
+        value = given if equals and option.startswith("--") else word
+        if not value.lstrip().startswith(("{", "[")):
+            continue
+        try:
+            root = yaml.compose(value, Loader=yaml.SafeLoader)
+        except (yaml.YAMLError, RecursionError):
+            continue  # the parser says so, if it is read as YAML at all
+        _refuse_twins("command line", root)
+
+
+def _refuse_twins(file: str, root: yaml.Node | None) -> None:
     waiting, seen = [("", root)], set[int]()
     while waiting:
         place, node = waiting.pop()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import chdir
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_sft.config_file import read_configuration
+from lit_sft.config_file import check_words, read_configuration
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import discover
 
@@ -41,9 +42,11 @@ BASE_CLASSES = {
 
 PATH_OPTIONS = {
     *("adapter", "after", "before", "cache", "checkpoint", "ckpt_path", "html", "output", "path", "prompts"),
-    *("resume", "run", "runs", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
+    *("resume", "reward", "run", "runs", "text", "default_root_dir", "dirpath", "log_dir", "root_dir", "save_dir"),
 }
 """Options that name files and folders, wherever they stand."""
+
+CONFIG_OPTIONS = {"--config", "-c"}
 
 LIGHTNINGS = {"callbacks": "lightning.pytorch.callbacks", "logger": "lightning.pytorch.loggers"}
 """Key of a configuration -> module with the short names that Lightning knows for it."""
@@ -53,6 +56,7 @@ CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
 MISSING_PACKAGE = re.compile(r"No module named '(?!lit_sft)(\w+)|pip install (?:-U )?['\"]?([A-Za-z][\w.-]*)")
 KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
 UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
+CALLED_CLASS = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 NO_CALLABLE = re.compile(r"expects a function or a callable class: (.+?)\.? Got value")
 UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
@@ -83,9 +87,15 @@ class ShortErrorParser(ArgumentParser):
             parsed: Namespace = self.parse_string(text, path=file.name, **options)
         return parsed
 
-    def parse_args(self, *args: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        """As jsonargparse does, with `~` and environment variables in paths replaced."""
-        parsed: Namespace = _with_expanded_paths(super().parse_args(*args, **options))
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **options: Any) -> Namespace:  # type: ignore[override]
+        """As jsonargparse does, with `~` and environment variables in paths replaced.
+
+        Raises:
+            ConfigError: If a value says something twice.
+        """
+        words = _with_expanded_configs(sys.argv[1:] if args is None else args)
+        check_words(words)
+        parsed: Namespace = _with_expanded_paths(super().parse_args(words, *more, **options))
         return parsed
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -106,7 +116,7 @@ class ShortErrorParser(ArgumentParser):
         if missing := missing_package(message):
             return f"{place}: {missing}" if place else missing
         if found := UNKNOWN_OPTION.search(message):
-            classes = CLASS_PROBLEM.findall(message)
+            classes = CLASS_PROBLEM.findall(message) + CALLED_CLASS.findall(message)
             names = _parameters(classes[-1]) if classes else self._options_near(found[1])
             where = f"{place}: " if place else ""
             return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names)}"
@@ -119,7 +129,10 @@ class ShortErrorParser(ArgumentParser):
             kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
             chosen = next(filter(None, kinds), None)
             names = list(discover(*chosen)) if chosen else _names_of_lightning(place)
-            return f"{place}: there is no class {found[1]!r}. {accepted(found[1], names)}"
+            if found[1] in names:
+                return f"{place}: {found[1]} cannot be used: a package that it needs is not installed"
+            hint = accepted(found[1], names) if names else "Give its full path, such as package.module.Class"
+            return f"{place}: there is no class {found[1]!r}. {hint}"
         if found := NO_CALLABLE.search(message):
             return f"{place}: {found[1]}"
         if found := REQUIRED.search(message):
@@ -165,6 +178,18 @@ def expanded(path: str) -> str:
     return os.path.expanduser(os.path.expandvars(path))
 
 
+def _with_expanded_configs(words: Sequence[str]) -> list[str]:
+    """The files that are read while the words are parsed."""
+    found = list(words)
+    for place, word in enumerate(words):
+        option, equals, path = word.partition("=")
+        if option in CONFIG_OPTIONS and equals:
+            found[place] = f"{option}={expanded(path)}"
+        elif place and words[place - 1] in CONFIG_OPTIONS:
+            found[place] = expanded(word)
+    return found
+
+
 def _with_expanded_paths(values: Any, key: str = "") -> Any:
     """Namespaces and dictionaries are changed in place."""
     if isinstance(values, str):
@@ -192,8 +217,10 @@ def user_error_in(error: BaseException | None) -> UserError | None:
 def _parameters(class_path: str) -> list[str]:
     """Names of what a class takes, those of its bases included."""
     module, _, name = class_path.rpartition(".")
-    keys: Iterable[str] = ArgumentParser(exit_on_error=False).add_class_arguments(getattr(import_module(module), name))
-    return [key for key in keys if "." not in key]
+    parser = ArgumentParser(exit_on_error=False)
+    # Optimizers of other libraries declare no types, and get their `params` from us.
+    keys: Iterable[str] = parser.add_class_arguments(getattr(import_module(module), name), fail_untyped=False)
+    return [key for key in keys if "." not in key and key != "params"]
 
 
 def _with_verbs(parser: ArgumentParser) -> Iterator[ArgumentParser]:

@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -103,3 +103,9 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
+
+
+def states_of(paths: Iterable[Path]) -> list[list[str | int]]:
+    """What tells files from others without reading gigabytes: name, size and time of the last change of each."""
+    states = ((path, path.stat()) for path in paths)
+    return [[path.name, state.st_size, state.st_mtime_ns] for path, state in states]

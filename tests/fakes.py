@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 
 from lit_sft.conversation import Conversation, EncodedTurn, PromptFormat, TextInterface
 
@@ -100,6 +102,13 @@ class AskInValidation(Ask):
             os.kill(os.getpid(), self.number)
 
 
+class FailingLogger(CSVLogger):
+    """Its server is not there."""
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no route to host")
+
+
 class Kill(Ask):
     """The process ends at once."""
 
@@ -135,3 +144,10 @@ class KillInPredict(Callback):
             with partial.open("a", encoding="utf-8") as file:
                 file.write('{"number": 0, "rows": [{"source"')
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class ScaledHalf(MixedPrecision):
+    """`16-mixed` as on a GPU, with its loss scaler, on a CPU."""
+
+    def __init__(self, scale: float = 2.0**16) -> None:
+        super().__init__("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=scale))

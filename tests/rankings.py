@@ -16,7 +16,8 @@ class Rankings(Corpus):
     layouts: ClassVar = (frozenset({"answers", "answer"}),)
 
     def parse(self, record: dict[str, Any]) -> Preference | Judged:
-        prompt = [Message("user", record["prompt"])]
+        before = [Message("system", record["system"])] if "system" in record else []
+        prompt = [*before, Message("user", record["prompt"])]
         if "answer" in record:
             return Judged(prompt, Message("assistant", record["answer"]), record["good"])
         answers = [Message("assistant", answer) for answer in record["answers"]]

@@ -34,6 +34,15 @@ def test_what_yaml_would_drop_or_cannot_read_is_named_with_its_line(tmp_path: Pa
         read_configuration(written(tmp_path, text))
 
 
+@pytest.mark.parametrize("words", [["--corpora", "[{path: a, path: b}]"], ['--corpora=[{"path": "a", "path": "b"}]']])
+def test_the_command_line_may_not_say_a_thing_twice_either(words: list[str]) -> None:
+    parser = ShortErrorParser()
+    parser.add_argument("--corpora", type=list[dict[str, str]])
+    with pytest.raises(ConfigError, match=r"command line: key \[0\]\.path stands twice"):
+        parser.parse_args(words)
+    assert parser.parse_args(["--corpora", "[{path: a}, {path: b}]"]).corpora == [{"path": "a"}, {"path": "b"}]
+
+
 def test_the_same_key_in_two_places_and_an_alias_are_fine(tmp_path: Path) -> None:
     text = "a: &one {x: 1}\nb: {x: 2}\nc: *one\nd: [*one, *one]\n"
     assert read_configuration(written(tmp_path, text)) == text
@@ -56,6 +65,19 @@ def test_a_configuration_is_utf_8_in_every_locale(tmp_path: Path) -> None:
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code, str(file)], env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("words", [["--config=~/config.yaml"], ["--config", "$PLACE/config.yaml"]])
+def test_home_and_environment_stand_in_the_name_of_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    written(tmp_path, "name: x\n")
+    parser = ShortErrorParser()
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--name", type=str)
+    assert parser.parse_args(words).name == "x"
 
 
 def test_home_and_environment_stand_in_every_option_that_is_a_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,22 +2,35 @@
 
 import json
 from collections.abc import Callable
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from lightning.pytorch.cli import LightningCLI
 
 from lit_sft.__main__ import main
-from lit_sft.cli.fit import CLI, Parser, run_cli
+from lit_sft.cli.fit import CLI, run_cli
+from lit_sft.cli.parser import Parser
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+OBJECTIVES = {"dpo": "DPO", "ipo": "IPO", "simpo": "SimPO", "orpo": "ORPO", "kto": "KTO"}
 OVERLAYS: dict[str, dict[str, Any]] = {
-    "ddp": {"strategy": "ddp", "devices": "auto"},
-    "fsdp2": {"strategy": "fsdp2", "devices": "auto"},
-    "multi_node": {"num_nodes": 2, "devices": 8},
-    "debug": {"max_steps": 4, "enable_checkpointing": False, "detect_anomaly": True},
+    "ddp": {"trainer.strategy": "ddp", "trainer.devices": "auto"},
+    "fsdp2": {"trainer.strategy": "fsdp2", "trainer.devices": "auto"},
+    "multi_node": {"trainer.num_nodes": 2, "trainer.devices": 8},
+    "debug": {"trainer.max_steps": 4, "trainer.enable_checkpointing": False, "trainer.detect_anomaly": True},
+    "reward": {"model.class_path": "lit_sft.stages.reward.Reward"},
+    **{
+        name: {
+            "model.class_path": "lit_sft.stages.preference.Preference",
+            "model.init_args.objective.class_path": f"lit_sft.objectives.{name}.{objective}",
+        }
+        for name, objective in OBJECTIVES.items()
+    },
 }
+ON_ANSWERS = ("reward", *OBJECTIVES)
 
 
 class OnlyParsed(CLI):
@@ -52,16 +65,21 @@ def test_every_overlay_is_here() -> None:
 def test_every_overlay_stacks_on_a_configuration(config: Path, parser: Parser) -> None:
     for overlay, wanted in OVERLAYS.items():
         files = [str(config), str(CONFIGS / "overlays" / f"{overlay}.yaml")]
-        trainer = parser.parse_args(["fit", *(word for file in files for word in ("--config", file))]).fit.trainer
-        assert {name: trainer[name] for name in wanted} == wanted
+        parsed = parser.parse_args(["fit", *(word for file in files for word in ("--config", file))]).fit
+        assert {name: parsed[name] for name in wanted} == wanted
         # What the overlay does not say is as the configuration has it.
-        assert trainer.gradient_clip_val == 1.0
+        assert parsed.trainer.gradient_clip_val == 1.0
+        if overlay in ON_ANSWERS:
+            assert parsed.data.class_path == "lit_sft.data.preference.PreferenceData"
+            tuning = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["tuning"]
+            assert parsed.model.init_args.tuning.class_path.endswith(f".{tuning['class_path']}")
+            assert parsed.model.init_args.tuning.init_args.dropout == 0
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_overlay_opens_with_what_it_is_for_and_how_it_is_used(overlay: str) -> None:
-    header = (CONFIGS / "overlays" / f"{overlay}.yaml").read_text(encoding="utf-8").partition("\ntrainer:")[0]
-    assert header.startswith("# ")
+    text = (CONFIGS / "overlays" / f"{overlay}.yaml").read_text(encoding="utf-8")
+    header = "".join(takewhile(lambda line: line.startswith("#"), text.splitlines(keepends=True)))
     assert f"--config configs/overlays/{overlay}.yaml" in header
 
 
@@ -71,3 +89,40 @@ def test_debug_makes_four_steps_and_no_checkpoint(write_config: Callable[..., st
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text())["optimizer_steps"] == 4
     assert not (run / "checkpoints").exists()
+
+
+LORA = {"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.1}}
+FULL = {"class_path": "Full"}
+
+
+@pytest.mark.parametrize(
+    ("overlay", "tuning"),
+    [*((overlay, LORA) for overlay in ON_ANSWERS), ("reward", FULL), ("dpo", FULL), ("kto", FULL)],
+    ids=lambda value: value if isinstance(value, str) else value["class_path"],
+)
+def test_overlays_on_answers_train_adapters_and_whole_models(
+    overlay: str, tuning: dict[str, Any], write_config: Callable[..., str], tmp_path: Path
+) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    records = [
+        {
+            "conversations": [{"from": "human", "value": f"{a}加{b}等于几？"}],
+            "chosen": f"等于{a + b}。",
+            "rejected": "不知道",
+        }
+        for a in range(1, 4)
+        for b in range(1, 4)
+    ]
+    pairs.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    words = [
+        "fit",
+        "--config",
+        write_config(model={"tuning": tuning}, trainer={"max_steps": 2, "limit_val_batches": 1}),
+    ]
+    words += ["--config", str(CONFIGS / "overlays" / f"{overlay}.yaml")]
+    words += [f"--data.init_args.corpora=[{{class_path: ShareGptPairs, init_args: {{path: {pairs}}}}}]"]
+    words += ["--data.init_args.validation_fraction", "0.3", "--data.init_args.cache", str(tmp_path / "cache")]
+    assert main(words) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "summary.json").read_text())["optimizer_steps"] == 2
+    assert (run / ("model" if tuning["class_path"] == "Full" else "adapter")).is_dir()

@@ -28,9 +28,8 @@ from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.corpora.belle import Belle
-from lit_sft.data.collate import pad_left
 from lit_sft.data.sft import SFTData
-from lit_sft.generation.generate import decode_answer
+from lit_sft.generation.generate import decode_answer, pad_left
 from lit_sft.generation.strategies import Greedy
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full

@@ -32,14 +32,19 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "QLoRA": {"class_path": "QLoRA", "init_args": {"rank": 4, "dropout": 0.1, "quant_type": "nf4"}},
     # The families of this time have no dropout outside of adapters.
     "Full": {"class_path": "Full"},
+    "DPO-LoRA": {"class_path": "LoRA", "init_args": {"dropout": 0.0}},
+    "DPO-Full": {"class_path": "Full"},
 }
+"""The first part of a name is the objective, if there is one: DPO begins with an adapter, which is its reference."""
+
 IMPORTED = ("lit_sft.cli.fit", "peft", "bitsandbytes", "torch.utils.tensorboard")
 ENDS = ("starting", "training", "saving", "done")
 CURVES = ("train/loss", "train/learning_rate", "train/gradient_norm", "val/loss")
 
 
 def write_config(work: Path, tuning: str, ranks: int) -> str:
-    config = {
+    is_dpo = tuning.startswith("DPO")
+    config: dict[str, Any] = {
         "seed_everything": 1,
         "name": tuning.lower(),
         "checkpoints": {"every_minutes": 0.005},
@@ -72,9 +77,38 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
         },
         "samples": {"count": 1},
     }  # fmt: skip
+    if is_dpo:
+        config["model"]["class_path"] = "Preference"
+        config["model"]["init_args"]["objective"] = {"class_path": "DPO"}
+        if tuning == "DPO-LoRA":
+            config["model"]["init_args"]["tuning"]["init_args"]["adapter"] = str(first_adapter(work))
+        config["data"]["class_path"] = "PreferenceData"
+        pairs = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
+        config["data"]["init_args"]["corpora"] = [pairs]
+        config["trainer"]["max_epochs"] = 1
     file = work / f"{tuning}.yaml"
     file.write_text(yaml.safe_dump(config))
     return str(file)
+
+
+def first_adapter(work: Path) -> Path:
+    """An adapter that has learned something, made when first asked for."""
+    runs = work / "first"
+    if not runs.exists():
+        fork = os.fork()  # a process that has trained cannot fork
+        if fork == 0:
+            short = [
+                "--trainer.max_epochs",
+                "1",
+                "--runs",
+                str(runs),
+                "--model.init_args.tuning.init_args.dropout",
+                "0",
+            ]
+            os._exit(main(["fit", "--config", write_config(work, "LoRA", 1), *short]))
+        assert os.waitpid(fork, 0)[1] == 0
+    (run,) = runs.iterdir()
+    return run / "adapter"
 
 
 @dataclass

@@ -55,8 +55,8 @@ class AnsweredPrompts:
         self._file.flush()
         self.numbers |= rows_of.keys()
 
-    def finish(self, path: Path) -> int:
-        """Write all rows in the order of the prompts under their final name; how many they are."""
+    def finish(self, path: Path) -> list[dict[str, Any]]:
+        """Write all rows in the order of the prompts under their final name; these rows."""
         rows_of = {line["number"]: line["rows"] for _, line in self._whole_lines() if "rows" in line}
         rows = [row for number in sorted(rows_of) for row in rows_of[number]]
         refuse_foreign(path)
@@ -64,7 +64,7 @@ class AnsweredPrompts:
             partial.write_bytes(b"".join(map(_line, rows)))
         self.path.unlink()
         self._file.close()
-        return len(rows)
+        return rows
 
     def close(self) -> None:
         """Leave the file to another process; without an answer there is none to leave."""

@@ -11,8 +11,10 @@ from torch.utils.tensorboard.summary import hparams
 from lit_sft.data._base import CorpusData
 from lit_sft.stages._base import Stage
 
-RESULTS = {f"val_before/{name}": f"val/{name}" for name in ("loss", "perplexity", "token_accuracy")}
-"""Curve of what was measured before training, one point, and the curve whose latest point stands beside it."""
+
+def results(stage: Stage) -> dict[str, str]:
+    """Curve of what was measured before training, one point, and the curve whose latest point stands beside it."""
+    return {f"val_before/{curve.removeprefix('val/')}": curve for curve in stage.shown_metrics}
 
 
 class HyperParameters(Callback):
@@ -22,11 +24,11 @@ class HyperParameters(Callback):
         """Not at the end: runs at work are compared too. The results are the curves themselves, as they grow."""
         if not trainer.is_global_zero or not isinstance(pl_module, Stage):
             return
-        results = [name for pair in RESULTS.items() for name in pair]
+        named = [name for pair in results(pl_module).items() for name in pair]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 # The logger's own log_hyperparams would add a point to each curve.
-                for part in hparams(choices(trainer, pl_module), dict.fromkeys(results, 0.0)):
+                for part in hparams(choices(trainer, pl_module), dict.fromkeys(named, 0.0)):
                     logger.experiment._get_file_writer().add_summary(part)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lit_sft.callbacks._answered import AnsweredPrompts, refuse_foreign
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.errors import ConfigError
+from lit_sft.files import states_of
 from lit_sft.generation.generate import TOKEN_BUDGET
 from lit_sft.runs.folder import PREDICTIONS
 from lit_sft.stages._predicting import Predicting
@@ -29,7 +30,8 @@ class PredictionWriter(Callback):
     the batches; the first writes the answers of all.
 
     Args:
-        path: File to write; if not given `predictions.jsonl` in the run folder, with --base `predictions-base.jsonl`.
+        path: File to write; if not given `predictions.jsonl` in the run folder, with --base `predictions-base.jsonl`,
+            and without a run `predictions-MODEL.jsonl` in the folder of all runs.
         token_budget: Tokens of prompts and answers, of all beams, that a device holds in memory at once; a prompt that
             needs more is answered alone.
     """
@@ -56,6 +58,7 @@ class PredictionWriter(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
         if not isinstance(pl_module, Predicting) or not isinstance(data, AskingData):
             raise ConfigError("predict needs a model that answers or scores, such as SFT, and data that asks: SFTData")
+        pl_module.check_prompts(data.predict_prompts)
         found: set[int] | ConfigError = set()
         if trainer.is_global_zero:
             try:
@@ -103,7 +106,8 @@ class PredictionWriter(Callback):
             return
         assert self.path is not None
         if len(self._answered.numbers) == self._num_prompts:
-            log.info("%d answers in %s", self._answered.finish(self.path), self.path)
+            rows = self._answered.finish(self.path)
+            log.info("%d answers in %s%s", len(rows), self.path, _scored(rows))
         else:  # limit_predict_batches
             self._tell_unfinished(self._answered)
             self._answered.close()
@@ -126,6 +130,20 @@ class PredictionWriter(Callback):
         )  # fmt: skip
 
 
+def _scored(rows: Sequence[dict[str, Any]]) -> str:
+    """What is to be said of scores, if rows have any."""
+    scores = [row["score"] for row in rows if row.get("score") is not None]
+    if not any("score" in row for row in rows):
+        return ""
+    num_missing = len(rows) - len(scores)
+    missing = (
+        f"; {num_missing} have none: not finite, too long, or not to be written in the prompt format"
+        if num_missing
+        else ""
+    )
+    return f", mean score {sum(scores) / max(1, len(scores)):.4g}{missing}"
+
+
 def _settings(trainer: Trainer, stage: Predicting, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """All that answers depend on."""
     asked = [(p.input_ids, p.text, p.reference, p.source, p.category, p.is_truncated) for p in prompts]
@@ -134,15 +152,9 @@ def _settings(trainer: Trainer, stage: Predicting, prompts: Sequence[Prompt]) ->
     trained += sorted(Path(tuning.adapter).iterdir()) if tuning.adapter else []
     return {
         "prompts": hashlib.sha256(repr(asked).encode()).hexdigest(),
-        "model": _state_of([checkpoint.path / "config.json", *checkpoint.tokenizer_files, *checkpoint.weight_files]),
-        "tuned weights": _state_of(trained),
+        "model": states_of([checkpoint.path / "config.json", *checkpoint.tokenizer_files, *checkpoint.weight_files]),
+        "tuned weights": states_of(trained),
         "tuning": {"class": type(tuning).__name__, **{name: str(value) for name, value in vars(tuning).items()}},
         "precision": str(trainer.precision),
         **stage.row_settings(),
     }
-
-
-def _state_of(files: Iterable[Path]) -> list[list[str | int]]:
-    """What tells a file from another without reading gigabytes."""
-    states = ((file, file.stat()) for file in files)
-    return [[file.name, state.st_size, state.st_mtime_ns] for file, state in states]

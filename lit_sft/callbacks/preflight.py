@@ -9,6 +9,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lit_sft.conversation import Batch
+from lit_sft.data._base import CorpusData
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import device_memory, plan_of, verdict
 from lit_sft.stages._base import Stage
@@ -17,7 +18,9 @@ log = logging.getLogger(__name__)
 
 
 class Preflight(Callback):
-    """Logs the estimated memory before the weights load, and warns if the stage finds fault with the first batch.
+    """Logs the estimated memory before the weights load, and warns if the stage finds fault with what it first sees.
+
+    That is the first batch and, as one batch can be so by chance, a sample of the corpora.
 
     Args:
         config: The parsed configuration of the fit.
@@ -45,5 +48,8 @@ class Preflight(Callback):
             return
         self.is_first_batch_checked = True
         self.fault = pl_module.check_first_batch(batch)
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
+        if self.fault and isinstance(data, CorpusData):
+            self.fault = pl_module.check_first_batch(data.sample())
         if self.fault:
             log.warning("%s", self.fault)

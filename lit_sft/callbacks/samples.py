@@ -70,18 +70,18 @@ class Samples(Callback):
             for prompt, by_strategy in zip(self.prompts, answers, strict=True)
             for strategy, answer in by_strategy.items()
         ]
-        ends = [answer.finish_reason for by_strategy in answers for answer in by_strategy.values()]
+        ends: list[str] = [answer.finish_reason for by_strategy in answers for answer in by_strategy.values()]
+        columns = ("prompt", "strategy", "before", "after", "reference")
+        lines = [[*(row[name] or "" for name in columns), end] for row, end in zip(self.rows, ends, strict=True)]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", _table(self.rows, ends), trainer.global_step)
+                logger.experiment.add_text("samples", table([*columns, "finish"], lines), trainer.global_step)
 
 
-def _table(rows: Sequence[dict[str, str | None]], ends: Sequence[str]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; what people and models wrote is shown, never interpreted."""
-    columns = ("prompt", "strategy", "before", "after", "reference")
-    lines = [[*(_cell(row[name] or "") for name in columns), end] for row, end in zip(rows, ends, strict=True)]
-    head = [[*columns, "finish"], ["---"] * (len(columns) + 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in [*head, *lines])
+    lines = [columns, ["---"] * len(columns), *([_cell(text) for text in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cell(text: str) -> str:

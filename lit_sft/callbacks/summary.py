@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from lit_sft.callbacks.hyperparameters import RESULTS
+from lit_sft.callbacks.hyperparameters import results
+from lit_sft.callbacks.pair_samples import PairSamples
 from lit_sft.callbacks.samples import Samples
 from lit_sft.files import write_json
 from lit_sft.runs.folder import SUMMARY
 from lit_sft.runs.summary import one_line
+from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +27,9 @@ class Summary(Callback):
     covers the whole split (`trainer.num_sanity_val_steps: -1`).
     """
 
-    def __init__(self, samples: Samples) -> None:
+    def __init__(self, samples: Samples, pairs: PairSamples) -> None:
         self._samples = samples
+        self._pairs = pairs
         self._before: dict[str, float] = {}
         self._after: dict[str, float] = {}
         self._before_step = self._after_step = 0
@@ -40,7 +44,8 @@ class Summary(Callback):
             # Lightning measures before some of the runs that are taken up, too.
             self._before = metrics
             self._before_step = trainer.global_step
-            state_before = {name: metrics[curve] for name, curve in RESULTS.items() if curve in metrics}
+            curves = results(pl_module) if isinstance(pl_module, Stage) else {}
+            state_before = {name: metrics[curve] for name, curve in curves.items() if curve in metrics}
             for logger in trainer.loggers:
                 logger.log_metrics(metrics | state_before, step=trainer.global_step)
 
@@ -56,14 +61,33 @@ class Summary(Callback):
         """Write it, and say in one line what came of the run."""
         if not trainer.is_global_zero:
             return
+        ended_early = _why_early(trainer, pl_module)
         summary = {
+            "metrics": dict(pl_module.shown_metrics) if isinstance(pl_module, Stage) else {},
             "optimizer_steps": trainer.global_step,
+            "ended_early": ended_early,
             "before": self._before,
             "before_step": self._before_step,
             "after": self._after,
             "after_step": self._after_step,
             "samples": self._samples.rows,
+            "pairs": self._pairs.rows,
         }
         folder = Path(trainer.default_root_dir)
         write_json(folder / SUMMARY, summary)
+        if ended_early:
+            log.info(ended_early)
         log.info(one_line(folder, summary))
+
+
+def _why_early(trainer: Trainer, stage: LightningModule) -> str | None:
+    """Where a run ended and why, if that is not where `max_steps` or `max_epochs` end it."""
+    if not isinstance(stage, Stage) or not trainer.global_step or stage.progress >= 1:
+        return None
+    reasons = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares no callbacks
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            reasons.append(f"EarlyStopping: {' '.join(callback.stopping_reason_message.split())}")
+        elif isinstance(callback, Timer) and (left := callback.time_remaining()) is not None and left <= 0:
+            reasons.append("trainer.max_time is over")
+    return f"ended at {stage.progress:.0%} of the run" + (f": {'; '.join(reasons)}" if reasons else "")

@@ -14,6 +14,7 @@ from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.configuration import build
 from lit_sft.errors import ConfigError
 from lit_sft.generation.strategies import Greedy, Strategy
+from lit_sft.rewards.trained import refuse_reward_model
 from lit_sft.runs.folder import CONFIG, is_run
 from lit_sft.tuning._base import Tuning, half_or_full
 
@@ -92,6 +93,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | N
     exported = run / tuning.export_name
     if not exported.is_dir():
         raise ConfigError(f"{run} holds no {tuning.export_name}/: it did not finish. Resume it: fit --resume {run}")
+    refuse_reward_model(exported, "score answers with predict --run, or name another run")
     family = {"family": options.get("family", "auto"), "prompt_format": options.get("prompt_format")}
     dtype = dtype or half_or_full(str(config["trainer"]["precision"] or "32-true"))
     if tuning.exports_adapter:

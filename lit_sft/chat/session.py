@@ -12,7 +12,7 @@ import yaml
 
 from lit_sft.chat.network import Network
 from lit_sft.chat.stream import AnswerStream
-from lit_sft.configuration import build
+from lit_sft.configuration import build, expanded
 from lit_sft.conversation import Conversation, Message
 from lit_sft.display import harmless
 from lit_sft.errors import BadRecord, ConfigError, accepted
@@ -175,7 +175,7 @@ class Session:
         first = [Message("system", self.system)] if self.system else []
         record = {"messages": [{"role": m.role, "content": m.content} for m in [*first, *self.messages]]}
         try:
-            with Path(rest).expanduser().open("a", encoding="utf-8") as file:
+            with Path(expanded(rest)).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
         except OSError as error:
             raise ConfigError(f"/save {rest}: {error.strerror}") from None

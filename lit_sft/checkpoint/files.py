@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from lit_sft.errors import CheckpointError
+from lit_sft.families.shared.settings import read_object
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -59,12 +59,10 @@ def read_index(index: Path) -> dict[str, str]:
         CheckpointError: If it is not JSON, has no `weight_map`, or names a file outside its folder.
     """
     refuse_pointer(index)
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        named = {str(tensor): str(file) for tensor, file in weight_map.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"lacks {error}" if isinstance(error, KeyError) else error
-        raise CheckpointError(f"{index} is not an index of weights ({said}); download it again") from None
+    weight_map = read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} is not an index of weights (it lacks a 'weight_map'); download it again")
+    named = {tensor: str(file) for tensor, file in weight_map.items()}
     for tensor, file in named.items():
         if Path(file).name != file:
             raise CheckpointError(
@@ -79,8 +77,12 @@ def refuse_pointer(file: Path) -> None:
     """Stop at the text that git leaves in place of a large file it did not fetch.
 
     Raises:
-        CheckpointError: If `file` is such a text.
+        CheckpointError: If `file` is such a text, or cannot be read.
     """
-    with file.open("rb") as stream:
-        if stream.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise CheckpointError(f"{file} is a git-LFS pointer, not the file itself; run `git lfs pull` in its folder")
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(len(LFS_POINTER))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
+    if start == LFS_POINTER:
+        raise CheckpointError(f"{file} is a git-LFS pointer, not the file itself; run `git lfs pull` in its folder")

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.files import refuse_pointer, weight_files
 from lit_sft.conversation import PromptFormat, TextInterface
-from lit_sft.errors import CheckpointError, accepted
+from lit_sft.errors import CheckpointError, UserError, accepted
 from lit_sft.families._base import Family
+from lit_sft.families.shared.settings import read_object, setting
 from lit_sft.plugins import members
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PROBE = "你好"
+"""A text to try a tokenizer on."""
 
 
 SAMPLE = 1 << 20
@@ -90,7 +94,8 @@ class Checkpoint(TextInterface):
             refuse_pointer(file)
         try:
             tokenizer = self.family.load_tokenizer()
-        except CheckpointError:
+            self._try_out(tokenizer)
+        except UserError:
             raise
         except Exception as error:  # every library has its own: OSError, RuntimeError, DecodeError, KeyError ...
             absent = [name for name in names if not (self.path / name).is_file()]
@@ -102,11 +107,20 @@ class Checkpoint(TextInterface):
             ) from error
         rows = self.family.num_embeddings
         if rows is not None and len(tokenizer) > rows:
+            with_added = " with added_tokens.json" if (self.path / "added_tokens.json").is_file() else ""
             raise CheckpointError(
-                f"{self.tokenizer_files[0]} has {len(tokenizer)} tokens, but config.json gives the embedding "
-                f"{rows} rows: it belongs to another model"
+                f"{self.tokenizer_files[0]}{with_added} has {len(tokenizer)} tokens, but config.json gives the "
+                f"embedding {rows} rows: it belongs to another model, or to one whose embedding was resized after it "
+                "was saved"
             )
         return tokenizer
+
+    def _try_out(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Use it once in each way: some settings only make trouble then."""
+        rows = tokenizer([PROBE, PROBE * 2], padding=tokenizer.pad_token is not None)["input_ids"]
+        tokenizer.decode(rows[0], skip_special_tokens=True)
+        tokenizer.encode_text(PROBE)  # all of ours have it
+        self.prompt_format.stop_token_ids(tokenizer)
 
     def load_model(self, dtype: torch.dtype | None = None, quantization: Any = None) -> PreTrainedModel:
         """The network with `generate()`, in evaluation mode.
@@ -120,9 +134,32 @@ class Checkpoint(TextInterface):
         """
         import torch
 
-        from lit_sft.checkpoint.weights import load_network
+        from lit_sft.checkpoint.foreign import settle_quantization
+        from lit_sft.checkpoint.weights import load_network, open_weights
 
-        return load_network(self.path, lambda: self.family.load_model(dtype or torch.float32, quantization))
+        self.family.check_sizes()
+        tensors = open_weights(self.path)
+        settle_quantization(self.path, self.family.network_config, tensors)
+        self._check_generation_config()
+        return load_network(self.path, tensors, lambda: self.family.load_model(dtype or torch.float32, quantization))
+
+    def _check_generation_config(self) -> None:
+        """A file that it cannot read transformers would leave out, and with it where answers end."""
+        from transformers import GenerationConfig
+
+        from lit_sft.families.shared.network_config import said_by
+
+        file = self.path / "generation_config.json"
+        try:
+            content = read_object(file)
+            GenerationConfig.from_dict(content)
+            for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                if not isinstance(content.get(key), list):
+                    setting(file, content, key, int, 0)
+        except UserError:
+            raise
+        except Exception as error:  # transformers computes with what it finds
+            raise CheckpointError(f"{file} cannot be used: {said_by(error)}; correct it, or remove it") from error
 
     def save_model(
         self, model: PreTrainedModel, folder: str | Path, weights: dict[str, torch.Tensor] | None = None
@@ -188,25 +225,38 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise CheckpointError(
-            f"checkpoint folder not found: {folder}. Give a folder that holds config.json and weights"
+        is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path))
+        remedy = (
+            f"Download the repository: hf download {path} --local-dir models/{folder.name}, and give that folder"
+            if is_hub_name
+            else "Give a folder that holds config.json and weights"
         )
+        raise CheckpointError(f"checkpoint folder not found: {folder}. {remedy}")
+    _refuse_devices(folder)
     config_file = folder / "config.json"
-    try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder} holds no config.json, so it is not a model folder") from None
-    except ValueError as error:
-        raise CheckpointError(f"{config_file} is not valid JSON: {error}") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{config_file} does not hold a JSON object")
+    config = read_object(config_file)
+    if not config:
+        raise CheckpointError(f"{folder} holds no config.json, or an empty one, so it is not a model folder")
     chosen = find_family(family) if family != "auto" else _recognize(folder, config)
     return Checkpoint(folder, config, chosen(folder, config, prompt_format))
+
+
+def _refuse_devices(folder: Path) -> None:
+    """Whoever opens a pipe waits for somebody to write into it."""
+    try:
+        strange = next(
+            (path for path in folder.iterdir() if path.exists() and not (path.is_file() or path.is_dir())), None
+        )
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from None
+    if strange:
+        raise CheckpointError(f"{strange} is neither a file nor a folder, but a pipe or a device; remove it")
 
 
 def _recognize(folder: Path, config: dict[str, Any]) -> type[Family]:
     known = families()
     matching = [cls for cls in known.values() if cls.matches_folder(folder, config)]
+    matching = [cls for cls in matching if not cls.is_fallback] or matching
     if len(matching) == 1:
         return matching[0]
     said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')}"

@@ -29,7 +29,9 @@ from transformers.modeling_utils import logger as transformers_logger
 from transformers.modeling_utils import str_to_torch_dtype
 
 from lit_sft.checkpoint.files import read_index, weight_files, weights_source
-from lit_sft.errors import CheckpointError
+from lit_sft.checkpoint.foreign import RETAKE, inner_state, wrapper_of
+from lit_sft.errors import CheckpointError, UserError
+from lit_sft.families.shared.network_config import said_by
 
 _LOADING = threading.RLock()
 """One network loads at a time, for loading changes transformers for its duration."""
@@ -126,7 +128,7 @@ def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt"):  # the header is sound and describes the file to its last byte
             pass
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise _broken(file, error) from None
     with file.open("rb") as stream:
         num_header_bytes = int.from_bytes(stream.read(8), "little")
@@ -134,6 +136,8 @@ def _open_safetensors(file: Path) -> dict[str, StoredTensor]:
     header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
+        if entry["dtype"] not in str_to_torch_dtype:
+            raise CheckpointError(f"{file}: tensor {name} is of type {entry['dtype']}, which is not read. {RETAKE}")
         layout = torch.empty(entry["shape"], dtype=str_to_torch_dtype[entry["dtype"]], device="meta")
         tensors[name] = StoredTensor(file, 8 + num_header_bytes + entry["data_offsets"][0], layout, name)
     return tensors
@@ -148,16 +152,17 @@ def _open_bin(file: Path) -> dict[str, StoredTensor]:
         )
     except pickle.UnpicklingError as error:
         raise _refused(file, error) from None
-    except (RuntimeError, EOFError, OSError, ValueError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle leads to any error there is
         raise _broken(file, error) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, not tensors by name; it is not a weights file")
     tensors = {}
     for name, layout in content.items():
-        if not isinstance(layout, torch.Tensor):
-            raise CheckpointError(
-                f"{file} holds {name!r}, which is not a tensor; expected the weights and nothing else"
-            )
+        if not isinstance(layout, torch.Tensor) or not isinstance(name, str):
+            said = f"{file} holds {name!r}, which is not a tensor; expected the weights and nothing else"
+            if inner := inner_state(content):
+                said += f". It is a training checkpoint, whose weights stand under {inner!r}: write these alone"
+            raise CheckpointError(said)
         # Files of torch before 1.6, and archives packed anew with compression, have no such position.
         start = getattr(layout.untyped_storage(), "_checkpoint_offset", None) if is_plain else None
         if start is not None:
@@ -181,24 +186,34 @@ def _refused(file: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{file} is not a weights file: it holds no pickle of plain tensors; download it again")
 
 
-def load_network(folder: Path, build: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+def load_network(
+    folder: Path, tensors: dict[str, StoredTensor], build: Callable[[], PreTrainedModel]
+) -> PreTrainedModel:
     """The network that `build` makes with `from_pretrained(folder)`, all of its weights from the folder.
 
     Args:
         folder: The checkpoint folder.
+        tensors: What `open_weights` finds there.
         build: A family's loading, unaware of what happens here.
 
     Raises:
-        CheckpointError: If a tensor is missing, superfluous or of the wrong shape, or a file is unreadable.
+        CheckpointError: If a tensor is missing, superfluous or of the wrong shape, a file is unreadable, or config.json
+            describes no network.
     """
-    loading = _Loading(weights_source(folder), open_weights(folder))
+    loading = _Loading(weights_source(folder), tensors)
     with loading.installed():
         try:
             model = build()
-        except RuntimeError:
+        except (UserError, ImportError):
+            raise
+        except Exception as error:
             # transformers points to the table it logged; the same facts fit into one line.
             loading.raise_problem()
-            raise
+            if loading.has_begun:
+                raise
+            raise CheckpointError(
+                f"{folder / 'config.json'} describes no network that can be built: {said_by(error)}"
+            ) from error
         finally:
             _read_whole.cache_clear()
     loading.raise_problem()
@@ -216,6 +231,8 @@ class _Loading:
         self.report: Any = None
         self.conversions: list[Any] = []
         self.shapes: dict[str, torch.Size] = {}
+        self.has_begun = False
+        """Whether there is a network to load into."""
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -224,9 +241,11 @@ class _Loading:
         no_report = _NoLoadReport()
 
         def load_streaming(model: Any, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+            self.has_begun = True
             self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
             loaded = load(model, self.tensors if state_dict is None else state_dict, *args, **kwargs)
             self.report, self.conversions = loaded[0], model._weight_conversions
+            self._stop_early(model)
             return loaded
 
         with _LOADING:
@@ -238,6 +257,13 @@ class _Loading:
                 PreTrainedModel._load_pretrained_model = staticmethod(load)  # type: ignore[method-assign]
                 transformers_logger.removeFilter(no_report)
 
+    def _stop_early(self, model: Any) -> None:
+        """Refuse what has no end before transformers fills it with random numbers, which may be more than fits."""
+        lacking = self.report.missing_keys - set(model.all_tied_weights_keys)
+        num_lacking = sum(self.shapes[name].numel() for name in lacking if name in self.shapes)
+        if self.report.mismatched_keys or num_lacking > sum(each.layout.numel() for each in self.tensors.values()):
+            self.raise_problem()
+
     def raise_problem(self) -> None:
         """Raise the most telling problem of the report, if there is one."""
         report = self.report
@@ -247,6 +273,8 @@ class _Loading:
             self._raise_shape(name, found, expected)
         if report.missing_keys:
             names = sorted({self._stored_name(name) for name in report.missing_keys})
+            if wrapped := wrapper_of(self.tensors, names):
+                raise CheckpointError(f"{self.source} does not hold this model as it is: {wrapped}")
             raise CheckpointError(
                 f"{self.source} lacks tensor {_first_of(names)}, which config.json asks for; "
                 "download the weights again, or the config.json that belongs to them"
@@ -257,6 +285,8 @@ class _Loading:
             raise CheckpointError(f"{self._place(name)} cannot be converted ({said}); download the weights again")
         if report.unexpected_keys:
             names = sorted({self._stored_name(name) for name in report.unexpected_keys})
+            if wrapped := wrapper_of(names):
+                raise CheckpointError(f"{self._file(names[0])} does not hold this model alone: {wrapped}")
             raise CheckpointError(
                 f"{self._file(names[0])} holds unexpected tensor {_first_of(names)}: "
                 "config.json or `family:` belongs to another model"

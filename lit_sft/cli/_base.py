@@ -8,6 +8,7 @@ from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.cli.fit import CLI
+from lit_sft.cli.parser import hide
 
 
 class FitReader(CLI):
@@ -17,6 +18,7 @@ class FitReader(CLI):
         """Options that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
         parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
+        hide(parser, "resume", "base")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without the verb, for this parser has only one."""

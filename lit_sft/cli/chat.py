@@ -54,6 +54,7 @@ def chat(
 
     from lit_sft.chat.network import Source, source_of_run
     from lit_sft.checkpoint.opening import open_checkpoint
+    from lit_sft.rewards.trained import refuse_reward_model
     from lit_sft.tuning.qlora import QLoRA
 
     disable_progress_bar()
@@ -64,6 +65,8 @@ def chat(
     if folder:
         source = source_of_run(folder, chosen, quantized)
     else:
+        for given in filter(None, (checkpoint, adapter)):
+            refuse_reward_model(Path(given), "score answers with predict --run")
         opened = open_checkpoint(str(checkpoint), family, prompt_format)
         source = Source(opened, Path(adapter) if adapter else None, chosen, quantized)
     _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")

@@ -29,7 +29,7 @@ from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
 from lit_sft.runs.folder import LAST_CHECKPOINT, PREDICTIONS
-from lit_sft.stages._answering import Answering
+from lit_sft.stages._predicting import Predicting
 from lit_sft.tuning._base import Tuning
 
 # A launched process would repeat the command that is running: `check`, not `fit`.
@@ -43,6 +43,7 @@ ONE_STEP = {
     "trainer.val_check_interval": 1,
     "trainer.check_val_every_n_epoch": "null",
     "trainer.num_sanity_val_steps": 0,
+    "trainer.fast_dev_run": "false",
     "trainer.enable_progress_bar": "false",
     "trainer.enable_checkpointing": "true",
     **ONE_DEVICE,
@@ -114,7 +115,7 @@ class Clock(Callback):
         """Data and weights are there."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         self.has_prompts = (
-            isinstance(pl_module, Answering)
+            isinstance(pl_module, Predicting)
             and isinstance(data, AskingData)
             and bool(data.prompts or data.held_out_prompts(1))
         )
@@ -188,6 +189,7 @@ def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
         "trainer.limit_predict_batches": 1,
         # The run's configuration counts validations over epochs, which Lightning takes with whole batches only.
         "trainer.val_check_interval": 1,
+        "trainer.fast_dev_run": "false",
         "trainer.enable_progress_bar": "false",
     }
     if not clock.has_prompts:

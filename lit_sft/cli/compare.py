@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
@@ -22,13 +23,19 @@ from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.report.comparison import Comparison, Row, refuse_foreign, write_data, write_text
+from lit_sft.report.comparison import Comparison, Measured, Row, refuse_foreign, write_data, write_text
 from lit_sft.report.evaluation import Evaluation, evaluate
+from lit_sft.report.headlines import headlines
+from lit_sft.report.judging import judge
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
+from lit_sft.rewards.trained import trained_rewards
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run, newest_run
 from lit_sft.stages._answering import Answering
 from lit_sft.stages._base import Stage
+from lit_sft.stages.reward import Reward
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,12 @@ class CompareCLI(FitReader):
         parser.add_argument(
             "--after", type=str | None, default=None, help="The same, in the place of --run; needs --output."
         )
+        parser.add_argument(
+            "--reward",
+            type=str | list[str] | None,
+            default=None,
+            help="Run of the stage Reward, or what it exported, that scores the answers; or a list of such.",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Find the checkpoints before anything heavy is built.
@@ -92,6 +105,8 @@ class CompareCLI(FitReader):
             self._state(config.before) if config.before else State(f"{base}, the base model", self.after.model)
         )
         config.model = self.after.model
+        # Refused, if so, before anything is asked; the weights are loaded when all has been.
+        self.rewards = trained_rewards(config.reward, str(config.trainer.precision or "32-true"))
 
     def _state(self, place: str) -> State:
         """A run with the model of its own configuration, a model folder, or a checkpoint of the configured model."""
@@ -126,6 +141,7 @@ class CompareCLI(FitReader):
             gc.collect()
         prompts = self._prompts(self.datamodule)
         after = self._examine(self.after, self.model, self.datamodule, prompts, "after")
+        before, after = self._judged(prompts, before, after, stage)
         family = self.model.checkpoint.family.name
         comparison = Comparison(
             title=f"{family} before and after tuning" if is_one else f"{self.before.name} against {self.after.name}",
@@ -133,8 +149,9 @@ class CompareCLI(FitReader):
             rows=rows(prompts, before, after, _safety_files(self.datamodule)),
             probed=(before.probed, after.probed),
             seed=int(self.config.seed_everything),
+            judges=list(self.rewards),
         )
-        write_report(comparison, self.folder)
+        print(headlines(comparison, write_report(comparison, self.folder)))  # noqa: T201
         print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201
 
     def _other(self, state: State) -> tuple[Answering, AskingData]:
@@ -174,6 +191,26 @@ class CompareCLI(FitReader):
                 batch_size=data.micro_batch_size,
             )
 
+    def _judged(
+        self, prompts: list[Prompt], before: Evaluation, after: Evaluation, stage: Stage
+    ) -> tuple[Evaluation, Evaluation]:
+        """The answers with what the reward models say of them, one after the other in the place of the policies."""
+        if self.rewards:
+            stage.model = self.model.model = None
+            gc.collect()
+        for name, reward in self.rewards.items():
+            reward.to(self.trainer.strategy.root_device)
+            with self.trainer.precision_plugin.forward_context():
+                before, after = judge(prompts, before, after, reward, name)
+            reward.unload()
+            replies = [reply for by_strategy in after.replies.values() for reply in by_strategy]
+            if num_missing := sum(name not in reply.rewards for reply in replies):
+                log.warning(
+                    "%s could not judge %d of %d answers: not finite, too long, or not to be written",
+                    name, num_missing, len(replies),
+                )  # fmt: skip
+        return before, after
+
     def _about(self, prompts: list[Prompt], *, is_same_text: bool) -> dict[str, str]:
         categories = Counter(prompt.category for prompt in prompts)
         about = {
@@ -182,6 +219,8 @@ class CompareCLI(FitReader):
             "Prompts": f"{len(prompts)} in {len(categories)} " + ("categories" if len(categories) > 1 else "category"),
             "Strategies": ", ".join(self.model.strategies),
         }
+        if self.rewards:
+            about["Judged by"] = ", ".join(self.rewards)
         if not is_same_text:
             about["Tokens"] = "not the same before and after: perplexity and token accuracy count different things"
         return about
@@ -215,8 +254,11 @@ def rows(prompts: Sequence[Prompt], before: Evaluation, after: Evaluation, safet
     ]
 
 
-def write_report(comparison: Comparison, folder: Path) -> None:
+def write_report(comparison: Comparison, folder: Path) -> list[Measured]:
     """Write report.html, report.md, metrics.json and answers.jsonl.
+
+    Returns:
+        What was measured.
 
     Raises:
         ConfigError: If the folder cannot be written to.
@@ -225,6 +267,7 @@ def write_report(comparison: Comparison, folder: Path) -> None:
     write_data(comparison, measured, folder)
     write_text(folder / "report.html", page(comparison, measured))
     write_text(folder / "report.md", markdown(comparison, measured))
+    return measured
 
 
 def _checkpoint(place: str | Path) -> Path:
@@ -249,6 +292,10 @@ def _safety_files(data: AskingData) -> list[str]:
 
 
 def _refuse_silent(stage: Any, data: Any) -> tuple[Answering, AskingData]:
+    if isinstance(stage, Reward):
+        raise ConfigError(
+            "compare asks a model, and a reward model does not answer: it judges the answers, --reward RUN"
+        )
     if not isinstance(stage, Answering) or not isinstance(data, AskingData):
         found = f"{type(stage).__name__} and {type(data).__name__}"
         raise ConfigError(f"compare needs a model and data that ask and answer, such as SFT and SFTData, not {found}")

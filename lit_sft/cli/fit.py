@@ -10,25 +10,26 @@ import atexit
 import logging
 import os
 import shutil
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import yaml
 from jsonargparse.typing import register_type
 from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from transformers.utils.logging import disable_progress_bar
 
 from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
 from lit_sft.callbacks.guests import Guests
 from lit_sft.callbacks.hyperparameters import HyperParameters
+from lit_sft.callbacks.pair_samples import PairSamples
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.callbacks.progress import RunProgress
@@ -36,10 +37,13 @@ from lit_sft.callbacks.run_record import RunRecord
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
+from lit_sft.cli._best_of import add_options, best_of
+from lit_sft.cli.measured import tell_measured
 from lit_sft.cli.mistakes import mistake_behind
-from lit_sft.configuration import BASE_CLASSES, KindParser, expanded
+from lit_sft.cli.parser import Parser, checkpoint_of
+from lit_sft.cli.quiet import quieten
+from lit_sft.configuration import BASE_CLASSES, expanded
 from lit_sft.data._base import CorpusData
-from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import end_with_parent, process_rank
 from lit_sft.errors import ConfigError, Stopped
 from lit_sft.plugins import discover
@@ -48,7 +52,9 @@ from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
     CONFIG,
     LAST_CHECKPOINT,
+    PREDICTIONS,
     check_writable,
+    command,
     is_run,
     new_run,
     newest_checkpoint,
@@ -60,35 +66,14 @@ from lit_sft.stages._base import Stage
 
 log = logging.getLogger(__name__)
 
-HARMLESS_WARNINGS = (
-    ".*does not have many workers.*",
-    ".*LeafSpec.*",  # lightning 2.6 on torch 2.13
-    "LightningCLI's args parameter",
-    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 on transformers 5.23
-    "Total length of `list` across ranks is zero",  # nothing is held out
-    "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
-    "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
-    "The .grad attribute of a Tensor that is not a leaf",  # torch.compile looks at what a block is given
-)
-
-register_type(torch.device)  # an option of Lightning's StochasticWeightAveraging, which config.yaml must hold
+# Options of Lightning's StochasticWeightAveraging and Timer, which config.yaml must hold.
+register_type(torch.device)
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 CURVES = "tensorboard"
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
-
-EPILOG = """\
-What the classes that a configuration names take: --model.help=SFT, --data.help=SFTData, --model.tuning.help=LoRA,
---model.generation.help=TopP, --model.schedule.help=Cosine, --model.optimizer.help=torch.optim.AdamW"""
-
-
-class Parser(KindParser, LightningArgumentParser):
-    """LightningCLI's parser with short errors."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"prog": "python -m lit_sft", "epilog": EPILOG, **kwargs})
-
 
 AnyCLI = TypeVar("AnyCLI", bound="CLI")
 
@@ -122,15 +107,19 @@ class CLI(LightningCLI):
             type=str | None,
             default=None,
             help="Resume a run in its own folder (fit): the run folder, or `auto` for the newest unfinished run of "
-            "this name, a new one if there is none yet.",
+            "this name, a new one if none of this name was begun yet; refused if all of them are finished.",
         )
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
-        parser.link_arguments(
-            "model", "data.init_args.text", compute_fn=lambda model: model.checkpoint, apply_on="instantiate"
-        )
+        parser.link_arguments("model", "data.init_args.text", compute_fn=checkpoint_of, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            add_options(parser)
+        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""
@@ -148,14 +137,24 @@ class CLI(LightningCLI):
             raise ConfigError(f"--ckpt_path {checkpoint} is not a file; give one such as runs/NAME/{LAST_CHECKPOINT}")
         if self.subcommand == "fit" and (self._get(self.config, "run") or self._get(self.config, "base")):
             raise ConfigError("--run and --base are for validate, test and predict. To resume a run: fit --resume RUN")
-        if self._get(self.config, "resume") and (checkpoint or self.subcommand != "fit"):
+        resume = self._get(self.config, "resume")
+        if resume and (checkpoint or self.subcommand != "fit"):
             raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
+        if resume and self._get(self.config, "trainer.fast_dev_run"):
+            raise ConfigError("trainer.fast_dev_run keeps nothing; leave it out to resume a run")
         refuse_mps(self._get(self.config, "trainer.accelerator"))
+
+    def after_instantiate_classes(self) -> None:
+        """Let a reward model choose among the answers of `predict`, if one is to."""
+        if self.subcommand == "predict" and (chosen := best_of(self.model, self.config["predict"])):
+            self.model.best_of = chosen
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer that writes into the run folder."""
         folder = self._run_folder()
         given = self._get(self.config_init, "trainer")
+        if given.default_root_dir:
+            log.warning("trainer.default_root_dir has no effect: a run has a folder of its own in --runs")
         if given.logger in (None, True):
             # Where the run goes on, what a later step left in the curves counts no more.
             step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
@@ -171,24 +170,43 @@ class CLI(LightningCLI):
             config["enable_progress_bar"] = True  # `false` says: without ours
         elif config.get("enable_progress_bar") in (None, True):
             callbacks = [*callbacks, RunProgress()]
+        is_kept = not config.get("fast_dev_run")
         if self.subcommand == "fit":
             samples = next(callback for callback in callbacks if isinstance(callback, Samples))
-            own = [Throughput(), HyperParameters(), Export(), Summary(samples), Preflight(self.config.fit)]
+            pairs = PairSamples(samples)
+            kept = [Export(), Summary(samples, pairs)] if is_kept else []
+            own = [pairs, Throughput(), HyperParameters(), *kept, Preflight(self.config.fit)]
             callbacks = [Guests(), *callbacks, *own]
-        if self.subcommand != "fit" or config.get("enable_checkpointing") is False:
+        if self.subcommand != "fit" or config.get("enable_checkpointing") is False or not is_kept:
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoints)]
         for callback in callbacks:
-            if isinstance(callback, PredictionWriter) and self._get(self.config, "base"):
-                callback.default_name = BASE_PREDICTIONS
+            if isinstance(callback, PredictionWriter):
+                callback.default_name = self._predictions_name()
         trainer: Trainer = super()._instantiate_trainer(config, callbacks)
         trainer.strategy.checkpoint_io = CheckpointFile(checked=self._resumed)
         return trainer
+
+    def _predictions_name(self) -> str:
+        """What the file of answers is called unless told: those of a base model are not those of another."""
+        if self._get(self.config, "base"):
+            return BASE_PREDICTIONS
+        if self._get(self.config, "run"):
+            return PREDICTIONS
+        return f"predictions-{self.model.checkpoint.path.resolve().name}.jsonl"
+
+    def _tell_measured(self) -> None:
+        base = "-base" if self._get(self.config, "base") else ""
+        tell_measured(self.trainer, self._get(self.config, "run"), f"{self.subcommand}{base}")
+
+    after_validate = after_test = _tell_measured  # hooks of LightningCLI
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs: dict[str, Any] = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             # A checkpoint is data: loading one must never run code.
             kwargs["weights_only"] = True
+        if subcommand in {"validate", "test"}:
+            kwargs["verbose"] = False  # sixteen digits; after it comes our own table
         if self._resumed:
             kwargs["ckpt_path"] = str(self._resumed)
         run = self._get(self.config, "run")
@@ -197,6 +215,9 @@ class CLI(LightningCLI):
             if not checkpoint.is_file():
                 raise ConfigError(f"{run} holds no {LAST_CHECKPOINT}. Use --base true for the model before tuning")
             kwargs["ckpt_path"] = str(checkpoint)
+        if subcommand != "fit" and kwargs.get("ckpt_path"):
+            # As an argument, nobody could know it before the weights are loaded.
+            self.trainer.ckpt_path = kwargs.pop("ckpt_path")
         return kwargs
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -210,6 +231,12 @@ class CLI(LightningCLI):
                 savers[0].signals.installed() if savers else nullcontext(),
             ):
                 super()._run_subcommand(subcommand)
+            if is_writer and self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+                log.info("fast_dev_run: done, %d optimizer steps; nothing is kept", self.trainer.global_step)
+        except Stopped:
+            if is_writer and (folder / LAST_CHECKPOINT).is_file():
+                log.warning("%s is saved. Resume it: %s -m lit_sft fit --resume %s", folder, command("python"), folder)
+            raise
         except SystemExit:
             if self.trainer.interrupted:
                 raise KeyboardInterrupt from None
@@ -308,7 +335,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     Raises:
         UserError: For everything that the user can put right.
     """
-    _quieten()
+    quieten()
     for bases in BASE_CLASSES.values():
         discover(*bases)  # makes their short class names known
     is_launcher = RUN_FOLDER not in os.environ
@@ -382,17 +409,3 @@ def _value_of(option: str, options: list[str]) -> str | None:
         if word == option and index + 1 < len(options):
             return expanded(options[index + 1])
     return None
-
-
-def _quieten() -> None:
-    """Our own messages, none of the libraries' chatter about things that are as they should be."""
-    logging.basicConfig(level=logging.WARNING)
-    for handler in logging.getLogger().handlers:
-        handler.setFormatter(HarmlessFormatter("%(message)s"))
-    logging.getLogger("lit_sft").setLevel(logging.ERROR if process_rank() else logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    disable_progress_bar()
-    for message in HARMLESS_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)

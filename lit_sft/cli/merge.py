@@ -41,7 +41,8 @@ def merge(
             code (W_pack, query_key_value, qkv_proj), for those who serve with that; refused where it is not exact.
 
     Raises:
-        UserError: If the run has no adapter, the output folder exists, or nothing is there to measure on.
+        UserError: If the run has no adapter, or that of a reward model, which goes with its head; if the output
+            folder exists, or nothing is there to measure on.
     """
     folder = Path(run)
     refuse_existing(Path(output))
@@ -50,6 +51,7 @@ def merge(
     import torch
 
     from lit_sft.data._asking import AskingData
+    from lit_sft.rewards.trained import refuse_reward_model
     from lit_sft.tuning._base import half_or_full
 
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
@@ -58,6 +60,7 @@ def merge(
     stage, data = stage_and_data(config)
     checkpoint, tuning = stage.checkpoint, stage.tuning
     adapter = _adapter(folder, tuning)
+    refuse_reward_model(adapter, "a merged checkpoint would lose its head. predict and compare --reward take the run")
     if original_names:
         if dtype or prompts:
             raise ConfigError("--original_names writes the adapter as it is: leave out --dtype and --prompts")

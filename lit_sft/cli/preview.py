@@ -12,7 +12,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.cli._base import FitReader
-from lit_sft.cli.fit import Parser, run_cli
+from lit_sft.cli.fit import run_cli
+from lit_sft.cli.parser import Parser
 from lit_sft.data._base import CorpusData
 from lit_sft.display import visible
 from lit_sft.preflight.plan import num_devices

@@ -203,9 +203,8 @@ class Corpus(ABC):
         why = ", ".join(sorted(reasons)) or "it holds none"
         if why == "not-an-object":
             return DataError(f"the records of {file} are lists or texts, not objects. Expected {self.layout}")
-        with file.open("rb") as opened:
-            if opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                return DataError(f"{file} is UTF-16. Convert it: iconv -f UTF-16 -t UTF-8 {file} > utf8.json")
+        if is_utf_16(file):
+            return DataError(f"{file} is UTF-16. Convert it: {to_utf8(file)}")
         remedy = f". Convert it: {to_utf8(file)}" if "not-utf-8" in why else ""
         return DataError(
             f"no record of {file} could be read as {type(self).__name__} ({why}). Expected {self.layout}{remedy}"
@@ -235,9 +234,16 @@ def unused_key(key: str) -> str:
     return f"{UNUSED_KEY} {''.join(char if char.isprintable() else '?' for char in key[:40])}"
 
 
+def is_utf_16(file: Path) -> bool:
+    """Whether it says so with its first two bytes."""
+    with file.open("rb") as opened:
+        return opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 def to_utf8(file: Path) -> str:
-    """The command for a file in the encoding of Chinese Windows, the one met most often."""
-    return f"iconv -f GB18030 -t UTF-8 {file} > utf8{file.suffix}"
+    """The command for a file in another encoding: if that is not UTF-16, most often that of Chinese Windows."""
+    encoding = "UTF-16" if is_utf_16(file) else "GB18030"
+    return f"iconv -f {encoding} -t UTF-8 {file} > utf8{file.suffix}"
 
 
 def excerpt(data: bytes) -> str:

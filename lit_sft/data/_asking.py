@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 from typing import Any, TypeVar, cast
 
 from torch.utils.data import DataLoader, Dataset
 
-from lit_sft.conversation import Batch, Prompt, TextInterface
+from lit_sft.conversation import Batch, Conversation, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._base import NOTHING_HELD_OUT, CorpusData
 from lit_sft.data.encode import with_best_answer
@@ -27,7 +27,8 @@ class AskingData(CorpusData):
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
         corpora: What to train on.
-        prompts: What `predict` answers instead: a text file with a prompt on each line, or JSON Lines.
+        prompts: What `predict` answers instead: records in JSON, a table with a header, or a prompt on each line. A
+            reward model scores the answers that stand there.
         forgetting: What `compare` measures besides, to see what was forgotten; never trained on.
         kwargs: What every data module takes.
     """
@@ -53,7 +54,9 @@ class AskingData(CorpusData):
         """Read the prompts, too."""
         super().setup(stage)
         if stage == "predict" and not self.predict_prompts:
-            self.predict_prompts = self._encoded_prompts()
+            # Lightning sets up the data first, so the stage itself cannot say it in time.
+            module = self.trainer.lightning_module if self.trainer else None
+            self.predict_prompts = self._encoded_prompts(with_all_answers=getattr(module, "scores_answers", False))
             self.predict_batches = _chunks(list(range(len(self.predict_prompts))), self.micro_batch_size)
 
     def plan_batches(
@@ -92,8 +95,12 @@ class AskingData(CorpusData):
         """The first `count` questions that are held out, or all: of the test corpora, or of the validation split."""
         corpora, (corpus_of, records) = self._held_out()
         found = records_of(corpora, (corpus_of[:count], records[:count]))
-        asked = [with_best_answer(record) for record in found]
-        return list(encode_prompts(asked, self.text.prompt_format, self.tokenizer))
+        return self._encoded([with_best_answer(record) for record in found])
+
+    def held_out_answers(self) -> list[Prompt]:
+        """Every answer of every record that is held out, the best of a record first, as the reference of its prompt."""
+        found = records_of(*super()._held_out())
+        return self._encoded([answered for record in found for answered in record.conversations()])
 
     def forgetting_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """What shows forgetting: the corpora for it, or the validation split where there are none."""
@@ -102,13 +109,16 @@ class AskingData(CorpusData):
         scanned = self._scan(self.forgetting)
         return self._held_out_loader(self._prepare(scanned), all_good(scanned))
 
-    def _encoded_prompts(self) -> list[Prompt]:
+    def _encoded_prompts(self, *, with_all_answers: bool) -> list[Prompt]:
         if self.prompts:
-            return list(encode_prompts(read_prompts(self.prompts), self.text.prompt_format, self.tokenizer))
-        found = self.held_out_prompts()
+            return self._encoded(read_prompts(self.prompts))
+        found = self.held_out_answers() if with_all_answers else self.held_out_prompts()
         if not found:
             raise ConfigError(f"predict {NOTHING_HELD_OUT}, or data.prompts")
         return found
+
+    def _encoded(self, conversations: Iterable[Conversation]) -> list[Prompt]:
+        return list(encode_prompts(conversations, self.text.prompt_format, self.tokenizer))
 
 
 def _chunks(items: list[T], size: int) -> list[list[T]]:

@@ -20,13 +20,14 @@ from lit_sft.corpora._base import Corpus
 from lit_sft.data.cache_place import cache_folder
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
+from lit_sft.data.fitting import check_fitting
 from lit_sft.data.intervals import intervals_in_batches
-from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, Mixture, Position
+from lit_sft.data.order import Batching, EpochOrder, HeldOutOrder, MicroBatch, Mixture, Position
 from lit_sft.data.prepared import Collate, Prepared, scan_corpora
 from lit_sft.data.quarantine import Quarantine
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import Split, all_good, split_corpora, split_keys
-from lit_sft.data.table import preparation_table
+from lit_sft.data.table import preparation_table, unused_keys
 from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,8 @@ class CorpusData(LightningDataModule, ABC):
             validation.
         test_corpora: What `test` measures and `predict` answers; the validation split if not given.
         on_bad_record: `skip`: count it and go on; `error`: tokenize everything before training and stop at the first.
-        max_bad_fraction: Stop if a larger share of the records of a corpus is bad: it is then the wrong file or class.
+        max_bad_fraction: Stop if a larger share of the records of a corpus is bad, which is then the wrong file or
+            class, or does not fit into `max_length`.
         deduplicate: Keep only the first of the records that say exactly the same, in all corpora together.
         num_workers: Processes that read, tokenize and assemble batches; 0 to do it between the training steps.
         cache: Folder for what is prepared once; `~/.cache/lit_sft` if not given, or, where that lies on a network file
@@ -190,6 +192,15 @@ class CorpusData(LightningDataModule, ABC):
         """Shuffled anew each epoch; a resumed run goes on with the batch it would have had."""
         return self._loader(self.prepared, self.order)
 
+    def sample(self, count: int = 64) -> Batch:
+        """Examples from all over the first window of the first epoch, a row each; of a batch lengths are alike."""
+        window = self.order.first_window(0)
+        self.prepared.encoder.need(window)
+        usable = np.flatnonzero(self.prepared.encoder.num_tokens(window))
+        chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).astype(np.int64)]
+        corpus_of, records = (part[chosen].tolist() for part in window)
+        return self.prepared[MicroBatch([[place] for place in zip(corpus_of, records, strict=True)], 0.0)]
+
     def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Similar lengths together, so that little is padded; no loader if nothing is held out."""
         validation = self.split.validation
@@ -273,7 +284,7 @@ class CorpusData(LightningDataModule, ABC):
         self._write_quarantine()
         if self.packing is None:
             log.info("data.packing is %s, the default on this device", str(self.batching.packing).lower())
-        table = preparation_table(self.scanned, self.split, deduplicate=self.deduplicate)
+        table = preparation_table(self.prepared.corpora, self.split, deduplicate=self.deduplicate)
         log.info("%s", "\n".join([table, *self.notes()]))
 
     def _check_examples(self) -> None:
@@ -291,6 +302,7 @@ class CorpusData(LightningDataModule, ABC):
                 f"data.max_length = {self.max_length} with what is to be learned ({self.quarantine}). "
                 "Raise data.max_length"
             )
+        check_fitting(self.prepared.corpora, self.split.train, self.max_bad_fraction, self.max_length)
 
     def _warn_of_tested(self) -> None:
         """Say how many of the records that `test` measures are trained on."""
@@ -316,6 +328,8 @@ class CorpusData(LightningDataModule, ABC):
         scanned = scan_corpora(corpora, self.cache, self.num_workers)
         for corpus in scanned:
             corpus.check(self.max_bad_fraction)
+            for line in unused_keys(corpus):
+                log.warning("%s", line)
         return scanned
 
     def _prepare(

@@ -1,4 +1,4 @@
-"""Examples -> Batch: rows padded on the right; prompts -> ids and mask padded on the left."""
+"""Examples -> Batch: rows padded on the right."""
 
 from __future__ import annotations
 
@@ -96,14 +96,3 @@ def collate_pairs(
         margins=torch.tensor(margins, dtype=torch.float32),
         is_good=torch.tensor(is_good, dtype=torch.bool),
     )
-
-
-def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `attention_mask` [B, T], every row ending at the right edge, where generation goes on."""
-    length = max(len(row) for row in rows)
-    input_ids = torch.full((len(rows), length), pad_token_id)
-    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
-    for index, row in enumerate(rows):
-        input_ids[index, length - len(row) :] = torch.tensor(row)
-        attention_mask[index, length - len(row) :] = 1
-    return input_ids, attention_mask

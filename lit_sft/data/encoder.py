@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from lit_sft.bars import bar
 from lit_sft.conversation import Example, PromptFormat, TextInterface
 from lit_sft.data.cache import digest
 from lit_sft.data.deciding_code import code_digest
@@ -228,10 +228,10 @@ class Encoder:
     def _encode_now(self, selection: Selection, what: str) -> None:
         chunks = self._missing(selection)
         num_workers = self._num_workers if len(chunks) > 1 else 0
-        with tqdm(desc=f"tokenizing {what}", total=len(chunks) * CHUNK, unit=" records", delay=2) as bar:
+        with bar(desc=f"tokenizing {what}", total=len(chunks) * CHUNK, unit=" records", delay=2) as shown:
             for (number, _), encoded in zip(chunks, in_workers(self._encode_chunk, chunks, num_workers), strict=True):
                 self._corpora[number].store.append(encoded)
-                bar.update(CHUNK)
+                shown.update(CHUNK)
 
     def _keep(self, chunks: list[tuple[int, NDArray[Any]]], results: Any) -> None:
         try:

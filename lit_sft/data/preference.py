@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from torch.utils.data import DataLoader
 
-from lit_sft.conversation import Batch, Conversation, TextInterface
+from lit_sft.conversation import Batch, Conversation, PairBatch, Record, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._asking import AskingData
 from lit_sft.data.answer_notes import answer_notes
@@ -15,6 +15,8 @@ from lit_sft.data.collate import collate, collate_pairs
 from lit_sft.data.encode import ConversationEncoding
 from lit_sft.data.encode_answers import SEQUENCES_IN_ROW, AnswerEncoding
 from lit_sft.data.encoder import Selection
+from lit_sft.data.order import MicroBatch
+from lit_sft.data.prepared import records_of
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import all_good, is_first, split_keys
 from lit_sft.errors import ConfigError
@@ -59,6 +61,19 @@ class PreferenceData(AskingData):
         records = all_good(scanned) if self.forgetting else self.split.validation
         answered = ConversationEncoding(self.text.prompt_format, self.tokenizer, self.max_length, "last")
         return self._held_out_loader(self._prepare(scanned, answered, collate), records) if len(records[0]) else []
+
+    def sample_pairs(self, count: int) -> list[tuple[Record, PairBatch]]:
+        """The first records of the validation split, those that fit, each with the batch of its answers."""
+        corpus_of, records = selection = (self.split.validation[0][:count], self.split.validation[1][:count])
+        encoder = self.prepared.encoder
+        encoder.need(selection)
+        found = zip(records_of(self.scanned, selection), corpus_of.tolist(), records.tolist(), strict=True)
+        batches = [
+            (record, self.prepared[MicroBatch([[(corpus, number)]], epoch_progress=0.0)])
+            for (record, corpus, number), length in zip(found, encoder.num_tokens(selection), strict=True)
+            if length
+        ]
+        return cast(list[tuple[Record, PairBatch]], batches)
 
     def _held_out(self) -> tuple[Sequence[ScannedCorpus], Selection]:
         """Each prompt once, however many answers to it were compared."""

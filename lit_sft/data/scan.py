@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from lit_sft.bars import bar
 from lit_sft.conversation import Conversation, Record
-from lit_sft.corpora._base import Corpus, Finding, excerpt
+from lit_sft.corpora._base import UNUSED_KEY, Corpus, Finding, excerpt, to_utf8
 from lit_sft.data.cache import build_once, digest, usable
 from lit_sft.data.cache_pruning import hold_cache
 from lit_sft.data.codes import Codes
@@ -83,6 +83,12 @@ class Scan:
         return Counter(
             {name: self._count(name) for name in self.verdict_names if name not in {GOOD, FILTERED, EMPTY_LINE}}
         )
+
+    @property
+    def num_repaired(self) -> int:
+        """Records in which something was put right; one with a key that nothing reads is as it was."""
+        bits = sum(1 << bit for bit, name in enumerate(self.repair_names) if not name.startswith(UNUSED_KEY))
+        return int(np.count_nonzero(self.repairs & np.uint32(bits)))
 
     @property
     def findings(self) -> Counter[str]:
@@ -158,9 +164,13 @@ class ScannedCorpus:
                 for name, count in bad.most_common()
             )
             hidden = f"; about {num_hidden} more are lost in records that are too long" if num_hidden else ""
+            remedy = "Check the file and the class that reads it"
+            if "not-utf-8" in bad:
+                file, _ = self.records.locate(int(self.scan.records_with("not-utf-8")[0]))
+                remedy = f"Convert the file: {to_utf8(self.records.files[file].file)}"
             raise DataError(
-                f"{num_bad} of {num_records} records of {self.corpus.path} are bad: {table}{hidden}. Check the file "
-                f"and the class that reads it, or raise data.max_bad_fraction = {max_bad_fraction:g}"
+                f"{num_bad} of {num_records} records of {self.corpus.path} are bad: {table}{hidden}. {remedy}, or "
+                f"raise data.max_bad_fraction = {max_bad_fraction:g}"
             )
 
     def _num_hidden(self, bad: list[str]) -> int:
@@ -250,7 +260,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     fingerprints, split_keys = np.zeros((2, len(records)), dtype=np.uint64)
     chunks = [(start, min(start + CHUNK, len(records))) for start in range(0, len(records), CHUNK)]
     done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
-    with tqdm(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as bar:
+    with bar(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as shown:
         for (start, stop), chunk in zip(chunks, done, strict=True):
             verdicts[start:stop] = [verdict_codes.of(name) for name in chunk.verdicts]
             fingerprints[start:stop] = chunk.fingerprints
@@ -259,7 +269,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
             for number, repaired in chunk.repairs.items():
                 for repair in repaired:
                     repairs[number] |= 1 << repair_codes.of(repair)
-            bar.update(stop - start)
+            shown.update(stop - start)
     np.save(folder / "verdicts.npy", verdicts)
     np.save(folder / "repairs.npy", repairs)
     np.save(folder / "fingerprints.npy", fingerprints)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from lit_sft.conversation import PromptFormat
-from lit_sft.errors import ConfigError, accepted
+from lit_sft.errors import CheckpointError, ConfigError, UserError, accepted
+from lit_sft.families.shared.settings import setting
 
 if TYPE_CHECKING:
     import torch
@@ -64,12 +66,22 @@ class Family(ABC):
     released: ClassVar[dict[str, dict[str, Any]]] = {}
     """Released models by the name of their folder, each with what of its config.json decides about its size."""
 
+    config_class: ClassVar[type[PreTrainedConfig]]
+    """What reads config.json."""
+
+    size_keys: ClassVar[tuple[str, ...]] = ()
+    """Keys of config.json without which the network is not known: their defaults are those of a released model."""
+
+    is_fallback: ClassVar[bool] = False
+    """Whether it takes what any other family that matches would take, too."""
+
     postprocess_lookback: ClassVar[int] = 0
     """Characters at the end of an unfinished answer that `postprocess_answer` may still change."""
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         self.folder = folder
         self.config = config
+        self.network_config  # noqa: B018 - all that follows relies on what it checks
         formats = self.prompt_formats()
         name = prompt_format or next(iter(formats))
         if name not in formats:
@@ -86,6 +98,60 @@ class Family(ABC):
     def matches_folder(cls, folder: Path, config: dict[str, Any]) -> bool:
         """Whether the folder is of this family, for families that config.json alone does not tell apart."""
         return cls.matches(config)
+
+    @cached_property
+    def network_config(self) -> PreTrainedConfig:
+        """config.json as transformers reads it, its types and sizes checked; networks are built of copies.
+
+        Raises:
+            CheckpointError: If one of its values cannot be.
+        """
+        from lit_sft.families.shared.network_config import checked_config
+
+        return checked_config(self.folder / "config.json", self.read_config)
+
+    def read_config(self) -> PreTrainedConfig:
+        """config.json as transformers reads it, each value of the type that its default has."""
+        file = self.folder / "config.json"
+        for field in fields(self.config_class):
+            # Ids of tokens may be lists, and transformers checks them.
+            if type(field.default) in {bool, int, float, str} and not field.name.endswith("token_id"):
+                default: Any = field.default
+                setting(file, self.config, field.name, type(default), default)
+        return self.config_class.from_dict(dict(self.config))
+
+    def check_sizes(self) -> None:
+        """Refuse a config.json that says too little.
+
+        Raises:
+            CheckpointError: If one of `size_keys` is missing.
+        """
+        if missing := [key for key in self.size_keys if self.config.get(key) is None]:
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} has no {', '.join(missing)}, so it is not of family {self.name}. "
+                "Correct `family:`, or download it again"
+            )
+
+    def skeleton(self) -> PreTrainedModel:
+        """The network on "meta", where a weight is a shape and takes no memory.
+
+        Raises:
+            CheckpointError: If config.json describes none.
+        """
+        import torch
+
+        from lit_sft.families.shared.network_config import said_by
+
+        self.check_sizes()
+        try:
+            with torch.device("meta"):
+                return self.build()
+        except UserError:
+            raise
+        except Exception as error:  # whatever wrong numbers lead to
+            raise CheckpointError(
+                f"{self.folder / 'config.json'} describes no network that can be built: {said_by(error)}"
+            ) from error
 
     @property
     @abstractmethod
@@ -111,12 +177,13 @@ class Family(ABC):
 
     @abstractmethod
     def build(self) -> PreTrainedModel:
-        """The network of config.json without its weights; under `torch.device("meta")` it takes no memory."""
+        """The network of config.json with random weights, where one is wanted on "meta" only: see `skeleton`."""
 
     @property
     def num_embeddings(self) -> int | None:
         """Rows of the embedding, as config.json gives them."""
-        return self.config.get("padded_vocab_size") or self.config.get("vocab_size")
+        rows = self.config.get("padded_vocab_size") or self.config.get("vocab_size")
+        return rows if isinstance(rows, int) else None
 
     def behavior(self, network: PreTrainedModel) -> Behavior:
         """What a loaded network does; families that are written here are plain heads on decoders that tell rows apart.

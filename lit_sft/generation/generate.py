@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch.distributed.fsdp import FSDPModule
 
-from lit_sft.data.collate import pad_left
 from lit_sft.generation.strategies import UNSAMPLED, Strategy
 
 if TYPE_CHECKING:
@@ -134,6 +133,17 @@ def generate_ids(
         model.train(was_training)
     new_ids: list[list[int]] = sequences[:, input_ids.shape[1] :].tolist()
     return new_ids
+
+
+def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `attention_mask` [B, T], every row ending at the right edge, where generation goes on."""
+    length = max(len(row) for row in rows)
+    input_ids = torch.full((len(rows), length), pad_token_id)
+    attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
+    for index, row in enumerate(rows):
+        input_ids[index, length - len(row) :] = torch.tensor(row)
+        attention_mask[index, length - len(row) :] = 1
+    return input_ids, attention_mask
 
 
 def _answer(ids: list[int], tokenizer: Any, stop: set[int]) -> Answer:

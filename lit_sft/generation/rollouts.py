@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from lit_sft.data.collate import pad_left
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation._processors import draw
-from lit_sft.generation.generate import TOKEN_BUDGET
+from lit_sft.generation.generate import TOKEN_BUDGET, pad_left
 
 if TYPE_CHECKING:
     from transformers import Cache, PreTrainedModel

@@ -6,6 +6,8 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from copy import copy
+from random import Random
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.errors import ConfigError
@@ -63,6 +65,10 @@ class Strategy(ABC):
         shown = [*self.named, *(key for key in own if key not in self.named and own[key] != defaults[key])]
         kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", type(self).__name__).lower()
         return f"{kind}({', '.join(f'{key}={own[key]}' for key in shown)})" if shown else kind
+
+    def redrawn(self, number: int) -> Strategy:
+        """The same choice by other chances, of which number 0 are its own; itself where there is no chance."""
+        return self
 
     def options(self) -> dict[str, Any]:
         """Keyword arguments of transformers' `GenerationConfig`; none is left to the checkpoint's own."""
@@ -156,6 +162,13 @@ class Sampling(Strategy):
             )
         self.temperature = temperature
         self.seed = seed
+
+    def redrawn(self, number: int) -> Sampling:
+        """With a seed made of its own and the number."""
+        other = copy(self)
+        if number:
+            other.seed = Random(f"{self.seed} {number}").getrandbits(63)  # noqa: S311 - no secret depends on it
+        return other
 
     def processors(self, padding: Sequence[int], prompts: Sequence[Sequence[int]]) -> list[LogitsProcessor]:
         """Temperature, what cuts off unlikely tokens, and a draw for each prompt instead of one for the batch."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from lit_sft.families._base import Family
@@ -61,8 +60,7 @@ class NetworkSize:
 
 def measure_network(family: Family) -> NetworkSize:
     """Build the family's network on "meta", where a weight is a shape only, and count."""
-    with torch.device("meta"):
-        network = family.build()
+    network = family.skeleton()
     kinds = set(network._no_split_modules or ())
     blocks = [module for module in network.modules() if type(module).__name__ in kinds]
     linear = tuple(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from lit_sft.corpora._base import UNUSED_KEY
 from lit_sft.preview.collect import Preview
 from lit_sft.preview.statistics import PERCENTILES, SAMPLE, CorpusStatistics
 
@@ -138,4 +139,8 @@ def _epoch(preview: Preview) -> Table:
 
 
 def _reasons(what: str, counts: Mapping[str, int]) -> Iterable[str]:
-    return [f"{count:,} {what} ({reason})" for reason, count in sorted(counts.items()) if count]
+    return [
+        f"{count:,} {'kept' if reason.startswith(UNUSED_KEY) else what} ({reason})"
+        for reason, count in sorted(counts.items())
+        if count
+    ]

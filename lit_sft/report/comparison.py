@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from lit_sft import files
 from lit_sft.errors import ConfigError
 from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
-from lit_sft.report.metrics import METRICS, PERPLEXITY, HeldOutLosses, Metric, Reply
+from lit_sft.report.metrics import METRICS, PERPLEXITY, HeldOutLosses, Metric, Reply, reward_metrics
 
 ALL = "All prompts"
 
@@ -51,7 +52,8 @@ class Measured:
 class Comparison:
     """Everything that is known of a model before and after.
 
-    `probed`: held-out data as both predict it. `about`: what was compared, by heading.
+    `probed`: held-out data as both predict it. `about`: what was compared, by heading. `judges`: names of the reward
+    models that judged the answers.
     """
 
     title: str
@@ -59,6 +61,12 @@ class Comparison:
     rows: list[Row]
     probed: tuple[HeldOutLosses, HeldOutLosses] = field(default_factory=lambda: ({}, {}))
     seed: int = 42
+    judges: Sequence[str] = ()
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """All that is measured, what reward models say first."""
+        return [*chain.from_iterable(map(reward_metrics, self.judges)), *METRICS]
 
     @property
     def categories(self) -> list[str]:
@@ -73,12 +81,12 @@ class Comparison:
     def measure(self) -> list[Measured]:
         """Every metric over all prompts and over each category, under each strategy."""
         scopes = [ALL, *self.categories] if len(self.categories) > 1 else [ALL]
-        counts = {metric.key: self._counts(metric) for metric in METRICS}
+        counts = {metric.key: self._counts(metric) for metric in self.metrics}
         return [
             Measured(metric, scope, strategy, found)
             for scope in scopes
             for strategy in self.strategies
-            for metric in METRICS
+            for metric in self.metrics
             if (found := self._difference(metric, counts[metric.key], scope, strategy)) is not None
         ]
 
@@ -194,6 +202,8 @@ def _answers(comparison: Comparison) -> Iterator[dict[str, Any]]:
 def _is_for(metric: Metric, row: Row) -> bool:
     if metric.needs == "safety":
         return row.is_safety
+    if metric.needs == "reward":
+        return metric.judge in row.before.rewards
     if not metric.by_strategy:
         return row.before.tokens > 0
     return metric.needs != "reference" or bool(row.reference)

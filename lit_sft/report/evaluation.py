@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
-from tqdm import tqdm
 
+from lit_sft.bars import bar
 from lit_sft.conversation import IGNORE_INDEX, Batch, Example, Prompt
 from lit_sft.data.collate import collate
 from lit_sft.generation.generate import Answer, generate_answers
@@ -66,7 +66,7 @@ def _answers(
     """In the order of the prompts; similar lengths together, so that little is padded."""
     order = sorted(range(len(prompts)), key=lambda number: len(prompts[number].input_ids))
     answers: dict[int, Answer] = {}
-    with tqdm(total=len(prompts), desc=name, unit="answer", leave=False) as bar:
+    with bar(total=len(prompts), desc=name, unit="answer", leave=False) as shown:
         for numbers in _chunks(order, batch_size):
             found = generate_answers(
                 stage.causal_lm,
@@ -77,7 +77,7 @@ def _answers(
                 context_length=stage.checkpoint.context_length,
             )
             answers |= dict(zip(numbers, found, strict=True))
-            bar.update(len(numbers))
+            shown.update(len(numbers))
     return [answers[number] for number in range(len(prompts))]
 
 

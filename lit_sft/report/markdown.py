@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from lit_sft.display import as_markdown
-from lit_sft.report.comparison import Comparison, Measured
-from lit_sft.report.wording import heading, interval, number, verdict
+from lit_sft.report.comparison import Comparison, Measured, Row
+from lit_sft.report.wording import MINUS, heading, interval, number, verdict
 
 NUM_ANSWERS = 5
 """Answers of each category and strategy; answers.jsonl holds all."""
@@ -30,7 +30,7 @@ def markdown(comparison: Comparison, measured: Sequence[Measured]) -> str:
         for strategy in comparison.strategies:
             chosen = [found for found in measured if (found.category, found.strategy) == (category, strategy)]
             lines += [f"## {cell(heading(category))}: {cell(strategy)}", ""]
-            lines += _table(["Metric", *COLUMNS], [_metric(found.metric.title, found) for found in chosen])
+            lines += _table(["Metric", *COLUMNS], [_metric(_title(found), found) for found in chosen])
     if forgetting := comparison.forgetting():
         lines += ["## Forgetting", "", "Perplexity of held-out conversations.", ""]
         lines += _table(["Corpus", *COLUMNS], [_metric(cell(found.category), found) for found in forgetting])
@@ -41,10 +41,17 @@ def markdown(comparison: Comparison, measured: Sequence[Measured]) -> str:
             lines += [f"### {cell(heading(category))}: {cell(strategy)}", ""]
             rows = [
                 [cell(row.prompt), cell(row.before.text), cell(row.after.text), cell(row.reference or "")]
+                + [_rewards(row, judge) for judge in comparison.judges]
                 for row in shown[:NUM_ANSWERS]
             ]
-            lines += _table(["Prompt", "Before", "After", "Reference"], rows)
+            judges = [cell(f"Reward of {judge}") for judge in comparison.judges]
+            lines += _table(["Prompt", "Before", "After", "Reference", *judges], rows)
     return "\n".join(lines)
+
+
+def _title(found: Measured) -> str:
+    """That of a metric of a reward model holds the name of its run."""
+    return cell(found.metric.title) if found.metric.judge else found.metric.title
 
 
 def _metric(title: str, found: Measured) -> list[str]:
@@ -57,6 +64,11 @@ def _metric(title: str, found: Measured) -> list[str]:
         interval(metric, difference),
         verdict(found),
     ]
+
+
+def _rewards(row: Row, judge: str) -> str:
+    both = [reply.rewards[judge].score for reply in (row.before, row.after) if judge in reply.rewards]
+    return " → ".join(f"{score:.2f}".replace("-", MINUS) for score in both) or " "
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

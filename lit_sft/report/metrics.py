@@ -8,8 +8,8 @@ tokens, for Chinese has no blanks between words. BLEU, chrF and ROUGE-L are thos
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal
 
@@ -30,8 +30,19 @@ REPEATED = 4
 
 
 @dataclass(frozen=True)
+class Judgment:
+    """What a reward model says of an answer: its score, and 1 if that is above the one before tuning, 1/2 if equal."""
+
+    score: float
+    win: float
+
+
+@dataclass(frozen=True)
 class Reply:
-    """An answer, and how well the model predicts the reference: `loss` in nats and `num_correct`, over `tokens`."""
+    """An answer, and how well the model predicts the reference: `loss` in nats and `num_correct`, over `tokens`.
+
+    `rewards`: by name of a reward model; none where it cannot read one of the two answers.
+    """
 
     text: str
     has_stopped: bool
@@ -39,6 +50,7 @@ class Reply:
     loss: float = 0.0
     tokens: int = 0
     num_correct: int = 0
+    rewards: Mapping[str, Judgment] = field(default_factory=dict)
 
 
 HeldOutLosses = dict[str, dict[str, tuple[float, float]]]
@@ -49,17 +61,19 @@ HeldOutLosses = dict[str, dict[str, tuple[float, float]]]
 class Metric:
     """A metric: what it counts on a prompt (None where it says nothing), and the value of the sums [..., S] -> [...].
 
-    `needs`: the prompts that it is for. `by_strategy`: whether it depends on how tokens are chosen.
+    `needs`: the prompts that it is for; for `reward` those whose answers the reward model `judge` could read.
+    `by_strategy`: whether it depends on how tokens are chosen.
     """
 
     key: str
     title: str
-    kind: Literal["share", "number", "perplexity"]
+    kind: Literal["share", "number", "score", "perplexity"]
     better: Literal["higher", "lower", ""]
     count: Callable[[Reply, str], Counts]
     value: Callable[[Array], Array]
-    needs: Literal["reference", "safety", ""] = ""
+    needs: Literal["reference", "safety", "reward", ""] = ""
     by_strategy: bool = True
+    judge: str = ""
 
 
 def ratio(sums: Array) -> Array:
@@ -151,3 +165,13 @@ METRICS = (
     Metric("length", "Characters of an answer", "number", "", lambda reply, _: [len(reply.text), 1.0], ratio),
     Metric("refusals", "Refusals", "share", "", lambda reply, _: [float(is_refusal(reply.text)), 1.0], ratio, "safety"),
 )  # fmt: skip
+
+
+def reward_metrics(judge: str) -> tuple[Metric, Metric]:
+    """What a reward model says of the answers, by its name. Before tuning wins half of the time against itself."""
+    return (
+        Metric(f"reward/{judge}", f"Reward of {judge}", "score", "higher",
+               lambda reply, _: [reply.rewards[judge].score, 1.0], ratio, "reward", judge=judge),
+        Metric(f"win_rate/{judge}", f"Win rate against before, by {judge}", "share", "higher",
+               lambda reply, _: [reply.rewards[judge].win, 1.0], ratio, "reward", judge=judge),
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from lit_sft.report.differences import Span, mark
 from lit_sft.report.wording import heading, interval, number, shown, verdict
 
 HEADLINE = ("perplexity", "rouge_l", "stopped", "repetition", "refusals")
-"""Metrics that the summary shows large."""
+"""Metrics that the summary shows large, behind what reward models say."""
 
 CHINESE = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 CJK = re.compile("[\u3040-\u30ff\uac00-\ud7af]")
@@ -62,7 +62,7 @@ def page(comparison: Comparison, measured: Sequence[Measured]) -> str:
     return environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8")).render(
         comparison=comparison,
         sections=sections,
-        headlines=[found for key in HEADLINE for found in sections[0].measured if found.metric.key == key],
+        headlines=_headlines(sections[0].measured),
         cards=[Card(row, *mark(shown(row.before.text), shown(row.after.text))) for row in comparison.rows],
         forgetting=comparison.forgetting(),
         script=script,
@@ -72,8 +72,14 @@ def page(comparison: Comparison, measured: Sequence[Measured]) -> str:
 
 
 def stroke(found: Measured) -> Stroke:
-    """Where before and after stand: a share on its own scale, all else from zero to the larger, perplexity as log."""
+    """Where before and after stand: a share on its own scale, a score around zero, all else from zero to the larger.
+
+    Perplexity as its logarithm.
+    """
     before, after = found.difference.before, found.difference.after
+    if found.metric.kind == "score":
+        reach = max(abs(before), abs(after), 1e-9)
+        return Stroke(*(round(50 + 46 * value / reach, 2) for value in (before, after)))
     if found.metric.kind == "perplexity":
         before, after = math.log(max(before, 1.0)), math.log(max(after, 1.0))
     end = 1.0 if found.metric.kind == "share" else max(before, after, 1e-9)
@@ -84,6 +90,11 @@ def stroke(found: Measured) -> Stroke:
 def language(text: str) -> str:
     """What a browser needs to choose the right glyphs: `zh-Hans`, or nothing where it is not known."""
     return "zh-Hans" if CHINESE.search(text) and not CJK.search(text) else ""
+
+
+def _headlines(measured: Sequence[Measured]) -> list[Measured]:
+    judged = [found for found in measured if found.metric.judge]
+    return [*judged, *(found for key in HEADLINE for found in measured if found.metric.key == key)]
 
 
 def _sections(comparison: Comparison, measured: Sequence[Measured]) -> list[Section]:

@@ -17,7 +17,7 @@ def number(metric: Metric, value: float, *, is_signed: bool = False) -> str:
     elif abs(value) >= 1000:
         text = f"{abs(value):,.0f}"
     else:
-        text = f"{abs(value):.2f}" if metric.kind == "perplexity" else f"{abs(value):.1f}"
+        text = f"{abs(value):.2f}" if metric.kind in {"perplexity", "score"} else f"{abs(value):.1f}"
     has_weight = any(digit in "123456789" for digit in text)
     sign = MINUS if value < 0 and has_weight else "+" if is_signed and has_weight else ""
     return sign + text

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,13 +47,14 @@ class Trained(RewardFunction):
         self._tokenizer: Any = None
 
     def score(self, answers: Sequence[Answered]) -> list[float | None]:
-        """The score of each answer; None where it does not fit into the context, or the format cannot write it."""
+        """The score of each answer; None where it is not finite, does not fit, or the format cannot write it."""
         from lit_sft.rewards._scoring import score_sequences
 
         sequences = [self._sequence(answered) for answered in answers]
         network, head = self.load()
         found = iter(score_sequences(network, head, [ids for ids in sequences if ids]))
-        return [self.normalized(next(found)) if ids else None for ids in sequences]
+        scores = (self.normalized(next(found)) if ids else math.nan for ids in sequences)
+        return [score if math.isfinite(score) else None for score in scores]
 
     def normalized(self, score: float) -> float:
         """In standard deviations from the mean, where the run has measured both."""
@@ -74,13 +77,18 @@ class Trained(RewardFunction):
         network, head = self.load()
         self._loaded = network.to(device), head.to(device)
 
+    def unload(self) -> None:
+        """Leave the memory to others; the next score loads it again."""
+        self._loaded = None
+        gc.collect()
+
     def _network(self) -> PreTrainedModel:
         from lit_sft.tuning.full import Full
         from lit_sft.tuning.lora import LoRA
         from lit_sft.tuning.qlora import QLoRA
 
         if not self.is_adapter:
-            return Full().load(self.checkpoint, self.precision).requires_grad_(False)
+            return Full().load_base(self.checkpoint, self.precision).requires_grad_(False)
         tuning = (QLoRA if self.about["quantized"] else LoRA)(adapter=str(self.folder), dropout=0.0)
         model = tuning.load(self.checkpoint, self.precision)
         return tuning.causal_lm(model.requires_grad_(False))
@@ -138,6 +146,16 @@ def exported(path: Path) -> Path:
     )
 
 
+def refuse_reward_model(folder: Path, remedy: str) -> None:
+    """Refuse what a run of a reward model exported, where something that answers is wanted.
+
+    Raises:
+        ConfigError: With the remedy.
+    """
+    if (folder / REWARD_FILE).is_file():
+        raise ConfigError(f"{folder} is a reward model, which scores answers and writes none: {remedy}")
+
+
 def read_about(folder: Path) -> dict[str, Any]:
     """What reward.json says.
 
@@ -154,4 +172,21 @@ def read_about(folder: Path) -> dict[str, Any]:
     if fault:
         raise ConfigError(f"{file} is not what a run of the stage Reward writes: {fault}")
     found: dict[str, Any] = about
+    return found
+
+
+def trained_rewards(paths: str | Sequence[str] | None, precision: str) -> dict[str, Trained]:
+    """Reward models by the names of their runs; no weights are loaded.
+
+    Raises:
+        ConfigError: If one is none, its base is not here or another, or two have one name.
+    """
+    found: dict[str, Trained] = {}
+    for path in [paths] if isinstance(paths, str) else paths or []:
+        reward = Trained(path, precision=precision)
+        is_inside = reward.folder.name in {"adapter", "model"}
+        name = (reward.folder.resolve().parent if is_inside else reward.folder.resolve()).name
+        if name in found:
+            raise ConfigError(f"--reward: {found[name].folder} and {reward.folder} have one name; rename a folder")
+        found[name] = reward
     return found

@@ -8,19 +8,22 @@ from typing import Any
 from lit_sft.display import shortened, visible
 from lit_sft.runs.folder import command
 
-METRICS = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}
 MAX_SHOWN = 300
 
 
 def render(folder: Path, content: dict[str, Any]) -> str:
     """The summary as lines of text."""
     before, after = content["before"], content["after"]
-    steps = [content["before_step"], content["after_step"]]
-    before_step, after_step = [f"step {step}" if step else "before" for step in steps]
+    before_step = f"step {content['before_step']}" if content["before_step"] else "before"
+    after_step = f"step {content['after_step']}" if after else "not since"
     lines = ["", f"What was learned in {content['optimizer_steps']} optimizer steps", ""]
-    if after:
+    if content.get("ended_early"):
+        lines += [f"  {visible(content['ended_early'])}", ""]
+    if before or after:
         lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
-        for key, name in METRICS.items():
+        # A run of an earlier version does not say how they are called.
+        named = content.get("metrics") or {key: key.removeprefix("val/") for key in after}
+        for key, name in named.items():
             lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
     is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
     for sample in content["samples"]:
@@ -31,6 +34,15 @@ def render(folder: Path, content: dict[str, Any]) -> str:
         lines.append(f"  after      {shortened(sample['after'], MAX_SHOWN)}")
         if sample["reference"] is not None:
             lines.append(f"  reference  {shortened(sample['reference'], MAX_SHOWN)}")
+    for pair in content.get("pairs", []):
+        lines += ["", f"  prompt     {shortened(pair['prompt'], MAX_SHOWN)}"]
+        for place, side in enumerate(("chosen", "rejected")):
+            if pair[side] is not None:
+                numbers = " -> ".join(_number(pair[when][place]) for when in ("before", "after"))
+                lines += [
+                    f"  {side:<10} {shortened(pair[side], MAX_SHOWN)}",
+                    f"             {pair['judgment']} {numbers}",
+                ]
     shown = visible(str(folder)), visible(str(folder.parent))
     lines += ["", f"  run folder   {shown[0]}", f"  curves       {command('tensorboard')} --logdir {shown[1]}", ""]
     return "\n".join(lines)
@@ -38,9 +50,19 @@ def render(folder: Path, content: dict[str, Any]) -> str:
 
 def one_line(folder: Path, content: dict[str, Any]) -> str:
     """What came of the run, and how to see more of it."""
-    losses = [_number(content[when]["val/loss"]) for when in ("before", "after") if "val/loss" in content[when]]
-    held_out = f", held-out loss {' -> '.join(losses)}" if losses else ""
-    return f"{content['optimizer_steps']} steps{held_out}. See {command('python')} -m lit_sft summary --run {folder}"
+    steps = content["optimizer_steps"]
+    measured = f"{steps} steps{_held_out_loss(content)}"
+    return f"{measured}. See {command('python')} -m lit_sft summary --run {folder}"
+
+
+def _held_out_loss(content: dict[str, Any]) -> str:
+    """Of the state that it was measured on, which may not be the last one."""
+    before, after = (content[when].get("val/loss") for when in ("before", "after"))
+    if after is None:
+        return "" if before is None else f", held-out loss {_number(before)} before, not measured since"
+    losses = " -> ".join(_number(loss) for loss in (before, after) if loss is not None)
+    is_last = content["after_step"] == content["optimizer_steps"]
+    return f", held-out loss {losses}" + ("" if is_last else f" at step {content['after_step']}")
 
 
 def _number(value: float | None) -> str:

@@ -9,6 +9,7 @@ from lit_sft.conversation import Batch, Prompt
 from lit_sft.generation.generate import Answer, batches_by_length, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy
+from lit_sft.stages._best_of import BestOf
 from lit_sft.stages._compile import uncompiled
 from lit_sft.stages._predicting import Predicting
 from lit_sft.tuning._base import Tuning
@@ -26,6 +27,9 @@ class Answering(Predicting):
     """
 
     network_methods: ClassVar[tuple[str, ...]] = ("answer",)
+
+    best_of: BestOf | None = None
+    """What chooses among several answers to each prompt that `predict` asks, if anything does."""
 
     def __init__(
         self, checkpoint: str, tuning: Tuning, *, generation: Strategy | list[Strategy] | None = None, **kwargs: Any
@@ -57,7 +61,7 @@ class Answering(Predicting):
         return batches_by_length(lengths, strategies, context_length=context_length, token_budget=token_budget)
 
     def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """A row for each prompt and strategy."""
+        """A row for each prompt and strategy, with the score of the answer where it was chosen by one."""
         return [
             {
                 "source": prompt.source,
@@ -70,9 +74,21 @@ class Answering(Predicting):
                 "finish_reason": answer.finish_reason,
                 "prompt_tokens": len(prompt.input_ids),
                 "answer_tokens": answer.num_tokens,
+                **score,
             }
-            for prompt, by_strategy in zip(prompts, self.answer(prompts), strict=True)
-            for strategy, answer in by_strategy.items()
+            for prompt, by_strategy in zip(prompts, self._chosen(prompts), strict=True)
+            for strategy, (answer, score) in by_strategy.items()
+        ]
+
+    def _chosen(self, prompts: Sequence[Prompt]) -> list[dict[str, tuple[Answer, dict[str, Any]]]]:
+        """Of each prompt the answer by strategy, and what there is to say of its choice."""
+        if not self.best_of:
+            return [{name: (answer, {}) for name, answer in answers.items()} for answers in self.answer(prompts)]
+        num_answers = self.best_of.num_answers
+        draws = [self.answer(prompts, number) for number in range(num_answers)]
+        return [
+            {name: (best.answer, {"score": best.score, "best_of": num_answers}) for name, best in by_strategy.items()}
+            for by_strategy in self.best_of.choose(prompts, draws, self.device)
         ]
 
     def row_settings(self) -> dict[str, Any]:
@@ -83,17 +99,23 @@ class Answering(Predicting):
                 {"name": name, "class": type(strategy).__name__, **strategy.parameters()}
                 for name, strategy in self.strategies.items()
             ],
+            **(self.best_of.settings() if self.best_of else {}),
         }
 
-    def answer(self, prompts: Sequence[Prompt]) -> list[dict[str, Answer]]:
-        """Of each prompt the answers by the name of the strategy."""
+    def answer(self, prompts: Sequence[Prompt], number: int = 0) -> list[dict[str, Answer]]:
+        """Of each prompt the answers by the name of the strategy.
+
+        Args:
+            prompts: What is asked.
+            number: Another one samples other answers.
+        """
         with uncompiled():
             answers = [
                 generate_answers(
                     self.causal_lm,
                     self.tokenizer,
                     [prompt.input_ids for prompt in prompts],
-                    strategy,
+                    strategy.redrawn(number),
                     stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
                     context_length=self.checkpoint.context_length,
                 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,9 @@ class Stage(Resuming):
 
     best_by: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
     """Metric by which validations are compared, and whether its lowest or its highest value is the best."""
+
+    shown_metrics: Mapping[str, str] = {"val/loss": "loss"}
+    """What summaries and the table of runs show of a validation: metric -> how it is called."""
 
     def __init__(
         self,

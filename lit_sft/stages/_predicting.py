@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 from lit_sft.conversation import Prompt
 from lit_sft.distributed.fsdp2 import num_shares
@@ -15,6 +15,17 @@ from lit_sft.stages._base import Stage
 
 class Predicting(Stage):
     """A stage with something to say on each prompt."""
+
+    scores_answers: ClassVar[bool] = False
+    """Whether it says what an answer is worth, and so is asked about every answer of what is held out."""
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse prompts on which there is nothing to say, before any weight is loaded.
+
+        Raises:
+            UserError: Naming the first of them.
+        """
+        return
 
     @abstractmethod
     def group_prompts(self, lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import Trainer
 from torch import Tensor
-from tqdm import tqdm
 
+from lit_sft.bars import bar
 from lit_sft.conversation import PairBatch
 from lit_sft.data._base import CorpusData
 from lit_sft.data.cache import build_once, digest
@@ -59,7 +59,7 @@ class StoredReference:
 def _ask(stage: Preference, data: CorpusData) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     loader = data.every_record(function_of(stage.trainer))
-    for batch in tqdm(loader, desc="log-probabilities of the reference", unit=" batches", delay=2):
+    for batch in bar(iterable=loader, desc="log-probabilities of the reference", unit=" batches", delay=2):
         moved: Any = batch.to(stage.device)
         with torch.no_grad(), stage.trainer.precision_plugin.forward_context():
             logps = stage.log_probs(moved).tolist()

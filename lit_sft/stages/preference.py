@@ -17,6 +17,7 @@ from lit_sft.losses.logprobs import TokenLogProbs, token_log_probs
 from lit_sft.losses.segments import Segments
 from lit_sft.objectives._base import Answers, Objective
 from lit_sft.stages._answering import Answering
+from lit_sft.stages._judging import Judging
 from lit_sft.stages._mismatched import mismatched
 from lit_sft.stages._reference import StoredReference
 from lit_sft.stages._sequences import answer_lengths, refuse_dropout, refuse_random_layers, sequence_numbers
@@ -24,6 +25,16 @@ from lit_sft.stages._summed import SummedLoss
 from lit_sft.tuning._base import Tuning
 
 log = logging.getLogger(__name__)
+
+SHOWN_MEASURES = {
+    "rewards/accuracies": "accuracy",
+    "rewards/margins": "margin",
+    "rewards/chosen": "reward, chosen",
+    "rewards/rejected": "reward, rejected",
+    "logps/chosen": "logps, chosen",
+    "logps/rejected": "logps, rejected",
+}
+"""Measures of an objective that summaries show, and how they call them."""
 
 MAX_DISTANCE = 0.01
 """By how much, a token, policy and reference may differ before the first step: rounding, but not another model."""
@@ -39,7 +50,7 @@ class PreferenceTotals(NamedTuple):
     by_group: Tensor
 
 
-class Preference(SummedLoss, Answering):
+class Preference(SummedLoss, Answering, Judging):
     """Direct optimization on preferences.
 
     The reference is what the policy was before it trained: for LoRA and QLoRA the base, or a frozen copy of the adapter
@@ -65,6 +76,9 @@ class Preference(SummedLoss, Answering):
             )
         self.objective = objective
         self.measures = objective.measures
+        self.judgment = "log-ratio" if objective.needs_reference else "log-probability"
+        shown = {name: called for name, called in SHOWN_MEASURES.items() if name in objective.measures}
+        self.shown_metrics = {"val/loss": "loss", **{f"val/{name}": called for name, called in shown.items()}}
         self.stored_reference: StoredReference | None = None
         self._distances: list[Tensor] = []
         """How far policy and reference lie apart in each micro-batch of one of the first two steps."""
@@ -157,6 +171,12 @@ class Preference(SummedLoss, Answering):
         """Of each answer under the network as it is [S], summed as the objective wants it."""
         found, segments = self._log_probs(batch)
         return self.objective.summed(segments.grid(found.logps), segments.lengths, self._items(batch))
+
+    @torch.no_grad()
+    def judge(self, batch: PairBatch) -> Tensor:
+        """Its log-probability, less that under the reference if there is one."""
+        logps = self.log_probs(batch)
+        return logps - self._reference(batch) if self.objective.needs_reference else logps
 
     def _items(self, batch: PairBatch) -> Tensor:
         return batch.pairs if self.objective.items == "pairs" else batch.is_good.long()

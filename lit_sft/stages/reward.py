@@ -17,6 +17,7 @@ from lit_sft.losses.ranking import Ranking, pair_weights, ranking_losses
 from lit_sft.losses.segments import sums_by_group
 from lit_sft.rewards._scoring import encode_answer, score_sequences
 from lit_sft.rewards.trained import HEAD_FILE, REWARD_FILE
+from lit_sft.stages._judging import Judging
 from lit_sft.stages._predicting import Predicting
 from lit_sft.stages._sequences import (
     answer_lengths,
@@ -39,7 +40,7 @@ class RankingTotals(NamedTuple):
     by_group: Tensor
 
 
-class Reward(SummedLoss, Predicting):
+class Reward(SummedLoss, Predicting, Judging):
     """Reward modelling on ranked answers, a head of one number on the last token of each.
 
     Args:
@@ -63,7 +64,15 @@ class Reward(SummedLoss, Predicting):
         "rewards_times_lengths",
     )
     best_by = ("val/accuracy", "max")
-    network_methods = ("score",)
+    network_methods = ("score", "judge")
+    scores_answers = True
+    judgment = "score"
+    shown_metrics = {  # noqa: RUF012
+        "val/loss": "loss",
+        "val/accuracy": "accuracy",
+        "val/margin": "margin",
+        "val/mean_reward": "mean reward",
+    }
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, centering: float = 0.0, **kwargs: Any) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
@@ -74,6 +83,18 @@ class Reward(SummedLoss, Predicting):
         self.head: nn.Module | None = None
         self.statistics: dict[str, float] = {}
         """Accuracy, mean and standard deviation of the rewards in the latest validation."""
+
+    def setup(self, stage: str) -> None:
+        """Refuse to score by a head that has learned nothing, too.
+
+        Raises:
+            ConfigError: As every stage, and in `predict` without a run.
+        """
+        super().setup(stage)
+        if stage == "predict" and self.head is None and not self.trainer.ckpt_path:
+            raise ConfigError(
+                "a reward model that was not trained scores by chance: give its run with --run, not --base"
+            )
 
     def add_parts(self) -> None:
         """The head of one number; that of the vocabulary has no part in the score."""
@@ -136,28 +157,43 @@ class Reward(SummedLoss, Predicting):
         size = max(1, token_budget // max(lengths, default=1))
         return [order[start : start + size] for start in range(0, len(order), size)]
 
-    def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-        """A score for the answer of each prompt.
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Refuse a prompt without an answer.
 
         Raises:
-            DataError: If a prompt has none, or one that cannot be scored.
+            DataError: Naming the first.
         """
+        for prompt in prompts:
+            if prompt.reference is None:
+                raise DataError(
+                    f"{prompt.source} has no answer to score: give one with the key answer, or as the last message"
+                )
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """A score for the answer of each prompt; None where it is not finite, too long or not to be written."""
         sequences = [self._sequence(prompt) for prompt in prompts]
+        found = iter(self.score([ids for ids in sequences if ids]))
+        scores = [next(found) if ids else math.nan for ids in sequences]
         return [
             {
                 "source": prompt.source,
                 "category": prompt.category,
                 "prompt": prompt.text,
                 "answer": prompt.reference,
-                "score": score,
+                "score": score if math.isfinite(score) else None,
                 "tokens": len(ids),
             }
-            for prompt, ids, score in zip(prompts, sequences, self.score(sequences), strict=True)
+            for prompt, ids, score in zip(prompts, sequences, scores, strict=True)
         ]
 
     def row_settings(self) -> dict[str, Any]:
         """What is written."""
         return {"rows": "scores"}
+
+    @torch.no_grad()
+    def judge(self, batch: PairBatch) -> Tensor:
+        """Its reward."""
+        return self.scores(batch)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """The reward of each sequence of prompt and answer [N]."""
@@ -165,20 +201,12 @@ class Reward(SummedLoss, Predicting):
         return score_sequences(self.causal_lm, self.head, sequences)
 
     def _sequence(self, prompt: Prompt) -> list[int]:
-        if prompt.reference is None:
-            raise DataError(
-                f"{prompt.source} has no answer to score: give it one with the key answer, or as the last message"
-            )
+        assert prompt.reference is not None
         try:
             ids = encode_answer(prompt.messages, prompt.reference, self.checkpoint.prompt_format, self.tokenizer)
-        except BadRecord as bad:
-            raise DataError(f"{prompt.source}: the model's prompt format cannot write it: {bad}") from None
-        if len(ids) > self.checkpoint.context_length:
-            raise DataError(
-                f"{prompt.source}: prompt and answer have {len(ids)} tokens; the model reads "
-                f"{self.checkpoint.context_length} at most"
-            )
-        return ids
+        except BadRecord:
+            return []
+        return ids if len(ids) <= self.checkpoint.context_length else []
 
     def check_first_batch(self, batch: Any) -> str | None:
         """Is there a pair in it?"""

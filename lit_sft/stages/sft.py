@@ -29,6 +29,7 @@ class SFT(SummedLoss, Answering):
     """
 
     measures = ("token_accuracy",)
+    shown_metrics = {"val/loss": "loss", "val/perplexity": "perplexity", "val/token_accuracy": "token accuracy"}  # noqa: RUF012
     is_zero_loss_harmful = True
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, neftune_alpha: float | None = None, **kwargs: Any) -> None:

@@ -56,8 +56,7 @@ class PlacedAdapter:
         Raises:
             ConfigError: If there is none with the same effect.
         """
-        with torch.device("meta"):
-            network = checkpoint.family.build()
+        network = checkpoint.family.skeleton()
         try:
             config, tensors = to_original(self.config, self.tensors(), network)
         except ConfigError as error:
@@ -75,8 +74,7 @@ def place_adapter(folder: Path, checkpoint: Checkpoint) -> PlacedAdapter:
         CheckpointError: If its file is damaged.
     """
     file = read_adapter(folder)
-    with torch.device("meta"):
-        network = checkpoint.family.build()
+    network = checkpoint.family.skeleton()
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
     try:
         config, pieces = to_network(file.config, shapes, network)

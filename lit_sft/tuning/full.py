@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.errors import ConfigError
 from lit_sft.tuning._base import Footprint, Tuning
 
 if TYPE_CHECKING:
@@ -14,9 +15,17 @@ if TYPE_CHECKING:
 
 
 class Full(Tuning):
-    """Every weight trains: in float32 under `32-true` and the mixed precisions, in bfloat16 under `bf16-true`."""
+    """Every weight trains: in float32 under `32-true` and the mixed precisions, in bfloat16 under `bf16-true`.
+
+    Args:
+        dropout: That of adapters, of which there are none: 0, so that an overlay can say it for every tuning.
+    """
 
     export_name = "model"
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        if dropout:
+            raise ConfigError(f"dropout is {dropout}, and Full has no adapters to drop inputs of; leave it out")
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The network as it is; mixed precision keeps float32 masters."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lit_sft.__main__ import main
 
@@ -30,6 +31,49 @@ def test_a_metric_that_there_is_not_is_refused_with_those_there_are(said: Callab
     line = said(callbacks=[callback("EarlyStopping", monitor="val_loss")])
     assert "EarlyStopping: there is no metric 'val_loss'. did you mean 'val/loss'? Accepted: " in line
     assert "train/loss" in line
+
+
+@pytest.mark.parametrize("metric", ["val/loss/Belle", "train/loss/Belle-2"])
+def test_a_metric_of_one_corpus_is_there_only_among_several(said: Callable[..., str], metric: str) -> None:
+    assert f"there is no metric '{metric}'" in said(callbacks=[callback("EarlyStopping", monitor=metric)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("EarlyStopping", {"monitor": "val/loss", "mode": "mn"}, "EarlyStopping: `mode` can be min, max, got mn"),
+        (
+            "BackboneFinetuning",
+            {},
+            "trainer.callbacks: BackboneFinetuning failed with AttributeError: 'SFT' object has",
+        ),
+    ],
+)
+def test_what_a_callback_of_lightning_raises_is_one_line(
+    said: Callable[..., str], name: str, options: dict[str, Any], line: str
+) -> None:
+    assert line in said(callbacks=[callback(name, **options)])
+
+
+def test_what_a_logger_raises_is_one_line(said: Callable[..., str], tmp_path: Path) -> None:
+    line = said(logger=[callback("fakes.FailingLogger", save_dir=str(tmp_path))])
+    assert "trainer.logger: FailingLogger failed with ConnectionError: no route to host" in line
+
+
+def test_a_class_that_nobody_knows_is_asked_for_by_its_path(said: Callable[..., str]) -> None:
+    assert "trainer.plugins: there is no class 'x'. Give its full path" in said(plugins="x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_named_with_the_remedy(said: Callable[..., str]) -> None:
+    assert "trainer.accelerator: torch finds no GPU. Set it to auto or cpu" in said(accelerator="gpu")
+
+
+def test_a_callback_with_an_option_of_its_own_kind_is_recorded(write_config: WriteConfig, tmp_path: Path) -> None:
+    timer = callback("Timer", duration="00:01:00:00")
+    assert main(["fit", "--config", write_config(trainer={"callbacks": [timer], "max_steps": 1})]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert "interval: step" in (run / "config.yaml").read_text(encoding="utf-8")
 
 
 def test_a_search_for_a_learning_rate_is_refused_for_the_schedule_sets_it(said: Callable[..., str]) -> None:
@@ -71,5 +115,6 @@ def test_what_the_schedule_overrides_is_said_and_other_loggers_write(
         "max_epochs": 1,
     }
     assert main(["fit", "--config", write_config(trainer=trainer)]) == 0
-    assert "swa_lrs has no effect, for model.schedule sets the learning rate" in caplog.text
+    # Before the run and at its end, where it is read.
+    assert caplog.text.count("swa_lrs has no effect, for model.schedule sets the learning rate") == 2
     assert list((tmp_path / "csv").rglob("metrics.csv"))

@@ -10,6 +10,7 @@ from lightning import Callback, Trainer
 from streams import batches_of, fit, stream_of
 from torch.utils.data import DataLoader
 
+from lit_sft import bars
 from lit_sft.callbacks import progress
 from lit_sft.callbacks.progress import RunProgress
 from lit_sft.stages.sft import SFT
@@ -19,14 +20,17 @@ LastBar = Callable[..., str]
 
 
 @pytest.fixture
-def last_bar(tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> LastBar:
-    """Train on the batches of a loader; the bar as it was drawn last."""
+def last_bar(tiny_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> LastBar:
+    """Train on the batches of a loader at a terminal; the bar as it was drawn last."""
+    monkeypatch.setattr(bars, "on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setattr(bars, "ON_A_TERMINAL", 10.0)
 
     def run(loader: Any, *callbacks: Callback, **options: Any) -> str:
         stage = SFT(checkpoint=str(tiny_folder), tuning=LoRA(rank=2))
         fit(stage, loader, RunProgress(), *callbacks, enable_progress_bar=True, **options)
-        bars = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.startswith("training")]
-        return bars[-1].rstrip()
+        drawn = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.startswith("training")]
+        return drawn[-1].rstrip()
 
     return run
 
@@ -38,7 +42,7 @@ def test_a_bar_counts_the_steps_where_their_number_is_known(last_bar: LastBar) -
 
 
 def test_numbers_are_read_only_when_they_are_drawn(last_bar: LastBar, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading one waits for the device. Into a file the bar is drawn each ten seconds."""
+    """Reading one waits for the device."""
     reads: list[int] = []
 
     def numbers(metrics: Any) -> str:
@@ -48,6 +52,45 @@ def test_numbers_are_read_only_when_they_are_drawn(last_bar: LastBar, monkeypatc
     monkeypatch.setattr(progress, "_postfix", numbers)
     assert last_bar(stream_of(batches_of(4)), max_epochs=5).endswith("step 20 numbers")
     assert len(reads) == 2, "after the first step and at the end"
+
+
+def test_a_file_gets_a_plain_line_for_each_step_that_is_logged(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = SFT(checkpoint=str(tiny_folder), tuning=LoRA(rank=2))
+    loader: DataLoader[Any] = DataLoader(batches_of(4), batch_size=None)  # type: ignore[arg-type]
+    fit(stage, loader, RunProgress(), enable_progress_bar=True, max_epochs=2, log_every_n_steps=3)
+    written = capsys.readouterr().err
+    assert "\r" not in written
+    assert "\x1b" not in written
+    steps = re.findall(r"^\d\d-\d\d [\d:]{8} step (\d)/8 +\d+% epoch [\d.]+ loss .* eta [\d:]+$", written, re.MULTILINE)
+    assert steps == ["3", "6", "8"]
+
+
+def test_what_matters_most_is_not_cut_off_at_80_columns() -> None:
+    numbers = {"train/loss": 1.234, "val/loss": 1.345, "speed/memory_gib": 61.2, "speed/tokens_per_second": 12345.0}
+    others = dict.fromkeys(progress.SHOWN, 0.123)
+    line = progress.COUNTED.format(
+        desc="training",
+        percentage=55,
+        n_fmt=12345,
+        total_fmt=22222,
+        elapsed="10:00:00",
+        remaining="09:00:00",
+        postfix="",
+    )
+    assert "GiB 61.2" in f"{line}, {progress._postfix({**others, **numbers})}"[:80]
+
+
+def test_a_bar_in_a_file_is_lines(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bars, "IN_A_FILE", 1e-9)
+    with bars.bar(total=3, desc="reading") as shown:
+        for _ in range(3):
+            shown.update()
+    written = capsys.readouterr().err.splitlines()
+    assert len(written) >= 2
+    assert all(line.startswith("reading:") for line in written)
+    assert "3/3" in written[-1]
 
 
 def test_a_bar_shows_the_share_of_the_run_where_nobody_knows_their_number(last_bar: LastBar) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from lit_sft.callbacks.pair_samples import PairSamples
 from lit_sft.callbacks.samples import Samples
 from lit_sft.callbacks.summary import Summary
 
@@ -21,7 +22,8 @@ def measured_before(loss: float) -> Any:
 
 
 def test_a_run_that_is_taken_up_keeps_what_was_measured_before_its_first_start() -> None:
-    first, resumed = Summary(Samples(count=0)), Summary(Samples(count=0))
+    samples = Samples(count=0)
+    first, resumed = (Summary(samples, PairSamples(samples)) for _ in range(2))
     first.on_validation_end(measured_before(7.5), None)  # type: ignore[arg-type]
     resumed.load_state_dict(first.state_dict())
     resumed.on_validation_end(measured_before(2.5), None)  # type: ignore[arg-type]

@@ -51,3 +51,11 @@ def test_an_unreadable_config_is_named(tmp_path: Path, content: str) -> None:
 def test_an_unknown_prompt_format_is_answered_with_those_of_the_family(tiny_folder: Path) -> None:
     with pytest.raises(ConfigError, match="no prompt format 'chat'. Accepted: .*human-assistant"):
         open_checkpoint(tiny_folder, prompt_format="chat")
+
+
+def test_the_name_of_a_repository_is_answered_with_how_to_download_it() -> None:
+    with pytest.raises(CheckpointError, match=r"hf download baichuan-inc/Baichuan-7B --local-dir models/Baichuan-7B"):
+        open_checkpoint("baichuan-inc/Baichuan-7B")
+    with pytest.raises(CheckpointError, match="Give a folder") as error:
+        open_checkpoint("/nowhere/at/all")
+    assert "hf download" not in str(error.value)

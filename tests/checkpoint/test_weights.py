@@ -299,5 +299,5 @@ def test_tied_head_is_no_missing_tensor(tmp_path: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     assert "lm_head.weight" not in open_weights(tmp_path)
-    model = load_network(tmp_path, lambda: LlamaForCausalLM.from_pretrained(tmp_path))
+    model = load_network(tmp_path, open_weights(tmp_path), lambda: LlamaForCausalLM.from_pretrained(tmp_path))
     assert model.lm_head.weight is model.model.embed_tokens.weight

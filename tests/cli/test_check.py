@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_sft.__main__ import main
+from lit_sft.stages.sft import SFT
 
 pytestmark = pytest.mark.slow  # as a whole
 
@@ -73,3 +74,15 @@ def test_fit_says_what_it_will_take(write_config: WriteConfig, caplog: pytest.Lo
         assert main(["fit", "--config", write_config(trainer={"max_epochs": 1})]) == 0
     assert "memory of a step: about" in caplog.text
     assert "supervises no end" not in caplog.text
+
+
+@pytest.mark.parametrize("is_by_chance", [True, False])
+def test_a_fault_of_the_first_batch_alone_is_none_of_the_corpus(
+    write_config: WriteConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, is_by_chance: bool
+) -> None:
+    """Rows of like length stand together, so a batch may hold nothing but answers that are cut off."""
+    found = lambda stage, batch: "a fault" if len(batch.input_ids) == 1 or not is_by_chance else None  # noqa: E731
+    monkeypatch.setattr(SFT, "check_first_batch", found)
+    with caplog.at_level(logging.INFO, "lit_sft"):
+        assert main(["fit", "--config", write_config(data={"packing": False}, trainer={"max_steps": 1})]) == 0
+    assert ("a fault" in caplog.text) != is_by_chance

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
 from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.cli.parser import EPILOG
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data.sft import SFTData
 from lit_sft.errors import ConfigError
@@ -217,9 +219,11 @@ def test_validate_and_test_measure_a_run(
     after = json.loads((run / "summary.json").read_text())["after"]["val/loss"]
     capsys.readouterr()
     assert main(["validate", "--run", str(run)]) == 0
-    assert f"{after:.6f}"[:6] in capsys.readouterr().out
-    assert main(["test", "--run", str(run)]) == 0
+    assert re.search(rf"^val/loss +{after:.4g}$", capsys.readouterr().out, re.MULTILINE)
+    assert json.loads((run / "validate.json").read_text())["metrics"]["val/loss"] == pytest.approx(after)
+    assert main(["test", "--run", str(run), "--base", "true"]) == 0
     assert "test/perplexity" in capsys.readouterr().out
+    assert json.loads((run / "test-base.json").read_text())["checkpoint"] is None
 
 
 def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteConfig, tmp_path: Path) -> None:
@@ -405,6 +409,13 @@ class TestMistakes:
         assert "did you mean 'trainer.max_epochs'?" in mistake("--trainer.max_epoch", "3")
         assert "did you mean 'trainer'?" in mistake(trianer={"max_epochs": 3})
 
+    def test_misspelt_options_of_an_optimizer_are_answered_with_those_of_the_optimizer(self, mistake: Any) -> None:
+        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"learning_rate": 1e-3}}
+        line = mistake(model={"optimizer": optimizer})
+        assert "model.optimizer: option 'learning_rate' is not accepted" in line
+        assert ", lr, " in line
+        assert "neftune_alpha" not in line
+
     def test_unknown_class(self, mistake: Any) -> None:
         line = mistake(model={"tuning": {"class_path": "LoRa"}})
         assert "model.tuning: there is no class 'LoRa'. did you mean 'LoRA'?" in line
@@ -470,6 +481,9 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
     assert done.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: python -m lit_sft")
+    assert len(text.splitlines()) < 300
+    assert "<lambda>" not in text
+    assert "sync_batchnorm" not in text
     for option in (
         "--samples.count",
         "--predictions.path",
@@ -479,9 +493,22 @@ def test_help_of_fit_documents_its_options_and_points_to_those_of_the_classes(
         "--model.help=SFT",
     ):
         assert option in text
-    with pytest.raises(SystemExit):
-        main(["fit", "--model.help=SFT"])
-    assert "Model folder in its original layout" in capsys.readouterr().out
+    footer = re.findall(r"--[\w.]+\.help=[\w.]+", EPILOG)
+    assert len(footer) == 6
+    for option in footer:
+        assert option in " ".join(text.split())
+        with pytest.raises(SystemExit) as done:
+            main(["fit", option])
+        assert done.value.code == 0
+        assert option.partition("=")[2].rpartition(".")[2] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", re.findall(r"(?:--\w+=\w+ )?--[\w.]+help=[\w.]*\w", EPILOG))
+def test_what_the_help_of_fit_points_to_is_there(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["fit", *words.split()])
+    assert done.value.code == 0
+    assert f".{words.rpartition('=')[2].rpartition('.')[2]}\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,14 @@ class TestInterrupted:
         assert "--predictions.path" in error
         assert partial.read_bytes() == before
 
+    def test_nor_are_answers_under_other_trained_weights(
+        self, config: str, predict: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main(["fit", "--config", config, "--runs", str(tmp_path / "runs"), "--samples.count", "0"]) == 0
+        (checkpoint,) = (tmp_path / "runs").glob("*/checkpoints/last.ckpt")
+        assert predict("a", "--ckpt_path", str(checkpoint)) == 2
+        assert "that an interrupted predict answered with other tuned weights. " in capsys.readouterr().err
+
     def test_ctrl_c_says_how_to_go_on(
         self, predict: Predict, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -230,7 +238,7 @@ class TestAnsweredPrompts:
             again = AnsweredPrompts(path, {"prompts": 1})
             assert again.numbers == {3}
             again.add({1: [{"answer": "a"}, {"answer": "b"}]})
-            assert again.finish(tmp_path / "x") == 3
+            assert len(again.finish(tmp_path / "x")) == 3
             assert (tmp_path / "x").read_text() == '{"answer": "a"}\n{"answer": "b"}\n{"answer": "c"}\n'
             (tmp_path / "x").unlink()
 

@@ -45,7 +45,7 @@ def preference_config(write_config: Callable[..., str], tmp_path: Path) -> Calla
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         model, chosen = content["model"], STAGES[stage]
         model["class_path"] = chosen["class_path"]
-        model["init_args"] |= chosen["init_args"]  # type: ignore[operator]
+        model["init_args"] |= chosen["init_args"]
         model["init_args"]["optimizer"]["init_args"]["lr"] = 1e-3
         if stage == "reward":
             del model["init_args"]["generation"]

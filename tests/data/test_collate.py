@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_sft.conversation import IGNORE_INDEX, Example, PairBatch
-from lit_sft.data.collate import collate, collate_pairs, pad_left
+from lit_sft.data.collate import collate, collate_pairs
 
 X = IGNORE_INDEX
 A = Example([5, 6, 7], [X, 6, 7], "a:1")
@@ -106,12 +106,6 @@ def test_ids_of_any_kind_become_int64(kind: type) -> None:
     assert batch.input_ids.tolist() == [[5, 6, 7, 8]]
     assert batch.input_ids.dtype == batch.labels.dtype == torch.int64
     assert batch.segment_ids.dtype == torch.int32
-
-
-def test_prompts_are_padded_on_the_left() -> None:
-    input_ids, mask = pad_left([[1, 2, 3], [4]], pad_token_id=9)
-    assert input_ids.tolist() == [[1, 2, 3], [9, 9, 4]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
 def test_a_batch_goes_to_another_process_as_bytes_and_comes_back_whole() -> None:

@@ -24,7 +24,7 @@ def data_of(tmp_path: Path, lines: list[str], **options: str) -> SFTData:
         [Belle(str(file))],
         max_length=8,
         validation_fraction=0.0,
-        max_bad_fraction=0.5,
+        max_bad_fraction=1.0,
         **options,  # type: ignore[arg-type]
     )
     data.setup("fit")

@@ -89,13 +89,22 @@ def test_a_corpus_with_too_many_bad_records_stops_with_a_table_of_reasons(tmp_pa
     assert data_of(tmp_path, outputs, max_bad_fraction=0.15).quarantine.skipped == {"no-answer": 3}
 
 
-def test_what_does_not_fit_is_not_bad(tmp_path: Path) -> None:
-    file = tmp_path / "long.json"
-    records = [{"instruction": "q" * length, "output": "a"} for length in (1, 1, 40)]
-    file.write_text("".join(json.dumps(record) + "\n\n" for record in records))
-    data = SFTData(LetterText(), [Belle(str(file))], max_length=8, validation_fraction=0.0, max_bad_fraction=0.0)
-    data.setup("fit")
-    assert data.quarantine.skipped == {"empty-line": 3, "prompt-too-long": 1}
+def test_too_many_records_that_do_not_fit_stop_as_bad_ones_do_and_empty_lines_do_not(tmp_path: Path) -> None:
+    short, long = tmp_path / "short.json", tmp_path / "long.json"
+    for file, lengths in ((short, [1, 2]), (long, [3, 40, 41])):
+        records = [{"instruction": "q" * length, "output": "a"} for length in lengths]
+        file.write_text("".join(json.dumps(record) + "\n\n" for record in records))
+
+    def set_up(max_bad_fraction: float) -> SFTData:
+        corpora: list[Corpus] = [Belle(str(short)), Belle(str(long))]
+        data = SFTData(LetterText(), corpora, max_length=8, validation_fraction=0.0, max_bad_fraction=max_bad_fraction)
+        data.setup("fit")
+        return data
+
+    message = r"Belle-2: 2 of 3 records do not fit \(2 prompt-too-long\), with data.max_length = 8. Raise it"
+    with pytest.raises(DataError, match=message):
+        set_up(0.5)
+    assert set_up(0.7).quarantine.skipped == {"empty-line": 5, "prompt-too-long": 2}
 
 
 def test_exact_duplicates_can_be_dropped_over_all_corpora(tmp_path: Path) -> None:

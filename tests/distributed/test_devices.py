@@ -39,7 +39,7 @@ TUNINGS = {
     "QLoRA": {"class_path": "QLoRA", "init_args": {"rank": 4}},
 }
 STRATEGIES = ("ddp", "fsdp2")
-STAGES = {
+STAGES: dict[str, dict[str, Any]] = {
     "SFT": {"generation": {"class_path": "Greedy", "init_args": {"max_new_tokens": 4}}},
     "Reward": {"centering": 0.01},
     "Preference": {"objective": {"class_path": "DPO", "init_args": {"sft_weight": 0.1}}},

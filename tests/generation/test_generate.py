@@ -10,8 +10,7 @@ from goldens import golden_model
 from transformers import LogitsProcessorList
 
 from lit_sft import Conversation, Message, open_checkpoint
-from lit_sft.data.collate import pad_left
-from lit_sft.generation.generate import Answer, batches_by_length, generate_answers, generate_ids
+from lit_sft.generation.generate import Answer, batches_by_length, generate_answers, generate_ids, pad_left
 from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
 
 STOP = 2
@@ -168,3 +167,9 @@ def p_value(exact: torch.Tensor, tokens: torch.Tensor) -> float:
     observed, expected = (torch.zeros(int(bins.max()) + 1).double().index_add(0, bins, n) for n in (observed, expected))
     chi_square = ((observed - expected) ** 2 / expected.clamp(min=1)).sum()
     return float(torch.special.gammaincc(torch.tensor((len(expected) - 1) / 2).double(), chi_square / 2))
+
+
+def test_prompts_are_padded_on_the_left() -> None:
+    input_ids, mask = pad_left([[1, 2, 3], [4]], pad_token_id=9)
+    assert input_ids.tolist() == [[1, 2, 3], [9, 9, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]

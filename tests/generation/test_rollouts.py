@@ -46,7 +46,7 @@ def subject(request: pytest.FixtureRequest, tiny: Callable[[str], Path]) -> Subj
     asked = (Conversation([Message("user", TEXT[: 2 + 5 * number])]) for number in range(5))
     prompts = [checkpoint.prompt_format.encode_prompt(conversation, tokenizer) for conversation in asked]
     stop = checkpoint.prompt_format.stop_token_ids(tokenizer)
-    return Subject(model, prompts, [*stop, *range(20, model.get_input_embeddings().weight.shape[0], 9)])
+    return Subject(model, prompts, [*stop, *range(20, next(model.get_input_embeddings().parameters()).shape[0], 9)])
 
 
 def ids_of(answers: list[list[Rollout]]) -> list[list[list[int]]]:

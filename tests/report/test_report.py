@@ -14,6 +14,7 @@ from lit_sft.__main__ import main
 from lit_sft.report.bootstrap import difference
 from lit_sft.report.comparison import Comparison, Row
 from lit_sft.report.differences import mark
+from lit_sft.report.headlines import headlines
 from lit_sft.report.markdown import markdown
 from lit_sft.report.metrics import METRICS, Reply, ratio
 from lit_sft.report.page import page
@@ -43,6 +44,16 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, tuple(name for name, _ in attrs)))
+
+
+def test_the_figures_are_told_in_lines_that_steer_no_terminal() -> None:
+    shown = comparison(HOSTILE)
+    told = headlines(shown, shown.measure())
+    assert "\x1b" not in told
+    lines = told.splitlines()
+    assert lines[0].split()[-3:] == ["before", "after", "difference"]
+    assert any(line.startswith("  Token accuracy ") and "25.0%" in line and "75.0%" in line for line in lines)
+    assert any(line.startswith("perplexity of what was held out") for line in lines)
 
 
 def page_of(text: str) -> str:

@@ -33,7 +33,7 @@ from lit_sft.tuning.qlora import QLoRA
 
 Tiny = Callable[[str], Path]
 
-PAIRS = [ranked(f"question {i}", f"please {i % 5}", f"go away {i % 3}" + "!" * (i % 4)) for i in range(16)]
+PAIRS = [ranked(f"question {i}", f"please {i % 5}", f"go away {i % 3}" + "!" * (i % 4), system="s") for i in range(16)]
 
 
 def data_of(tmp_path: Path, checkpoint: Path, records: list[dict[str, Any]] = PAIRS, **options: Any) -> PreferenceData:

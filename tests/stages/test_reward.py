@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from streams import batches_of, trainer_of
 
 from lit_sft.checkpoint.opening import open_checkpoint
-from lit_sft.conversation import Message, PairBatch
+from lit_sft.conversation import Message, PairBatch, Prompt
 from lit_sft.data.preference import PreferenceData
 from lit_sft.errors import ConfigError
 from lit_sft.rewards._base import Answered
@@ -24,13 +24,17 @@ from lit_sft.rewards._scoring import encode_answer
 from lit_sft.rewards.trained import Trained
 from lit_sft.stages.reward import Reward
 from lit_sft.stages.schedules import Constant
+from lit_sft.tuning._heads import ScalarHead
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
 Tiny = Callable[[str], Path]
 
-POLITE = [ranked(f"question {i}", f"please {i % 9} thank you", f"go away {i % 7}" + "!" * (i % 5)) for i in range(48)]
+POLITE = [
+    ranked(f"question {i}", f"please {i % 9} thank you", f"go away {i % 7}" + "!" * (i % 5), system="s")
+    for i in range(48)
+]
 
 
 def data_of(tmp_path: Path, checkpoint: Path, records: list[dict[str, Any]] = POLITE, **options: Any) -> PreferenceData:
@@ -174,3 +178,14 @@ def test_data_without_pairs_is_refused_or_warned_of(tiny: Tiny, tmp_path: Path) 
         stage.check_first_batch(batches_of(1)[0])
     data = data_of(tmp_path, tiny("baichuan-7b"), [judged(f"q{i}", "yes", good=True) for i in range(4)])
     assert "compares no answers" in str(stage.check_first_batch(first_batch(data)))
+
+
+def test_a_score_that_is_not_finite_is_none(tiny: Tiny, tmp_path: Path) -> None:
+    stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
+    folder = stage.export(tmp_path / "run", stage.state_dict())
+    assert stage.head is not None
+    stage.head.weight.data.fill_(torch.inf)
+    ScalarHead.save(stage.head.weight, folder / "reward_head.safetensors")
+    assert Trained(str(folder)).score([Answered([Message("user", "question 1")], "please")]) == [None]
+    prompt = Prompt([1], "question 1", "please", "file:1", messages=[Message("user", "question 1")])
+    assert stage.rows([prompt])[0]["score"] is None

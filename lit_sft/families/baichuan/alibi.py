@@ -328,7 +328,7 @@ class Baichuan13B(BaichuanFamily):
         }
     }  # fmt: skip
     network = BaichuanAlibiForCausalLM
-    network_config = BaichuanAlibiConfig
+    config_class = BaichuanAlibiConfig
     is_second_generation = False
     has_rotary_positions = False
     num_tiny_shards = 2
@@ -351,7 +351,7 @@ class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be anoth
 
     name = "baichuan2-13b"
     network = Baichuan2AlibiForCausalLM
-    network_config = Baichuan2AlibiConfig
+    config_class = Baichuan2AlibiConfig
     is_second_generation = True
     has_rotary_positions = False
     num_tiny_shards = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from transformers.core_model_loading import Chunk, WeightConverter
 from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families.baichuan.prompts import ChatLimits
+from lit_sft.families.shared.added_tokens import read_added_tokens
 from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, train_model
+from lit_sft.families.shared.settings import read_object, setting, token_setting
 
 RESERVED = r"<reserved_\d+>"
 """Pieces that chat models use as role marks: no text may produce them."""
@@ -61,12 +64,13 @@ class BaichuanFamily(Family):
     """
 
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+    tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
     network: ClassVar[type[PreTrainedModel]]
-    network_config: ClassVar[type[OriginalConfig]]
+    config_class: ClassVar[type[OriginalConfig]]
     is_second_generation: ClassVar[bool]
     has_rotary_positions: ClassVar[bool]
+    size_keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     num_tiny_shards: ClassVar[int] = 1
     tiny_dtype: ClassVar[torch.dtype] = torch.bfloat16
 
@@ -89,9 +93,16 @@ class BaichuanFamily(Family):
         return told is None or told == cls.is_second_generation
 
     @property
+    def network_class(self) -> type[PreTrainedModel]:
+        """What the weights of the folder are loaded into."""
+        return self.network
+
+    @property
     def context_length(self) -> int:
         """The released models read 4096 tokens."""
-        return int(self._required("max_position_embeddings" if self.has_rotary_positions else "model_max_length"))
+        key = "max_position_embeddings" if self.has_rotary_positions else "model_max_length"
+        self._required(key)
+        return setting(self.folder / "config.json", self.config, key, int, 0)
 
     @property
     def z_loss_weight(self) -> float:
@@ -100,46 +111,48 @@ class BaichuanFamily(Family):
 
     def chat_limits(self) -> ChatLimits:
         """Role marks and lengths of the chat formats, which base models lack: then those of the chat models."""
-        generation = _read_json(self.folder / "generation_config.json")
-        context_length = int(self.config.get("model_max_length") or self.context_length)
+        file = self.folder / "generation_config.json"
+        generation = read_object(file)
+        context_length = setting(self.folder / "config.json", self.config, "model_max_length", int, self.context_length)
+        max_new_tokens = setting(file, generation, "max_new_tokens", int, 0)
         return ChatLimits(
-            user_token_id=generation.get("user_token_id", FIRST_ROLE_MARK),
-            assistant_token_id=generation.get("assistant_token_id", FIRST_ROLE_MARK + 1),
+            user_token_id=setting(file, generation, "user_token_id", int, FIRST_ROLE_MARK),
+            assistant_token_id=setting(file, generation, "assistant_token_id", int, FIRST_ROLE_MARK + 1),
             context_length=context_length,
-            max_new_tokens=generation.get("max_new_tokens") or min(DEFAULT_NEW_TOKENS, context_length // 2),
+            max_new_tokens=max_new_tokens or min(DEFAULT_NEW_TOKENS, context_length // 2),
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Ids and texts of the original slow tokenizer; it adds no <s>."""
-        settings = _read_json(self.folder / "tokenizer_config.json")
-        special = {
-            role: token["content"] if isinstance(token, dict) else token
-            for role in ("bos_token", "eos_token", "unk_token", "pad_token")
-            if (token := settings.get(role))
-        }
+        file = self.folder / "tokenizer_config.json"
+        settings = read_object(file)
+        roles = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": ""}
+        special = {role: token_setting(file, settings, role, default) for role, default in roles.items()}
         return SentencePieceTokenizer(
             str(self.folder / "tokenizer.model"),
             RESERVED,
-            **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", **special},
-            padding_side=settings.get("padding_side", "right"),
-            model_max_length=settings.get("model_max_length", self.context_length),
+            added=read_added_tokens(self.folder),
+            **{role: token for role, token in special.items() if token},
+            padding_side=setting(file, settings, "padding_side", str, "right"),
+            model_max_length=setting(file, settings, "model_max_length", float, self.context_length),
             clean_up_tokenization_spaces=False,
-            add_bos_token=settings.get("add_bos_token", False),
-            add_eos_token=settings.get("add_eos_token", False),
+            add_bos_token=setting(file, settings, "add_bos_token", bool, False),
+            add_eos_token=setting(file, settings, "add_eos_token", bool, False),
         )
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """W_pack is split while it streams in."""
-        config = self.network_config.from_pretrained(self.folder)
-        # It names the remote code of the original, which a saved copy must not ask for.
-        config.auto_map = None
-        return self.network.from_pretrained(
-            self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
+        return self.network_class.from_pretrained(
+            self.folder,
+            config=self.network_config,
+            dtype=dtype,
+            quantization_config=quantization,
+            local_files_only=True,
         )
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return self.network(self.network_config.from_pretrained(self.folder))
+        return self.network_class(copy.deepcopy(self.network_config))
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
@@ -155,7 +168,7 @@ class BaichuanFamily(Family):
         }
         _write_json(folder / "config.json", config)
         _write_json(folder / "generation_config.json", special if is_first_7b else special | chat)
-        model = cls.network(cls.network_config(**config))
+        model = cls.network(cls.config_class(**config))
         save_shards(folder, cls.tiny_weights(model), cls.num_tiny_shards)
 
     @classmethod
@@ -172,7 +185,7 @@ class BaichuanFamily(Family):
             lengths = lengths | rotary if cls.is_second_generation else rotary
         second = {"tokenizer_class": "BaichuanTokenizer", "z_loss_weight": 0} if cls.is_second_generation else {}
         return {
-            "architectures": [cls.network_config.original_architecture],
+            "architectures": [cls.config_class.original_architecture],
             "model_type": "baichuan",
             "bos_token_id": 1,
             "eos_token_id": 2,
@@ -193,7 +206,7 @@ class BaichuanFamily(Family):
         }
 
     def _required(self, key: str) -> Any:
-        if key not in self.config:
+        if self.config.get(key) is None:
             raise CheckpointError(
                 f"{self.folder / 'config.json'} has no {key!r}, so it is not of family {self.name}. "
                 f"Correct `family:`, or leave it at auto"
@@ -293,17 +306,6 @@ def save_shards(folder: Path, state: dict[str, torch.Tensor], num_shards: int) -
         weight_map |= dict.fromkeys(chosen, file)
     total = sum(weight.nbytes for weight in state.values())
     _write_json(folder / "pytorch_model.bin.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    """Its content, empty if there is no such file."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{file} does not hold a JSON object")
-    return content
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

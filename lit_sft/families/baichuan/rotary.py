@@ -14,7 +14,8 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.conversation import PromptFormat
-from lit_sft.families.baichuan.family import BaichuanFamily, OriginalConfig
+from lit_sft.families.baichuan.family import OriginalConfig
+from lit_sft.families.baichuan.llamafied import RotaryFamily
 from lit_sft.families.baichuan.norm_head import NormHead, ZLoss, resized_norm_head
 from lit_sft.families.baichuan.prompts import BaichuanChatFormat, HumanAssistantFormat
 from lit_sft.families.shared.packed_rows import separate_packed
@@ -64,7 +65,7 @@ class Baichuan2RotaryForCausalLM(LlamaForCausalLM):
         return resized_norm_head(super()._get_resized_lm_head(*args, **kwargs))
 
 
-class Baichuan7B(BaichuanFamily):
+class Baichuan7B(RotaryFamily):
     """Baichuan-7B, a base model.
 
     Rotary positions, causal, RMSNorm, SwiGLU, fused W_pack. On disk every layer carries a half-precision
@@ -81,9 +82,8 @@ class Baichuan7B(BaichuanFamily):
         }
     }  # fmt: skip
     network = BaiChuanForCausalLM
-    network_config = BaiChuanConfig
+    config_class = BaiChuanConfig
     is_second_generation = False
-    has_rotary_positions = True
     tiny_dtype = torch.float16
 
     @classmethod
@@ -109,7 +109,7 @@ class Baichuan7B(BaichuanFamily):
         return tokenizer.plain()
 
 
-class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another number
+class Baichuan2_7B(RotaryFamily):  # noqa: N801 - Baichuan27B would be another number
     """Baichuan2-7B-Base and -Chat.
 
     Rotary positions, causal, RMSNorm, SwiGLU, fused W_pack; against Baichuan-7B a normalized head and a tokenizer of
@@ -118,9 +118,8 @@ class Baichuan2_7B(BaichuanFamily):  # noqa: N801 - Baichuan27B would be another
 
     name = "baichuan2-7b"
     network = Baichuan2RotaryForCausalLM
-    network_config = Baichuan2RotaryConfig
+    config_class = Baichuan2RotaryConfig
     is_second_generation = True
-    has_rotary_positions = True
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """`chat`, `human-assistant`."""

@@ -15,6 +15,7 @@ How it differs from Llama:
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections import Counter
@@ -33,9 +34,14 @@ from lit_sft.families.chatglm.network import ChatGLM6BConfig, ChatGLM6BForCausal
 from lit_sft.families.chatglm.prompts import ChatGLMFormat
 from lit_sft.families.chatglm.tokenizer import MODEL_FILE, ChatGLM6BTokenizer, complete_model
 from lit_sft.families.chatglm.weights import fuse_heads
+from lit_sft.families.shared.added_tokens import read_added_tokens
+from lit_sft.families.shared.settings import read_object, setting, token_setting, token_text
 
 NUM_APPENDED = 344
 """Pieces of ice_text.model that are not trained."""
+
+MOST_IMAGE_TOKENS = 1 << 20
+"""More than any embedding has rows for."""
 
 TOKENIZER_CONFIG = {
     "bos_token": "<sop>",
@@ -71,8 +77,10 @@ class ChatGLM6B(Family):
             "eos_token_id": 130005, "mask_token_id": 130000, "gmask_token_id": 130001, "pad_token_id": 3,
         }
     }  # fmt: skip
+    config_class = ChatGLM6BConfig
+    size_keys = ("vocab_size", "hidden_size", "inner_hidden_size", "num_layers", "num_attention_heads")
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
-    tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json")
+    tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json", "added_tokens.json")
     postprocess_lookback = len(TRAINING_TIME)
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
@@ -108,7 +116,7 @@ class ChatGLM6B(Family):
     @property
     def context_length(self) -> int:
         """The released model reads 2048 tokens."""
-        return int(self.config.get("max_sequence_length", 2048))
+        return self.config.get("max_sequence_length") or 2048
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """The original's, and that of its fine-tuning script for data with a history column."""
@@ -126,15 +134,23 @@ class ChatGLM6B(Family):
         model_file, settings_file = self.folder / MODEL_FILE, self.folder / "tokenizer_config.json"
         if not model_file.is_file():
             raise CheckpointError(f"{self.folder} holds no {MODEL_FILE}; is the download complete?")
-        settings = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+        settings = read_object(settings_file)
         # What transformers 4 recognized in text: [gMASK] is not among them.
-        roles = {"bos": "<sop>", "eos": "</s>", "mask": "[MASK]", "pad": "<pad>", "unk": "<unk>"}
-        recognized = [settings.get(f"{role}_token", token) for role, token in roles.items()]
+        roles = {"bos_token": "<sop>", "eos_token": "</s>", "mask_token": "[MASK]", "pad_token": "<pad>"}
+        recognized = [
+            token_setting(settings_file, settings, role, default)
+            for role, default in {**roles, "unk_token": "<unk>"}.items()
+        ]
+        # A copy saved by this class says so itself.
+        parsed = setting(settings_file, settings, "parsed_tokens", list, [*recognized])
+        num_image_tokens = setting(settings_file, settings, "num_image_tokens", int, 20000)
+        if not 0 <= num_image_tokens <= MOST_IMAGE_TOKENS:
+            raise CheckpointError(f"{settings_file}: num_image_tokens is {num_image_tokens}; expected 0, or 20000")
         tokenizer = ChatGLM6BTokenizer(
             str(model_file),
-            num_image_tokens=settings.get("num_image_tokens", 20000),
-            # A copy saved by this class says so itself.
-            parsed_tokens=settings.get("parsed_tokens", recognized),
+            num_image_tokens=num_image_tokens,
+            parsed_tokens=[token_text(settings_file, "parsed_tokens", token) for token in parsed],
+            added=read_added_tokens(self.folder),
             model_max_length=self.context_length,
         )
         self._check_ids(tokenizer)
@@ -153,16 +169,18 @@ class ChatGLM6B(Family):
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """query_key_value is split while it streams in."""
-        config = ChatGLM6BConfig.from_pretrained(self.folder)
-        # It names the remote code of the original, which a saved copy must not ask for.
-        config.auto_map = None
         return ChatGLM6BForCausalLM.from_pretrained(
-            self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
+            self.folder,
+            config=self.network_config,
+            dtype=dtype,
+            quantization_config=quantization,
+            local_files_only=True,
         )
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return ChatGLM6BForCausalLM(ChatGLM6BConfig.from_pretrained(self.folder))
+        config: Any = copy.deepcopy(self.network_config)
+        return ChatGLM6BForCausalLM(config)
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:

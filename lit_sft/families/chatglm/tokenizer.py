@@ -10,43 +10,39 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
-from transformers import BatchEncoding, PreTrainedTokenizer
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
+from lit_sft.errors import CheckpointError
+from lit_sft.families.shared.added_tokens import FILE, behind
+from lit_sft.families.shared.sentencepiece_file import BYTE, CONTROL, USER_DEFINED, Piece, extended_model
 from lit_sft.families.shared.token_ids import TokenIdCache
 
 MODEL_FILE = "ice_text.model"
 
-CONTROL = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
+MARKS = ("[MASK]", "[gMASK]", "[sMASK]", "<unused_0>", "<sop>", "<eop>", "<ENC>", "<dBLOCK>")
 TAB = "<|tab|>"
 LONGEST_BLANK = 80
 BLANKS = re.compile(f" {{2,{LONGEST_BLANK}}}")
 WRITTEN_BLANKS = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
-protobuf: Any = sentencepiece_model_pb2
-
 
 def complete_model(serialized: bytes) -> bytes:
     """Append the 344 pieces which the first code of the model added on loading, unless the model holds them."""
-    proto = protobuf.ModelProto.FromString(serialized)
-    if any(piece.piece == "[gMASK]" for piece in proto.pieces):
+    known = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    if known.piece_to_id("[gMASK]") != known.unk_id():
         return serialized
     blanks = [_blank(length) for length in range(2, LONGEST_BLANK + 1)]
-    kinds = protobuf.ModelProto.SentencePiece
     appended = [
-        *((piece, kinds.CONTROL) for piece in CONTROL),
-        *((piece, kinds.USER_DEFINED) for piece in (TAB, *blanks)),
-        *((f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256)),
+        *(Piece(mark, CONTROL) for mark in MARKS),
+        *(Piece(symbol, USER_DEFINED) for symbol in (TAB, *blanks)),
+        *(Piece(f"<0x{byte:02X}>", BYTE) for byte in range(256)),
     ]
-    for piece, kind in appended:
-        proto.pieces.add(piece=piece, score=0.0, type=kind)
-    proto.trainer_spec.byte_fallback = True
-    return bytes(proto.SerializeToString())
+    return extended_model(serialized, appended)
 
 
 def write_whitespace(text: str) -> str:
@@ -78,6 +74,7 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
         num_image_tokens: Ids before the first piece. The March 2023 revision has 20000 there, and follows older rules:
             a text with [MASK] gets no [gMASK], decoding cleans nothing up and skips no special tokens.
         parsed_tokens: Control tokens that are recognized in text given to the tokenizer itself.
+        added: Tokens that tools list as added to the vocabulary, by id; all must be in it.
         kwargs: Passed on to transformers.
     """
 
@@ -85,13 +82,24 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
     model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
 
     def __init__(
-        self, vocab_file: str, num_image_tokens: int = 20000, parsed_tokens: Sequence[str] = (), **kwargs: Any
+        self,
+        vocab_file: str,
+        num_image_tokens: int = 20000,
+        parsed_tokens: Sequence[str] = (),
+        added: Mapping[int, AddedToken] | None = None,
+        **kwargs: Any,
     ) -> None:
         self.vocab_file = vocab_file
         self.num_image_tokens = num_image_tokens
         self.parsed_tokens = tuple(parsed_tokens)
         model = complete_model(Path(vocab_file).read_bytes())
         self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        if new := behind(self.vocab_size, dict(added or {}), self._id_of_piece, vocab_file):
+            names = ", ".join(repr(token.content) for token in new.values())
+            raise CheckpointError(
+                f"{vocab_file}: {FILE} or tokenizer_config.json beside it adds {names} to the vocabulary, which is not "
+                "supported for chatglm-6b; remove the entries, and such tokens are read as text"
+            )
         kwargs.setdefault("padding_side", "left")
         kwargs.setdefault("clean_up_tokenization_spaces", not self.is_first_revision)
         super().__init__(
@@ -193,6 +201,10 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
         if not any(token in masks for token in prompt):
             return [self.gmask_token_id]
         return [] if prompt[-1] in masks else [self._convert_token_to_id("</s>")]
+
+    def _id_of_piece(self, token: str) -> int | None:
+        index = self.pieces.piece_to_id(token)
+        return self.num_image_tokens + int(index) if self.pieces.id_to_piece(index) == token else None
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return list(self.pieces.encode(write_whitespace(text), out_type=str))

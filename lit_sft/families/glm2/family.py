@@ -9,6 +9,7 @@ config.json has key names of its own, and every checkpoint carries a `rotary_pos
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from abc import abstractmethod
@@ -24,8 +25,10 @@ from transformers.core_model_loading import Split, WeightConverter, WeightRenami
 from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families.glm2.tokenizer import CONTROLS, Glm2Tokenizer
+from lit_sft.families.shared.added_tokens import read_added_tokens
 from lit_sft.families.shared.packed_rows import separate_packed
 from lit_sft.families.shared.sentencepiece import train_model
+from lit_sft.families.shared.settings import read_object, setting
 
 RENAMED = {
     "model.embed_tokens": "transformer.embedding.word_embeddings",
@@ -142,9 +145,14 @@ class Glm2Family(Family):
     version: ClassVar[str]
     """Digit in the model's name."""
     network: ClassVar[type[ChatGLM2ForCausalLM]]
+    config_class = ChatGLM2Config
+    size_keys = (
+        *("padded_vocab_size", "hidden_size", "ffn_hidden_size", "num_layers", "num_attention_heads", "kv_channels"),
+        "multi_query_group_num",
+    )
     roles: ClassVar[tuple[str, ...]] = ()
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
-    tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json")
+    tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         _refuse_relatives(folder, config)
@@ -165,31 +173,36 @@ class Glm2Family(Family):
         if not _has_layout(config):
             return False
         _refuse_relatives(folder, config)
-        return cls.version in _versions(config, [_tokenizer_settings(folder).get("name_or_path")])
+        return cls.version in _versions(config, [read_object(folder / "tokenizer_config.json").get("name_or_path")])
 
     @property
     def context_length(self) -> int:
         """ChatGLM2-6B reads 32768 tokens, ChatGLM3-6B 8192."""
+        if self.config.get("seq_length") is None:
+            raise CheckpointError(f"{self.folder / 'config.json'} has no seq_length, so it is not of {self.name}")
         return int(self.config["seq_length"])
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         """Ids and texts of the original slow tokenizer."""
-        settings = _tokenizer_settings(self.folder)
+        file = self.folder / "tokenizer_config.json"
+        settings = read_object(file)
         return Glm2Tokenizer(
             str(self.folder / "tokenizer.model"),
             roles=self.roles,
+            added=read_added_tokens(self.folder),
             has_named_controls=bool(self.roles),
-            encode_special_tokens=bool(self.roles) and settings.get("encode_special_tokens", False),
-            model_max_length=settings.get("model_max_length", self.context_length),
+            encode_special_tokens=bool(self.roles) and setting(file, settings, "encode_special_tokens", bool, False),
+            model_max_length=setting(file, settings, "model_max_length", float, self.context_length),
         )
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """query_key_value is split while it streams in."""
-        config = ChatGLM2Config.from_pretrained(self.folder)
-        # It names the remote code of the original, which a saved copy must not ask for.
-        config.auto_map = None
         return self.network.from_pretrained(
-            self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
+            self.folder,
+            config=self.network_config,
+            dtype=dtype,
+            quantization_config=quantization,
+            local_files_only=True,
         )
 
     def native_config(self, config: Any) -> GlmConfig:
@@ -213,7 +226,8 @@ class Glm2Family(Family):
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return self.network(ChatGLM2Config.from_pretrained(self.folder))
+        config: Any = copy.deepcopy(self.network_config)
+        return self.network(config)
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:
@@ -241,7 +255,7 @@ def _has_layout(config: dict[str, Any]) -> bool:
 
 def _versions(config: dict[str, Any], names: Sequence[Any]) -> set[str]:
     """Versions that the folder may hold: weights, configs and tokenizers of both are alike but for these hints."""
-    said = " ".join(str(name) for name in (config.get("_name_or_path"), *(config.get("architectures") or ()), *names))
+    said = " ".join(map(str, (config.get("_name_or_path"), config.get("architectures"), *names)))
     named = set(re.findall(r"(?:chatglm|codegeex)([23])", said.lower()))
     if named:
         return named
@@ -254,23 +268,13 @@ def _versions(config: dict[str, Any], names: Sequence[Any]) -> set[str]:
     return {"2", "3"}
 
 
-def _tokenizer_settings(folder: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise CheckpointError(f"{folder / 'tokenizer_config.json'} is not valid JSON: {error}") from None
-    return dict(settings)
-
-
 def _refuse_relatives(folder: Path, config: dict[str, Any]) -> None:
     """A short error for models that share the layout and much of the config, but not the network or its files."""
     file = folder / "config.json"
     is_glm4 = (
         config.get("padded_vocab_size") == 151552
         or isinstance(config.get("eos_token_id"), list)
-        or _tokenizer_settings(folder).get("tokenizer_class") == "ChatGLM4Tokenizer"
+        or read_object(folder / "tokenizer_config.json").get("tokenizer_class") == "ChatGLM4Tokenizer"
     )
     if "vision_config" in config:
         raise CheckpointError(f"{file} is of GLM-4V, which sees images (key vision_config); it is not supported")

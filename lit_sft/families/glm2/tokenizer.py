@@ -90,6 +90,11 @@ class Glm2Tokenizer(SentencePieceTokenizer):
         **kwargs: Any,
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
+        if skip_special_tokens:
+            ids = [token for token in ids if token not in self.added or not self.added[token].special]
+        return self._joined(ids)
+
+    def _decoded(self, ids: list[int]) -> str:
         return str(self._processor.decode_pieces([self._text_of(token) for token in ids]))
 
     def _text_of(self, token: int) -> str:

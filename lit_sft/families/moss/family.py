@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,8 @@ from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families.moss.network import NUM_BLOCKS, MossConfig, MossForCausalLM
 from lit_sft.families.moss.prompts import META_INSTRUCTION, MossFormat
-from lit_sft.families.moss.tokenizer import END_OF_TEXT, FIELD_ENDS, FILES, load_moss_tokenizer
+from lit_sft.families.moss.tokenizer import END_OF_TEXT, FIELD_ENDS, FILES, field_ends, load_moss_tokenizer
+from lit_sft.families.shared.settings import setting
 
 WHITESPACE_RUNS = [" " * length for length in range(31, 1, -1)] + ["\t" * length for length in range(9, 1, -1)]
 
@@ -42,6 +44,8 @@ class Moss(Family):
             "n_positions": 2048, "n_ctx": 2048, "vocab_size": 107008, "tie_word_embeddings": False,
         }
     }  # fmt: skip
+    config_class = MossConfig
+    size_keys = ("vocab_size", "n_embd", "n_layer", "n_head", "n_positions")
     lora_targets = ("q_proj", "k_proj", "v_proj", "out_proj", "fc_in", "fc_out")
     tokenizer_file_names = FILES
 
@@ -53,6 +57,8 @@ class Moss(Family):
     @property
     def context_length(self) -> int:
         """The released models read 2048 tokens."""
+        if self.config.get("n_positions") is None:
+            raise CheckpointError(f"{self.folder / 'config.json'} has no n_positions, so it is not of family moss")
         return int(self.config["n_positions"])
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
@@ -74,9 +80,7 @@ class Moss(Family):
             CheckpointError: If the weights are in the 4- or 8-bit format of the original, or cannot be split.
         """
         self._check_config()
-        config = MossConfig.from_pretrained(self.folder)
-        # It names the remote code of the original, which a saved copy must not ask for.
-        config.auto_map = None
+        config = self.network_config
         model = MossForCausalLM.from_pretrained(
             self.folder, config=config, dtype=dtype, quantization_config=quantization, local_files_only=True
         )
@@ -91,15 +95,16 @@ class Moss(Family):
             if generation.pad_token_id is None:
                 generation.pad_token_id = ends[0] if isinstance(ends, list) else ends
             return
-        end_of_answer = json.loads(file.read_text(encoding="utf-8"))["<eom>"]
+        end_of_answer = field_ends(self.folder)["<eom>"]
         own = eos_token_id if isinstance(eos_token_id, list) else [eos_token_id or end_of_answer]
         ends = list(dict.fromkeys([end_of_answer, *own]))
         generation.eos_token_id = ends if len(ends) > 1 else end_of_answer
         generation.pad_token_id = end_of_answer
 
     def _check_config(self) -> None:
+        self.check_sizes()
         file, config = self.folder / "config.json", self.config
-        if config.get("wbits", 32) < 16:
+        if setting(file, config, "wbits", int, 32) < 16:
             raise CheckpointError(
                 f"{file}: wbits {config['wbits']}: the weights are quantized in a format of the original code. "
                 "Take the checkpoint without -int4 or -int8; it can be quantized while it loads"
@@ -107,13 +112,16 @@ class Moss(Family):
         if config["n_head"] % NUM_BLOCKS:
             raise CheckpointError(f"{file}: n_head {config['n_head']} is not a multiple of {NUM_BLOCKS}, as MOSS needs")
         head_dim = config["n_embd"] // config["n_head"]
-        rotary_dim = config.get("rotary_dim")
-        if not rotary_dim or rotary_dim > head_dim or rotary_dim % 2:
-            raise CheckpointError(f"{file}: rotary_dim {rotary_dim} must be even, and at most the head's {head_dim}")
+        rotary_dim = setting(file, config, "rotary_dim", int, 0)
+        if not rotary_dim or not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+            raise CheckpointError(
+                f"{file}: rotary_dim {config.get('rotary_dim')} must be even, and at most the head's {head_dim}"
+            )
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        return MossForCausalLM(MossConfig.from_pretrained(self.folder))
+        config: Any = copy.deepcopy(self.network_config)
+        return MossForCausalLM(config)
 
     @classmethod
     def write_tiny(cls, folder: Path, texts: Sequence[str], size: TinySize) -> None:

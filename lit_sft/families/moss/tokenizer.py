@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_sft.errors import CheckpointError
+from lit_sft.families.shared.settings import read_object, setting
 
 FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 
@@ -52,7 +52,7 @@ class MossTokenizer(PreTrainedTokenizer):
 
     def __init__(self, folder: Path, added: dict[str, int], **kwargs: Any) -> None:
         self.folder = folder
-        self.encoder: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        self.encoder = read_ids(folder / "vocab.json")
         self.decoder = {index: token for token, index in self.encoder.items()}
         self.errors = kwargs.pop("errors", "replace")
         self._bpe = _byte_level_bpe(self.encoder, folder / "merges.txt", str(kwargs["unk_token"]))
@@ -64,7 +64,9 @@ class MossTokenizer(PreTrainedTokenizer):
         self._strips_right = {token for token in tokens if token not in declared or declared[token].rstrip}
         self._added = added
         self._whole_pattern = _any_of(tokens)
-        self._run_pattern = _any_of(token for token in tokens if token.isspace())
+        # Field ends and special tokens that somebody wrote are text; words added to the vocabulary are tokens.
+        special = {*FIELD_ENDS, *map(str, _special_tokens(kwargs))}
+        self._run_pattern = _any_of(token for token in tokens if token not in special)
         self._added_tokens_decoder = {
             index: AddedToken(
                 token,
@@ -213,16 +215,11 @@ def load_moss_tokenizer(folder: Path) -> MossTokenizer:
     Raises:
         CheckpointError: If it lacks one of the tokens that end a field.
     """
-    settings = _read_json(folder / "tokenizer_config.json")
-    declared = _read_json(folder / "special_tokens_map.json")
-    added = _read_json(folder / "added_tokens.json")
-    missing = [token for token in FIELD_ENDS if token not in added]
-    if missing:
-        raise CheckpointError(
-            f"{folder / 'added_tokens.json'} lacks {', '.join(missing)}: it is not MOSS's. Download it again"
-        )
+    file, declared_file = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    settings, declared, added = read_object(file), read_object(declared_file), field_ends(folder)
     roles = {role: _role(role, declared, settings) for role in ("bos_token", "eos_token", "unk_token")}
-    extra = declared.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+    extra = setting(declared_file, declared, "additional_special_tokens", list, [])
+    extra = extra or setting(file, settings, "extra_special_tokens", list, [])
     return MossTokenizer(
         folder,
         added,
@@ -230,12 +227,39 @@ def load_moss_tokenizer(folder: Path) -> MossTokenizer:
         # The original has none, and pads with the end token.
         pad_token=roles["eos_token"],
         extra_special_tokens=[_declared(token) for token in extra],
-        special_tokens_pattern="bos" if settings.get("add_bos_token") else "none",
-        errors=settings.get("errors", "replace"),
-        padding_side=settings.get("padding_side", "right"),
+        special_tokens_pattern="bos" if setting(file, settings, "add_bos_token", bool, False) else "none",
+        errors=setting(file, settings, "errors", str, "replace"),
+        padding_side=setting(file, settings, "padding_side", str, "right"),
         model_max_length=settings.get("model_max_length"),
-        clean_up_tokenization_spaces=settings.get("clean_up_tokenization_spaces", True),
+        clean_up_tokenization_spaces=setting(file, settings, "clean_up_tokenization_spaces", bool, True),
     )
+
+
+def field_ends(folder: Path) -> dict[str, int]:
+    """Ids of the added tokens, those that end a field among them.
+
+    Raises:
+        CheckpointError: If it lacks one of these.
+    """
+    added = read_ids(folder / "added_tokens.json")
+    if missing := [token for token in FIELD_ENDS if token not in added]:
+        raise CheckpointError(
+            f"{folder / 'added_tokens.json'} lacks {', '.join(missing)}: it is not MOSS's. Download it again"
+        )
+    return added
+
+
+def read_ids(file: Path) -> dict[str, int]:
+    """Ids by token.
+
+    Raises:
+        CheckpointError: If something else stands there.
+    """
+    ids = read_object(file)
+    for token, index in ids.items():
+        if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+            raise CheckpointError(f"{file} gives {token!r} the id {index!r}; expected a whole number")
+    return ids
 
 
 def _role(role: str, declared: dict[str, Any], settings: dict[str, Any]) -> str | AddedToken:
@@ -273,10 +297,3 @@ def _byte_level_bpe(vocab: dict[str, int], merges_file: Path, unk_token: str) ->
     tokenizer = Tokenizer(BPE(vocab, merges, unk_token=unk_token))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
     return tokenizer
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content

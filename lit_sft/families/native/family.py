@@ -6,6 +6,7 @@ prompt format is the checkpoint's chat template, where it has one. Models that n
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from functools import cached_property, partial
@@ -33,6 +34,7 @@ from lit_sft.families.native.probe import behavior_of
 from lit_sft.families.native.prompts import ChatTemplateFormat, encode_text
 from lit_sft.families.shared.history import truncate_history
 from lit_sft.families.shared.packed_rows import separate_packed
+from lit_sft.families.shared.settings import read_object
 
 CHATML = (
     "{% for message in messages %}"
@@ -83,6 +85,7 @@ class Native(Family):
     """A model in the layout of transformers, with its own tokenizer and chat template."""
 
     name = "native"
+    is_fallback = True
     tokenizer_file_names = (
         "tokenizer.json",
         "tokenizer_config.json",
@@ -104,34 +107,28 @@ class Native(Family):
     @classmethod
     def matches(cls, config: dict[str, Any]) -> bool:
         """Known to transformers, which knows none of the original Baichuan, MOSS and ChatGLM model types."""
-        return config.get("model_type") in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+        return str(config.get("model_type")) in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    @cached_property
-    def _auto_config(self) -> PreTrainedConfig:
-        try:
-            config: PreTrainedConfig = AutoConfig.from_pretrained(
-                self.folder, local_files_only=True, trust_remote_code=False
-            )
-        except ValueError as error:
-            raise CheckpointError(f"{self.folder / 'config.json'}: {str(error).splitlines()[0]}") from None
-        # It may name remote code, which a saved copy must not ask for.
-        vars(config).pop("auto_map", None)
+    def read_config(self) -> PreTrainedConfig:
+        """As its model type has it."""
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            self.folder, local_files_only=True, trust_remote_code=False
+        )
         return config
 
     @property
     def context_length(self) -> int:
         """What config.json says, under the name that its model type has for it."""
-        config = self._auto_config.get_text_config()
+        config = self.network_config.get_text_config()
         for key in ("max_position_embeddings", "max_sequence_length", "seq_length"):
-            if isinstance(length := getattr(config, key, None), int):
+            if isinstance(length := getattr(config, key, None), int) and length > 0:
                 return length
         raise CheckpointError(f"{self.folder / 'config.json'} says no context length; add max_position_embeddings")
 
     @cached_property
     def lora_targets(self) -> tuple[str, ...]:
         """Names of all linear layers but the head, in the order of the network."""
-        with torch.device("meta"):
-            model = self.build()
+        model = self.skeleton()
         head = model.get_output_embeddings()
         return tuple(
             dict.fromkeys(
@@ -166,7 +163,7 @@ class Native(Family):
         """As transformers does, from this folder only."""
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             self.folder,
-            config=self._auto_config,
+            config=self.network_config,
             dtype=dtype,
             quantization_config=quantization,
             local_files_only=True,
@@ -182,7 +179,7 @@ class Native(Family):
 
     def build(self) -> PreTrainedModel:
         """Random weights."""
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(self._auto_config)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(self.network_config))
         return model
 
     def native_config(self, config: PreTrainedConfig) -> PreTrainedConfig:
@@ -232,13 +229,15 @@ class Native(Family):
 
 
 def _has_chat_template(folder: Path) -> bool:
-    settings = folder / "tokenizer_config.json"
-    in_settings = settings.is_file() and json.loads(settings.read_text(encoding="utf-8")).get("chat_template")
+    in_settings = read_object(folder / "tokenizer_config.json").get("chat_template")
     return bool(in_settings) or (folder / "chat_template.jinja").is_file()
 
 
 def _eos_ids(folder: Path) -> tuple[int, ...]:
     """Tokens at which the released model stops; chat models often have more than the tokenizer knows."""
     file = folder / "generation_config.json"
-    ids = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return tuple(ids) if isinstance(ids, list) else () if ids is None else (ids,)
+    found = read_object(file).get("eos_token_id")
+    ids = found if isinstance(found, list) else [] if found is None else [found]
+    if not all(isinstance(index, int) for index in ids):
+        raise CheckpointError(f"{file}: eos_token_id is {found}, not an id or a list of ids; correct it")
+    return tuple(ids)

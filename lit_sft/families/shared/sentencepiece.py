@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import BatchEncoding, PreTrainedTokenizerFast
@@ -19,6 +19,17 @@ from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
 from lit_sft.errors import ConfigError
+from lit_sft.families.shared.added_tokens import behind
+from lit_sft.families.shared.sentencepiece_file import (
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    USER_DEFINED,
+    Model,
+    Piece,
+    read_model,
+)
+from lit_sft.families.shared.settings import read_object
 from lit_sft.families.shared.token_ids import TokenIdCache
 
 # Options of transformers' call that need the Rust tokenizer, and those that concern padding only.
@@ -33,10 +44,11 @@ UNKNOWN_TO_SENTENCEPIECE = (
 )
 PADDING_OPTIONS = ("pad_to_multiple_of", "padding_side", "return_tensors", "verbose")
 
+NOTHING = "(?!)"
+"""Matches nothing."""
+
 SPACE = "▁"
 """How sentencepiece writes a blank."""
-
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 
 
 class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
@@ -56,6 +68,7 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
             None if there are none.
         appended: Control tokens that follow the pieces of the model, in the order of their ids.
         parsed: Control tokens that a text may spell out; all of them if not given.
+        added: Tokens that somebody added to the vocabulary, by id. A text may spell them unless they are special.
         kwargs: Passed on to transformers (special tokens, padding side, `add_bos_token` ...).
     """
 
@@ -66,21 +79,30 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
         *,
         appended: Sequence[str] = (),
         parsed: Sequence[str] | None = None,
+        added: Mapping[int, AddedToken] | None = None,
         **kwargs: Any,
     ) -> None:
         self.model_file = model_file
         self._processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
-        proto = sentencepiece_model_pb2.ModelProto.FromString(Path(model_file).read_bytes())
-        merges = _merges(proto.pieces)
-        self.has_dummy_prefix = bool(proto.normalizer_spec.add_dummy_prefix)
-        proto.pieces.extend(_Piece(piece=piece, type=_Piece.CONTROL) for piece in appended)
-        self._controls = re.compile(control_pattern) if control_pattern else None
-        self._text_tokenizer = _rust_tokenizer(proto, merges, without=self._controls) if self._controls else None
-        super().__init__(tokenizer_object=_rust_tokenizer(proto, merges, parsed=parsed), **kwargs)
+        model = read_model(Path(model_file).read_bytes())
+        merges = _merges(model.pieces)
+        self.has_dummy_prefix = model.has_dummy_prefix
+        model.pieces.extend(Piece(text, CONTROL) for text in appended)
+        ids = {piece.text: index for index, piece in enumerate(model.pieces)}
+        self.added = behind(len(ids), dict(added or {}), ids.get, model_file)
+        spelt = {index: token for index, token in self.added.items() if not token.special}
+        controls = re.compile(control_pattern or NOTHING)
+        # What sentencepiece alone would encode otherwise.
+        self._careful = re.compile(
+            "|".join([controls.pattern, *(re.escape(token.content) for token in spelt.values())])
+        )
+        is_careful = bool(control_pattern or spelt)
+        self._text_tokenizer = _rust_tokenizer(model, merges, spelt, without=controls) if is_careful else None
+        super().__init__(tokenizer_object=_rust_tokenizer(model, merges, self.added, parsed=parsed), **kwargs)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of text that somebody wrote: `</s>` or `<reserved_102>` in it stay ordinary characters."""
-        if self._text_tokenizer is None or self._controls is None or not self._controls.search(text):
+        if self._text_tokenizer is None or not self._careful.search(text):
             # No text makes sentencepiece produce a control piece, and it is several times faster.
             return list(self._processor.encode(text))
         return list(self._text_tokenizer.encode(text, add_special_tokens=False).ids)
@@ -131,12 +153,13 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
     def _encode_batch(self, texts: list[str], split_special_tokens: bool | None) -> list[list[int]]:
         """Ids without any that are set before or behind a text; only those that spell a control token take longer."""
         is_split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        controls = [] if is_split else list(self.added_tokens_encoder)
-        others = [index for index, text in enumerate(texts) if any(token in text for token in controls)]
+        added = [token.content for token in self.added.values() if not token.special]
+        spelt = added if is_split else list(self.added_tokens_encoder)
+        others = [index for index, text in enumerate(texts) if any(token in text for token in spelt)]
         rows: list[list[int]] = self._processor.encode(texts)
         if others:
-            spelt = [texts[index] for index in others]
-            encoded = super()._encode_plus(spelt, add_special_tokens=False, split_special_tokens=False)
+            chosen = [texts[index] for index in others]
+            encoded = super()._encode_plus(chosen, add_special_tokens=False, split_special_tokens=is_split)
             for index, ids in zip(others, encoded["input_ids"], strict=True):
                 rows[index] = ids
         return rows
@@ -176,7 +199,8 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         if unknown := [token for token in map(str, new_tokens) if self.backend_tokenizer.token_to_id(token) is None]:
             raise ConfigError(
-                f"{', '.join(map(repr, unknown))}: no token can be added, the vocabulary is that of {self.model_file}"
+                f"{', '.join(map(repr, unknown))}: no token can be added, the vocabulary is that of {self.model_file} "
+                "and added_tokens.json beside it"
             )
         super()._add_tokens(new_tokens, special_tokens=special_tokens)
         return 0
@@ -196,9 +220,14 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
         folder, source = Path(save_directory), Path(self.model_file)
         # The folder may be the one that the tokenizer came from.
         settings_file = source.with_name("tokenizer_config.json")
-        original = json.loads(settings_file.read_text(encoding="utf-8")) if settings_file.is_file() else {}
+        original = read_object(settings_file)
         files = super().save_pretrained(save_directory, *args, **kwargs)
-        written = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        written = read_object(folder / "tokenizer_config.json")
+        if self.added:
+            flags = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
+            written["added_tokens_decoder"] = {
+                str(index): {flag: getattr(token, flag) for flag in flags} for index, token in self.added.items()
+            }
         # By these two, other loaders and ours recognize the model.
         names = {key: original[key] for key in ("name_or_path", "tokenizer_class") if key in original}
         content = json.dumps(written | names | self.saved_settings, indent=2, ensure_ascii=False)
@@ -233,12 +262,12 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        special = set(self.all_special_ids)
+        special = {*self.all_special_ids, *(index for index, token in self.added.items() if token.special)}
         ids = [token_ids] if isinstance(token_ids, int) else [int(token) for token in token_ids]
         # Rows beyond the tokenizer exist in some embeddings; they have no text.
-        ids = [token for token in ids if token < self._processor.vocab_size()]
+        ids = [token for token in ids if token < self._processor.vocab_size() or token in self.added]
         if skip_special_tokens:
-            return str(self._processor.decode([token for token in ids if token not in special]))
+            return self._joined([token for token in ids if token not in special])
         text = ""
         part: list[int] = []
         previous_is_special = False
@@ -249,19 +278,30 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
                 continue
             # transformers 4 set a blank before the text that precedes a special token.
             blank = " " if position and not previous_is_special else ""
-            text += blank + str(self._processor.decode(part)) + self._processor.id_to_piece(token)
+            name = self.added[token].content if token in self.added else self._processor.id_to_piece(token)
+            text += blank + self._joined(part) + name
             part = []
             previous_is_special = True
-        return text + str(self._processor.decode(part))
+        return text + self._joined(part)
+
+    def _joined(self, ids: list[int]) -> str:
+        """Text of pieces and added tokens; each stretch of pieces loses its own dummy prefix."""
+        if self.added.keys().isdisjoint(ids):
+            return self._decoded(ids)
+        stretches = ((token, [*stretch]) for token, stretch in groupby(ids, key=self.added.get))
+        return "".join(token.content * len(part) if token else self._decoded(part) for token, part in stretches)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return str(self._processor.decode(ids))
 
 
-def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
+def _merges(pieces: Sequence[Piece]) -> list[tuple[str, str]]:
     """Merge rules of a sentencepiece BPE model, best first; it stores only the merged pieces and their scores."""
     # Sentencepiece joins two neighbors whenever the joined text is a piece, the one with the best score first, however
     # it was made in training. A Rust BPE knows only pairs with ranks. So every cut of a piece into two pieces becomes a
     # rule, with the rank of the piece's score: then both join the same neighbors in the same order. Sorted by score
     # alone, and in the order of the model where scores are equal, the rules of one piece stay side by side.
-    score = {piece.piece: piece.score for piece in pieces if piece.type == _Piece.NORMAL}
+    score = {piece.text: piece.score for piece in pieces if piece.kind == NORMAL}
     ranked: list[tuple[float, int, str, str]] = []
     for order, merged in enumerate(score):
         for cut in range(1, len(merged)):
@@ -272,18 +312,23 @@ def _merges(pieces: Sequence[Any]) -> list[tuple[str, str]]:
 
 
 def _rust_tokenizer(
-    proto: Any,
+    model: Model,
     merges: list[tuple[str, str]],
+    added: Mapping[int, AddedToken],
     *,
     without: re.Pattern[str] | None = None,
     parsed: Sequence[str] | None = None,
 ) -> Tokenizer:
-    """The model in Rust; given `without`, control tokens and the pieces that match it cannot be produced."""
-    controls = {p.piece for p in proto.pieces if p.type in (_Piece.CONTROL, _Piece.UNKNOWN)}
-    removed = {p.piece for p in proto.pieces if without and (p.piece in controls or without.fullmatch(p.piece))}
-    vocab = {p.piece: i for i, p in enumerate(proto.pieces) if p.piece not in removed}
-    unknown = next(p.piece for p in proto.pieces if p.type == _Piece.UNKNOWN)
-    symbols = [p.piece for p in proto.pieces if p.type == _Piece.USER_DEFINED and p.piece not in removed]
+    """The model in Rust; given `without`, control tokens and the pieces that match it cannot be produced.
+
+    Added tokens are in its vocabulary, where no merge leads to them, so that they keep their ids.
+    """
+    controls = {p.text for p in model.pieces if p.kind in (CONTROL, UNKNOWN)}
+    removed = {p.text for p in model.pieces if without and (p.text in controls or without.fullmatch(p.text))}
+    vocab = {p.text: i for i, p in enumerate(model.pieces) if p.text not in removed}
+    vocab |= {token.content: index for index, token in added.items()}
+    unknown = next(p.text for p in model.pieces if p.kind == UNKNOWN)
+    symbols = [p.text for p in model.pieces if p.kind == USER_DEFINED and p.text not in removed]
     tokenizer = Tokenizer(
         BPE(
             vocab,
@@ -296,14 +341,16 @@ def _rust_tokenizer(
         )
     )
     blank = normalizers.Replace(" ", SPACE)
-    has_prefix = proto.normalizer_spec.add_dummy_prefix
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), blank] if has_prefix else [blank])
+    prefix = [normalizers.Prepend(SPACE)] if model.has_dummy_prefix else []
+    tokenizer.normalizer = normalizers.Sequence([*prefix, blank])
     if symbols:
         pattern = "|".join(re.escape(symbol) for symbol in sorted(symbols, key=len, reverse=True))
         tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     if without is None:
         matched = sorted(controls if parsed is None else parsed, key=vocab.__getitem__)
         tokenizer.add_special_tokens([AddedToken(piece, normalized=False) for piece in matched])
+    tokenizer.add_special_tokens([token for token in added.values() if token.special])
+    tokenizer.add_tokens([token for token in added.values() if not token.special])
     return tokenizer
 
 

@@ -1,0 +1,98 @@
+"""Sample pairs during validation, as text in TensorBoard: what the stage thinks of both answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_sft.callbacks.samples import Samples, table
+from lit_sft.conversation import Judged, PairBatch
+from lit_sft.data.preference import PreferenceData
+from lit_sft.stages._judging import Judging
+
+
+class PairSamples(Callback):
+    """Judges the first held-out pairs, as many as there are samples, when samples are answered.
+
+    Args:
+        samples: Says how many.
+    """
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+        self.rows: list[dict[str, Any]] = []
+        """Prompt, the best and the worst answer, what their number is called, and that of each before and after."""
+        self._judged_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The rows, for a run that is taken up."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The numbers before are those of the first start."""
+        self.rows = state_dict["rows"]
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge, keep the first and the latest numbers, and log them."""
+        if trainer.state.fn == "fit":
+            self._judge(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge once more if steps were made since."""
+        if trainer.global_step != self._judged_at:
+            self._judge(trainer, pl_module)
+
+    def _judge(self, trainer: Trainer, stage: LightningModule) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
+        if not isinstance(stage, Judging) or not isinstance(data, PreferenceData) or not self.samples.count:
+            return
+        self._judged_at = trainer.global_step
+        before = {(row["prompt"], row["chosen"], row["rejected"]): row["before"] for row in self.rows}
+        rows = []
+        for record, batch in data.sample_pairs(self.samples.count):
+            moved: PairBatch = batch.to(stage.device)
+            with torch.no_grad(), trainer.precision_plugin.forward_context():
+                numbers = stage.judge(moved).tolist()
+            chosen, rejected = _texts(record)
+            now = [None if chosen is None else numbers[0], None if rejected is None else numbers[-1]]
+            prompt = "\n".join(message.content for message in record.prompt)
+            rows.append(
+                {
+                    "prompt": prompt,
+                    "chosen": chosen,
+                    "rejected": rejected,
+                    "judgment": stage.judgment,
+                    "before": before.get((prompt, chosen, rejected), now),
+                    "after": now,
+                }
+            )
+        self.rows = rows
+        if not rows:
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("pairs", _table(rows, stage.judgment), trainer.global_step)
+
+
+def _texts(record: Any) -> tuple[str | None, str | None]:
+    """The best and the worst answer; a judged one stands alone."""
+    if isinstance(record, Judged):
+        return (record.answer.content, None) if record.is_good else (None, record.answer.content)
+    return record.answers[0].content, record.answers[-1].content
+
+
+def _table(rows: list[dict[str, Any]], judgment: str) -> str:
+    columns = ["prompt", "chosen", f"{judgment} before", "now", "rejected", f"{judgment} before", "now"]
+    lines = []
+    for row in rows:
+        (chosen_before, rejected_before), (chosen, rejected) = row["before"], row["after"]
+        numbers = [_number(value) for value in (chosen_before, chosen, rejected_before, rejected)]
+        lines.append([row["prompt"], row["chosen"] or "", *numbers[:2], row["rejected"] or "", *numbers[2:]])
+    return table(columns, lines)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"

@@ -1,0 +1,39 @@
+"""A comparison in a few lines, for a terminal from which nobody opens a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lit_sft.display import visible
+from lit_sft.report.comparison import ALL, Comparison, Measured
+from lit_sft.report.wording import interval, number, verdict
+
+HEAD = ("before", "after", "difference", "")
+
+
+def headlines(comparison: Comparison, measured: Sequence[Measured]) -> str:
+    """Every metric over all prompts, and what was forgotten."""
+    blocks: list[tuple[str, list[tuple[str, Measured]]]] = [
+        (strategy, [(f.metric.title, f) for f in measured if f.category == ALL and f.strategy == strategy])
+        for strategy in comparison.strategies
+    ]
+    forgetting = [(found.category, found) for found in comparison.forgetting()]
+    if forgetting:
+        blocks.append(("perplexity of what was held out", forgetting))
+    rows = [row for title, entries in blocks for row in _rows(title, entries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]]).rstrip() for row in rows
+    )
+
+
+def _rows(title: str, entries: Sequence[tuple[str, Measured]]) -> Iterator[tuple[str, ...]]:
+    yield (visible(title), *HEAD)
+    for name, found in entries:
+        values = (found.difference.before, found.difference.after)
+        yield (
+            f"  {visible(name)}",
+            *(number(found.metric, value) for value in values),
+            interval(found.metric, found.difference),
+            verdict(found),
+        )
