@@ -2,24 +2,26 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fakes import USER, LetterText
+from goldens import GOLDEN_MODELS, golden_checkpoint
 from rankings import judged, ranked, written
 
-from lit_sft.conversation import IGNORE_INDEX, Prompt, PromptBatch
+from lit_sft.__main__ import main
+from lit_sft.conversation import IGNORE_INDEX, Conversation, Prompt, PromptBatch
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.cvalues_prompts import CValuesPrompts
 from lit_sft.corpora.moss_rlhf_prompts import MossRlhfPrompts
 from lit_sft.data import order
-from lit_sft.data._base import CorpusData
 from lit_sft.data.order import Position
 from lit_sft.data.rollout_prompts import PromptData
 from lit_sft.errors import ConfigError
-from lit_sft.plugins import discover
 
 
 def belle(tmp_path: Path, count: int, question: str = "q{:02d}") -> Belle:
@@ -148,9 +150,15 @@ def test_what_is_forgotten_is_measured_on_answers(tmp_path: Path) -> None:
     assert sum(batch.num_supervised for batch in batches) == 3 * len("a0.")
 
 
-def test_a_configuration_names_it() -> None:
-    assert discover("lit_sft.data._base.CorpusData")["PromptData"] is PromptData
-    assert issubclass(PromptData, CorpusData)
+def test_a_configuration_names_it_and_tuning_on_answers_refuses_it(
+    write_config: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = Path(write_config(data={"max_new_tokens": 8, "micro_batch_size": 2}))
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content["data"]["class_path"] = "PromptData"
+    file.write_text(yaml.safe_dump(content, allow_unicode=True), encoding="utf-8")
+    assert main(["fit", "--config", str(file)]) == 2
+    assert "PromptData has no answers that SFT could learn. Set data.class_path to SFTData" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -166,3 +174,20 @@ def test_a_configuration_names_it() -> None:
 def test_what_cannot_work_is_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
         data_of(belle(tmp_path, 4), **options)
+
+
+@pytest.mark.parametrize("folder", GOLDEN_MODELS)
+def test_every_family_reads_what_it_would_be_asked(folder: str, tmp_path: Path) -> None:
+    checkpoint = golden_checkpoint(folder)
+    # MOSS's own system prompt would fill the context of a tiny checkpoint.
+    questions = [{"system": "简短。", **judged("渡船几点开？" * n, "八点。", True)} for n in range(1, 5)]
+    room = {"max_length": checkpoint.context_length, "max_new_tokens": 8, "max_bad_fraction": 0.9}
+    corpora: list[Corpus] = [written(tmp_path / "r.jsonl", questions)]
+    data = PromptData(checkpoint, corpora, micro_batch_size=1, validation_fraction=0.0, **room)
+    data.setup("fit")
+    prompts = prompts_of(data.train_dataloader())
+    assert prompts
+    for prompt in prompts:
+        asked = Conversation(prompt.messages)
+        assert prompt.input_ids == checkpoint.prompt_format.encode_prompt(asked, data.tokenizer)
+        assert len(prompt.input_ids) + 8 <= checkpoint.context_length
