@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from fakes import USER, LetterText
 from goldens import GOLDEN_MODELS, golden_checkpoint
@@ -18,6 +19,7 @@ from lit_sft.corpora._base import Corpus
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.cvalues_prompts import CValuesPrompts
 from lit_sft.corpora.moss_rlhf_prompts import MossRlhfPrompts
+from lit_sft.corpora.prompt_records import PromptRecords
 from lit_sft.data import order
 from lit_sft.data.order import Position
 from lit_sft.data.rollout_prompts import PromptData
@@ -63,7 +65,7 @@ def test_a_batch_has_what_the_network_reads_what_was_said_and_the_answer_that_is
     assert (batch.labels == IGNORE_INDEX).all()
     assert (batch.num_tokens, batch.num_supervised) == (8, 0)
     assert pickle.loads(pickle.dumps(batch)).prompts == batch.prompts  # as from a worker
-    assert batch.to("cpu").prompts == batch.prompts
+    assert batch.to(torch.device("cpu")).prompts == batch.prompts
 
 
 def test_prompts_come_from_corpora_of_every_kind(tmp_path: Path) -> None:
@@ -73,13 +75,15 @@ def test_prompts_come_from_corpora_of_every_kind(tmp_path: Path) -> None:
     (tmp_path / "c.jsonl").write_text('{"prompt": "c", "domain_en": "law", "id_": 1}\n', encoding="utf-8")
     (tmp_path / "m.json").write_text('[["m"], ["n", "answer", "m"], ["o", "answer"]]', encoding="utf-8")
     cvalues, moss = CValuesPrompts(str(tmp_path / "c.jsonl")), MossRlhfPrompts(str(tmp_path / "m.json"))
-    data = data_of(rankings, cvalues, moss, micro_batch_size=7)
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"question": "p", "answer": "known"}\n{"messages": [{"role": "user", "content": "t"}]}\n')
+    data = data_of(rankings, cvalues, moss, PromptRecords(str(file)), micro_batch_size=9)
     (batch,) = data.train_dataloader()
     assert known(batch.prompts) == {
         *(("r", "good"), ("g", "yes"), ("b", None), ("c", None)),
-        *(("m", None), ("n\nanswer\nm", None), ("o", "answer")),
+        *(("m", None), ("n\nanswer\nm", None), ("o", "answer"), ("p", "known"), ("t", None)),
     }
-    assert {prompt.category for prompt in batch.prompts} == {"Rankings", "law", "MossRlhfPrompts"}
+    assert {prompt.category for prompt in batch.prompts} == {"Rankings", "law", "MossRlhfPrompts", "PromptRecords"}
 
 
 def test_a_prompt_without_room_for_the_answer_is_left_out_and_counted(tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_every_family_reads_what_it_would_be_asked(folder: str, tmp_path: Path) 
     checkpoint = golden_checkpoint(folder)
     # MOSS's own system prompt would fill the context of a tiny checkpoint.
     questions = [{"system": "简短。", **judged("渡船几点开？" * n, "八点。", True)} for n in range(1, 5)]
-    room = {"max_length": checkpoint.context_length, "max_new_tokens": 8, "max_bad_fraction": 0.9}
+    room: dict[str, Any] = {"max_length": checkpoint.context_length, "max_new_tokens": 8, "max_bad_fraction": 0.9}
     corpora: list[Corpus] = [written(tmp_path / "r.jsonl", questions)]
     data = PromptData(checkpoint, corpora, micro_batch_size=1, validation_fraction=0.0, **room)
     data.setup("fit")
