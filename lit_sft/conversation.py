@@ -282,6 +282,16 @@ class Prompt:
     messages: Sequence[Message] = ()
 
 
+@dataclass
+class PromptBatch(Batch):
+    """A micro-batch of prompts for a policy to answer, a row each; no label is supervised.
+
+    `prompts` [B] are what the rows hold; their `reference_ids` are not known.
+    """
+
+    prompts: list[Prompt]
+
+
 class PromptFormat(ABC):
     """How a family writes a conversation as token ids.
 

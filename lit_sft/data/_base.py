@@ -67,6 +67,9 @@ class CorpusData(LightningDataModule, ABC):
     sequences_in_row: ClassVar[int] = 1
     """Sequences of `max_length` tokens that fit into a row."""
 
+    prepared_class: ClassVar[type[Prepared]] = Prepared
+    """What makes micro-batches of the examples."""
+
     def __init__(
         self,
         text: TextInterface,
@@ -336,7 +339,7 @@ class CorpusData(LightningDataModule, ABC):
         self, scanned: Sequence[ScannedCorpus], encoding: Encoding | None = None, rows_to_batch: Collate | None = None
     ) -> Prepared:
         """Corpora as examples, if nothing else is given of the kind that is trained on."""
-        return Prepared(
+        return self.prepared_class(
             scanned,
             self.text,
             encoding or self.encoding,

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lit_sft.conversation import Batch, PairBatch
+from lit_sft.conversation import Batch, PairBatch, PromptBatch
 from lit_sft.errors import ConfigError
 from lit_sft.losses.cross_entropy import TokenTotals
 from lit_sft.stages._answering import Answering
@@ -64,6 +64,8 @@ class SFT(SummedLoss, Answering):
                 "SFT would learn the rejected answers of PreferenceData, too. Set data.class_path to SFTData, which "
                 "takes the best answer of each record of the same corpora"
             )
+        if isinstance(batch, PromptBatch):
+            raise ConfigError("PromptData has no answers that SFT could learn. Set data.class_path to SFTData")
         ends = self.checkpoint.prompt_format.stop_token_ids(self.tokenizer)
         if torch.isin(batch.labels, torch.tensor(list(ends), device=batch.labels.device)).any():
             return None
