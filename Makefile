@@ -52,7 +52,7 @@ quickstart-preference: .venv/installed $(TAUGHT)
 	$(BIN)/python -m lit_sft fit --config configs/quickstart_reward.yaml
 	$(BIN)/python -m lit_sft test
 	$(BIN)/python -m lit_sft fit --config configs/quickstart_preference.yaml
-	$(BIN)/python -m lit_sft test
+	$(BIN)/python -m lit_sft compare --reward "$$(ls -d runs/quickstart_reward-* | tail -n 1)"
 	$(BIN)/python -m lit_sft summary
 
 test: .venv/developed

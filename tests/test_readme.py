@@ -47,6 +47,9 @@ SMALL = {
     "trainer.val_check_interval": 1.0,
     "trainer.enable_progress_bar": "false",
 }
+REWARDS = Path("rewards")
+"""Folder of the run that stands for runs/REWARD."""
+
 LAUNCHED = ("ddp.yaml", "fsdp2.yaml")
 """Overlays for several devices: such commands are read to the whole configuration, not run."""
 
@@ -92,10 +95,21 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     moss = [{"conversation": [{"human": r["instruction"], "assistant": r["output"]}]} for r in records]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in moss)
     (folder / "data" / "moss-003-sft-no-tools.jsonl").write_text(lines, encoding="utf-8")
+    pairs = [
+        {
+            "conversations": [{"from": "human", "value": record["instruction"]}],
+            "chosen": {"from": "gpt", "value": record["output"]},
+            "rejected": {"from": "gpt", "value": "不知道。"},
+        }
+        for record in records
+    ]
+    (folder / "data" / "dpo_zh.json").write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
     (folder / "questions.txt").write_text("1加1？\n", encoding="utf-8")
     (folder / "questions.jsonl").write_text('{"prompt": "1加1？", "reference": "2。"}\n', encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        model = ["--model.init_args.checkpoint", "models/A", "--trainer.max_steps", "1", "--runs", str(REWARDS)]
+        assert main(["fit", "--config", "configs/quickstart_reward.yaml", *model]) == 0
         yield folder
 
 
@@ -113,6 +127,8 @@ def options_of(words: list[str]) -> list[str]:
     small: dict[str, Any] = dict(SMALL)
     if verb == "fit":
         small |= {"trainer.max_epochs": 1, "trainer.max_steps": 2 if "auto" in words else 1}
+    if "configs/overlays/reward.yaml" in words:  # it answers nothing
+        del small["model.init_args.generation.init_args.max_new_tokens"]
     if "configs/overlays/debug.yaml" in words:
         del small["trainer.val_check_interval"]
     return [word for key, value in small.items() for word in (f"--{key}", str(value))]
@@ -121,6 +137,8 @@ def options_of(words: list[str]) -> list[str]:
 def named(word: str, place: Path) -> str:
     """The folder that stands for NAME, OTHER and the like."""
     runs = runs_of(place)
+    if word == "runs/REWARD":
+        return str(next((place / REWARDS).iterdir()))
     if word.startswith("runs/") and runs:
         return word.replace("NAME", runs[-1].name).replace("OTHER", runs[0].name)
     return {"MODEL": "models/A", "ADAPTER": str(runs[-1] / "adapter") if runs else ""}.get(word, word)

@@ -138,8 +138,8 @@ def nested(data: bytes, chance: random.Random) -> bytes:
 
 def blown_up(data: bytes, chance: random.Random) -> bytes:
     filling = chance.choice([b" ", b"\n", b"\0", b"9", b'"a",', b"\\", b"\xef\xbb\xbf"])
-    # Every empty line is a record that is counted: a million take their time, but they end.
-    size = chance.choice([1 << 16, 1 << 17 if filling == b"\n" else 1 << 21])
+    # Every empty line and every text in an array is a record that is counted: a million take their time, but they end.
+    size = chance.choice([1 << 16, 1 << 17 if filling in (b"\n", b'"a",') else 1 << 21])
     return inserted(data, filling * (size // len(filling)), chance)
 
 

@@ -9,7 +9,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.callbacks.samples import Samples, table
-from lit_sft.conversation import Judged, PairBatch
+from lit_sft.conversation import Judged, PairBatch, Preference
 from lit_sft.data.preference import PreferenceData
 from lit_sft.stages._judging import Judging
 
@@ -77,7 +77,7 @@ class PairSamples(Callback):
                 logger.experiment.add_text("pairs", _table(rows, stage.judgment), trainer.global_step)
 
 
-def _texts(record: Any) -> tuple[str | None, str | None]:
+def _texts(record: Preference | Judged) -> tuple[str | None, str | None]:
     """The best and the worst answer; a judged one stands alone."""
     if isinstance(record, Judged):
         return (record.answer.content, None) if record.is_good else (None, record.answer.content)

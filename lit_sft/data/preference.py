@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 
 from torch.utils.data import DataLoader
 
-from lit_sft.conversation import Batch, Conversation, PairBatch, Record, TextInterface
+from lit_sft.conversation import Batch, Conversation, Judged, PairBatch, Preference, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._asking import AskingData
 from lit_sft.data.answer_notes import answer_notes
@@ -62,7 +62,7 @@ class PreferenceData(AskingData):
         answered = ConversationEncoding(self.text.prompt_format, self.tokenizer, self.max_length, "last")
         return self._held_out_loader(self._prepare(scanned, answered, collate), records) if len(records[0]) else []
 
-    def sample_pairs(self, count: int) -> list[tuple[Record, PairBatch]]:
+    def sample_pairs(self, count: int) -> list[tuple[Preference | Judged, PairBatch]]:
         """The first records of the validation split, those that fit, each with the batch of its answers."""
         corpus_of, records = selection = (self.split.validation[0][:count], self.split.validation[1][:count])
         encoder = self.prepared.encoder
@@ -73,7 +73,7 @@ class PreferenceData(AskingData):
             for (record, corpus, number), length in zip(found, encoder.num_tokens(selection), strict=True)
             if length
         ]
-        return cast(list[tuple[Record, PairBatch]], batches)
+        return cast(list[tuple[Preference | Judged, PairBatch]], batches)
 
     def _held_out(self) -> tuple[Sequence[ScannedCorpus], Selection]:
         """Each prompt once, however many answers to it were compared."""

@@ -89,7 +89,9 @@ class Trained(RewardFunction):
 
         if not self.is_adapter:
             return Full().load_base(self.checkpoint, self.precision).requires_grad_(False)
-        tuning = (QLoRA if self.about["quantized"] else LoRA)(adapter=str(self.folder), dropout=0.0)
+        options: dict[str, Any] = {"adapter": str(self.folder), "dropout": 0.0}
+        quantization = self.about["quantization"]
+        tuning = LoRA(**options) if quantization is None else QLoRA(**quantization, **options)
         model = tuning.load(self.checkpoint, self.precision)
         return tuning.causal_lm(model.requires_grad_(False))
 
@@ -163,7 +165,7 @@ def read_about(folder: Path) -> dict[str, Any]:
         ConfigError: If it is damaged.
     """
     file = folder / REWARD_FILE
-    kinds = {"family": str, "prompt_format": str, "base": str, "quantized": bool}
+    kinds: dict[str, Any] = {"family": str, "prompt_format": str, "base": str, "quantization": dict | None}
     try:
         about = json.loads(file.read_text(encoding="utf-8"))
         fault = next((name for name, kind in kinds.items() if not isinstance(about[name], kind)), "")

@@ -243,7 +243,7 @@ class Reward(SummedLoss, Predicting, Judging):
             "family": self.checkpoint.family.name,
             "prompt_format": self.checkpoint.family.prompt_format_name,
             "base": self.checkpoint.fingerprint(),
-            "quantized": self.tuning.quantizes_base,
+            "quantization": self.tuning.quantization(),
             **self.statistics,
         }
         (folder / REWARD_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -94,6 +94,10 @@ class Tuning(ABC):
         """What runs of this tuning are compared by, beside its name: `alpha`, `rank`, and `kind` of a base."""
         return {}
 
+    def quantization(self) -> dict[str, Any] | None:
+        """Options by which QLoRA loads the same base; None where it is not quantized."""
+        return None
+
     def lr_multiplier(self, name: str) -> float:
         """Learning rate of the parameter `name`, as a multiple of the optimizer's."""
         return 1.0

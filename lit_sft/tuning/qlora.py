@@ -53,6 +53,10 @@ class QLoRA(LoRA):
         """Rank and alpha, and the type of the base."""
         return {**super().choices(), "kind": self.quant_type}
 
+    def quantization(self) -> dict[str, Any]:
+        """What a quantized base depends on."""
+        return {"quant_type": self.quant_type, "double_quant": self.double_quant}
+
     def why_not_sharded(self) -> str | None:
         """Int8 layers keep their weight a second time, beside what is sharded."""
         if self.quant_type != "int8":

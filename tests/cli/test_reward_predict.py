@@ -58,7 +58,7 @@ def test_every_answer_of_what_is_held_out_is_scored_and_an_interrupted_predict_g
     assert (third["score"], third["tokens"]) == (None, 0)
     assert "1 have none: not finite, too long" in caplog.text
     (known,) = Trained(str(run)).score([Answered([Message("user", "question 1")], "please 1")])
-    assert first["score"] == pytest.approx(known * about["std"] + about["mean"], abs=1e-4)  # type: ignore[operator]
+    assert first["score"] == pytest.approx(known * about["std"] + about["mean"], abs=1e-4)
 
     file.write_text('{"prompt": "question 1"}\n', encoding="utf-8")
     assert main(["predict", "--run", str(run), *asked]) == 2

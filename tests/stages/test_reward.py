@@ -131,7 +131,7 @@ def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(tiny: Tiny, t
     state = stage.state_dict()
     folder = stage.export(tmp_path / "run", state)
     about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
-    assert about.keys() == {"family", "prompt_format", "base", "quantized", "accuracy", "mean", "std"}
+    assert about.keys() == {"family", "prompt_format", "base", "quantization", "accuracy", "mean", "std"}
     assert load_file(folder / "reward_head.safetensors")["weight"].dtype == torch.float32
     assert not any("head" in name for name in load_file(folder / "adapter_model.safetensors"))
 
@@ -155,6 +155,18 @@ def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(tiny: Tiny, t
         Trained(str(folder))
     with pytest.raises(ConfigError, match="holds no reward model"):
         Trained(str(tmp_path))
+
+
+def test_the_base_is_quantized_as_it_was_in_training(tiny: Tiny, tmp_path: Path) -> None:
+    stage = trained(tmp_path, tiny("baichuan-7b"), QLoRA(rank=4, quant_type="fp4", double_quant=False))
+    folder = stage.export(tmp_path / "run", stage.state_dict())
+    about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
+    assert about["quantization"] == {"quant_type": "fp4", "double_quant": False}
+    messages = [Message("user", "question 1")]
+    ids = encode_answer(messages, "please", stage.checkpoint.prompt_format, stage.tokenizer)
+    (raw,) = stage.eval().score([ids])
+    (found,) = Trained(str(folder)).score([Answered(messages, "please")])
+    assert found == pytest.approx((raw - about["mean"]) / about["std"], rel=1e-4)
 
 
 def test_a_full_model_is_exported_with_its_head(tiny: Tiny, tmp_path: Path) -> None:
@@ -183,7 +195,7 @@ def test_data_without_pairs_is_refused_or_warned_of(tiny: Tiny, tmp_path: Path) 
 def test_a_score_that_is_not_finite_is_none(tiny: Tiny, tmp_path: Path) -> None:
     stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
     folder = stage.export(tmp_path / "run", stage.state_dict())
-    assert stage.head is not None
+    assert isinstance(stage.head, ScalarHead)
     stage.head.weight.data.fill_(torch.inf)
     ScalarHead.save(stage.head.weight, folder / "reward_head.safetensors")
     assert Trained(str(folder)).score([Answered([Message("user", "question 1")], "please")]) == [None]
