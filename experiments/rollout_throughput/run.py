@@ -19,9 +19,9 @@ from transformers import GenerationConfig
 
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.checkpoint.tiny import demo_texts
-from lit_sft.data.collate import pad_left
 from lit_sft.families._base import TinySize
 from lit_sft.families.baichuan.rotary import Baichuan7B
+from lit_sft.generation.generate import pad_left
 from lit_sft.generation.rollouts import RolloutSampler
 
 SIZE = TinySize(hidden_size=256, intermediate_size=688, num_layers=4, num_heads=4, vocab_size=4000, context_length=1024)
