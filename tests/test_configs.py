@@ -89,9 +89,10 @@ def test_configuration_passes_its_check(small: list[str], capsys: pytest.Capture
     assert done == ["memory", "data", "first", "train", "validate", "save", "resume", "predict"]
 
 
-def test_configuration_is_previewed(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_configuration_is_previewed(config: Path, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = (DEMO / "preference_heldout.jsonl").read_text(encoding="utf-8").count("\n")
     assert main(["preview", *small, "--count", "1"]) == 0
-    assert "20" in capsys.readouterr().out
+    assert str(20 if "SFTData" in config.read_text(encoding="utf-8") else pairs) in capsys.readouterr().out
 
 
 def test_memory_of_a_configuration_is_estimated(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:

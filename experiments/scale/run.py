@@ -34,7 +34,7 @@ from lit_sft.tuning.qlora import QLoRA
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
-CONFIGS = sorted((ROOT / "configs").glob("*_*.yaml"))
+CONFIGS = sorted(set((ROOT / "configs").glob("*_*.yaml")) - set((ROOT / "configs").glob("quickstart_*.yaml")))
 CONTEXT = 1e9
 """Bytes that CUDA and its libraries take, at most."""
 

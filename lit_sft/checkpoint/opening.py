@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+ADDED_TOKENS = "added_tokens.json"
+"""A file of the tokenizer that folders without added tokens do not have."""
+
 PROBE = "你好"
 """A text to try a tokenizer on."""
 
@@ -98,7 +101,7 @@ class Checkpoint(TextInterface):
         except UserError:
             raise
         except Exception as error:  # every library has its own: OSError, RuntimeError, DecodeError, KeyError ...
-            absent = [name for name in names if not (self.path / name).is_file()]
+            absent = [name for name in names if name != ADDED_TOKENS and not (self.path / name).is_file()]
             hint = f"{', '.join(absent)} not in the folder" if absent else "download its files again"
             present = ", ".join(file.name for file in self.tokenizer_files)
             said = f"{type(error).__name__}: {error}".partition("\n")[0]
