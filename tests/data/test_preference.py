@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_left_out_and_never_cut(tmp_path: Path) -> None:
         ranked("p", "a", "b" * 13),
         judged("p", "b" * 14, good=True),
     ]
-    data = data_of(tmp_path, records, max_length=16, validation_fraction=0.0)
+    data = data_of(tmp_path, records, max_length=16, validation_fraction=0.0, max_bad_fraction=1.0)
     assert sorted(sources(data.train_dataloader())) == [f"{tmp_path}/pairs.jsonl:{line}" for line in (1, 4)]
     assert data.quarantine.skipped == {"prompt-too-long": 1, "answer-too-long": 2}
     assert not data.quarantine.repaired
