@@ -22,7 +22,7 @@ def render(folder: Path, content: dict[str, Any]) -> str:
     if before or after:
         lines.append(f"  {'held out':<16}{before_step:>12}{after_step:>12}")
         # A run of an earlier version does not say how they are called.
-        named = content.get("metrics") or {key: key.removeprefix("val/") for key in after}
+        named = content.get("metrics") or {key: key.removeprefix("val/") for key in {**before, **after}}
         for key, name in named.items():
             lines.append(f"  {name:<16}{_number(before.get(key)):>12}{_number(after.get(key)):>12}")
     is_one_way = len({sample.get("strategy") for sample in content["samples"]}) < 2
