@@ -66,21 +66,6 @@ def options(arguments: dict[str, Any]) -> list[str]:
     return [word for key, value in arguments.items() for word in (f"--{key}", str(value))]
 
 
-def test_configuration_trains_a_step(config: Path, small: list[str], tmp_path: Path) -> None:
-    short = {
-        "trainer.max_steps": 1,
-        "trainer.max_epochs": 1,
-        "trainer.limit_val_batches": 1,
-        "trainer.log_every_n_steps": 1,
-        "trainer.accumulate_grad_batches": 1,
-        "trainer.enable_progress_bar": "false",
-    }
-    assert main(["fit", *small, *options(short)]) == 0
-    (run,) = tmp_path.glob("runs/*/manifest.json")
-    exported = "model" if "full" in config.stem or config.stem == "quickstart" else "adapter"
-    assert (run.parent / exported).is_dir()
-
-
 @pytest.mark.slow
 def test_configuration_passes_its_check(small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", *small]) == 0
