@@ -67,7 +67,7 @@ class Validations(Callback):
 def trained(stage: Preference, data: PreferenceData, **options: Any) -> list[dict[str, float]]:
     """Validations of a short training."""
     kept = Validations()
-    short = {"max_epochs": 2, "limit_val_batches": 1.0, "num_sanity_val_steps": -1}
+    short = {"default_root_dir": data.cache, "max_epochs": 2, "limit_val_batches": 1.0, "num_sanity_val_steps": -1}
     trainer_of(kept, **{**short, **options}).fit(stage, datamodule=data)
     return kept.found
 
@@ -221,7 +221,7 @@ def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(tiny: Ti
                 pl_module.causal_lm.get_output_embeddings().weight.mul_(1.5)
 
     with pytest.raises(TrainingError, match="the reference is not the model that training starts from"):
-        trainer_of(Shift(), max_epochs=1).fit(stage, datamodule=data)
+        trainer_of(Shift(), max_epochs=1, default_root_dir=tmp_path).fit(stage, datamodule=data)
     with pytest.raises(TrainingError, match="nothing trains"):
         trained(stage_of(tiny("baichuan-7b"), LoRA(rank=2), lr=0.0), data_of(tmp_path, tiny("baichuan-7b")))
 
