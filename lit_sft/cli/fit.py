@@ -42,7 +42,8 @@ from lit_sft.cli.measured import tell_measured
 from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.cli.parser import Parser, checkpoint_of
 from lit_sft.cli.quiet import quieten
-from lit_sft.configuration import BASE_CLASSES, expanded
+from lit_sft.cli.run_option import expand_run
+from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data._base import CorpusData
 from lit_sft.distributed.processes import end_with_parent, process_rank
 from lit_sft.errors import ConfigError, Stopped
@@ -50,7 +51,6 @@ from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
-    CONFIG,
     LAST_CHECKPOINT,
     PREDICTIONS,
     check_writable,
@@ -58,7 +58,6 @@ from lit_sft.runs.folder import (
     is_run,
     new_run,
     newest_checkpoint,
-    newest_run,
     unfinished_run,
 )
 from lit_sft.runs.lock import locked
@@ -365,47 +364,6 @@ def _end_process_group() -> None:
         torch.distributed.destroy_process_group()
 
 
-def expand_run(arguments: list[str]) -> list[str]:
-    """Put the configuration that `--run DIR`, or `--resume DIR`, stands for in front of the other options.
-
-    Without a configuration and without `--run`, all but fit take the newest run and say so.
-
-    Raises:
-        ConfigError: If there is no such run.
-    """
-    verb, options = arguments[0], arguments[1:]
-    is_asking = {"-h", "--help"} & set(options) or any(".help" in option for option in options)
-    if is_asking:
-        return arguments
-    has_config = bool(_value_of("--config", options) or _value_of("-c", options))
-    if verb == "fit":
-        run = _value_of("--resume", options)
-        if run == "auto" and not has_config:
-            raise ConfigError("--resume auto looks for the run that --config names; give one, or --resume RUN")
-        if run is None or has_config:
-            return arguments
-    else:
-        run = _value_of("--run", options)
-    if run is None:
-        if has_config:
-            return arguments
-        run = str(newest_run(Path(_value_of("--runs", options) or "runs")))
-        logging.getLogger(__name__).warning("taking the newest run, %s", run)
-        options = ["--run", run, *options]
-    if not is_run(Path(run)):
-        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
-    return [verb, "--config", str(Path(run) / CONFIG), *options]
-
-
 def _step_of(checkpoint: Path) -> int:
     """The optimizer step at which it was written; little of the file is read."""
     return int(read_checkpoint(checkpoint)["global_step"])
-
-
-def _value_of(option: str, options: list[str]) -> str | None:
-    for index, word in enumerate(options):
-        if word.startswith(f"{option}="):
-            return expanded(word.partition("=")[2])
-        if word == option and index + 1 < len(options):
-            return expanded(options[index + 1])
-    return None
