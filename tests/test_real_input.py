@@ -23,6 +23,7 @@ def test_the_loss_falls_on_real_records_and_predict_answers(tuning: dict[str, An
         "model.init_args.optimizer.init_args.lr": "0.01",
         "data.init_args.corpora": json.dumps([{"class_path": "Belle", "init_args": {"path": str(BELLE)}}]),
         "data.init_args.max_length": "128",
+        "data.init_args.max_bad_fraction": "1.0",
         "data.init_args.num_workers": "0",
         "data.init_args.validation_fraction": "0.01",
         "trainer.accelerator": "cpu",
