@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.errors import ConfigError
 from lit_sft.tuning._base import Footprint, Tuning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
 
 
 class Full(Tuning):
     """Every weight trains: in float32 under `32-true` and the mixed precisions, in bfloat16 under `bf16-true`.
 
     Args:
-        dropout: That of adapters, of which there are none: 0, so that an overlay can say it for every tuning.
+        dropout: That of adapters, of which there are none, so it does nothing: an overlay says it for every tuning, and
+            a configuration of LoRA that is told to tune fully still has it.
     """
 
     export_name = "model"
 
     def __init__(self, dropout: float = 0.0) -> None:
         if dropout:
-            raise ConfigError(f"dropout is {dropout}, and Full has no adapters to drop inputs of; leave it out")
+            log.warning("dropout %s does nothing: Full has no adapters to drop inputs of", dropout)
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PreTrainedModel:
         """The network as it is; mixed precision keeps float32 masters."""
