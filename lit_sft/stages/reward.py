@@ -124,10 +124,12 @@ class Reward(SummedLoss, Predicting, Judging):
         rewards = self.scores(batch)
         ranking = ranking_losses(rewards, batch.pairs, batch.margins, self.centering)
         weights = pair_weights(batch.sequences[batch.pairs[:, 0]])
-        by_pair = torch.stack([ranking.losses.detach(), torch.ones_like(weights), *_of_pairs(ranking, batch)], dim=1)
+        lengths = answer_lengths(batch)
+        measured = _of_pairs(ranking, batch.pairs, lengths)
+        by_pair = torch.stack([ranking.losses.detach(), torch.ones_like(weights), *measured], dim=1)
         corpora, num_corpora = batch.sequence_corpora, len(batch.corpora)
         of_pairs = sums_by_group(by_pair * weights[:, None], corpora[batch.pairs[:, 0]], num_corpora)
-        of_answers = sums_by_group(_of_answers(rewards.detach(), batch), corpora, num_corpora)
+        of_answers = sums_by_group(_of_answers(rewards.detach(), lengths), corpora, num_corpora)
         sums = torch.cat([of_pairs, of_answers], dim=1)
         return RankingTotals((ranking.losses * weights).sum(), sums)
 
@@ -255,10 +257,9 @@ def hidden_size_of(network: Any) -> int:
     return size
 
 
-def _of_pairs(ranking: Ranking, batch: PairBatch) -> Sequence[Tensor]:
+def _of_pairs(ranking: Ranking, pairs: Tensor, lengths: Tensor) -> Sequence[Tensor]:
     """Right or not, margin, and whether the longer answer is the better one; ties of length count half. [P] each."""
-    lengths = answer_lengths(batch)
-    longer = (lengths[batch.pairs[:, 0]] - lengths[batch.pairs[:, 1]]).sign().float() / 2 + 0.5
+    longer = (lengths[pairs[:, 0]] - lengths[pairs[:, 1]]).sign().float() / 2 + 0.5
     # With which probability the winner wins, from 1/2 to 1, and whether it does.
     confidence = torch.sigmoid(ranking.margins.abs())
     bins = ((confidence - 0.5) * 2 * NUM_BINS).long().clamp(max=NUM_BINS - 1)
@@ -267,7 +268,7 @@ def _of_pairs(ranking: Ranking, batch: PairBatch) -> Sequence[Tensor]:
     return [is_right, ranking.margins, longer, *calibration]
 
 
-def _of_answers(rewards: Tensor, batch: PairBatch) -> Tensor:
+def _of_answers(rewards: Tensor, lengths: Tensor) -> Tensor:
     """One, reward, its square, length, its square, product [S, 6] float64."""
-    r, n = rewards.double(), answer_lengths(batch).double()
+    r, n = rewards.double(), lengths.double()
     return torch.stack([torch.ones_like(r), r, r * r, n, n * n, r * n], dim=1)

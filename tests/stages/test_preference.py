@@ -211,7 +211,9 @@ def test_full_tuning_asks_the_reference_once_and_keeps_what_it_said(tiny: Tiny, 
     assert file.stat().st_mtime_ns == asked
 
 
-def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(
+    tiny: Tiny, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     stage = stage_of(tiny("baichuan-7b"), Full(), lr=1e-3)
     data = data_of(tmp_path, tiny("baichuan-7b"))
 
@@ -224,6 +226,9 @@ def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(tiny: Ti
         trainer_of(Shift(), max_epochs=1, default_root_dir=tmp_path).fit(stage, datamodule=data)
     with pytest.raises(TrainingError, match="nothing trains"):
         trained(stage_of(tiny("baichuan-7b"), LoRA(rank=2), lr=0.0), data_of(tmp_path, tiny("baichuan-7b")))
+    short = {"precision": "bf16-mixed", "max_epochs": 1}
+    trained(stage_of(tiny("baichuan-7b"), LoRA(rank=2), lr=0.0), data_of(tmp_path, tiny("baichuan-7b")), **short)
+    assert "nothing trains" in caplog.text
 
 
 def test_neither_packing_nor_the_cut_into_micro_batches_changes_a_step(tiny: Tiny, tmp_path: Path) -> None:
