@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_sft.callbacks._before_after import BeforeAfter
 from lit_sft.callbacks.samples import Samples, table
 from lit_sft.conversation import Judged, PairBatch, Preference
 from lit_sft.data.preference import PreferenceData
 from lit_sft.stages._judging import Judging
 
 
-class PairSamples(Callback):
+class PairSamples(BeforeAfter):
     """Judges the first held-out pairs, as many as there are samples, when samples are answered.
 
     Args:
@@ -22,34 +23,14 @@ class PairSamples(Callback):
     """
 
     def __init__(self, samples: Samples) -> None:
+        super().__init__()
         self.samples = samples
-        self.rows: list[dict[str, Any]] = []
+
+    def see(self, trainer: Trainer, stage: LightningModule) -> bool:
         """Prompt, the best and the worst answer, what their number is called, and that of each before and after."""
-        self._judged_at = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        """The rows, for a run that is taken up."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The numbers before are those of the first start."""
-        self.rows = state_dict["rows"]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge, keep the first and the latest numbers, and log them."""
-        if trainer.state.fn == "fit":
-            self._judge(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge once more if steps were made since."""
-        if trainer.global_step != self._judged_at:
-            self._judge(trainer, pl_module)
-
-    def _judge(self, trainer: Trainer, stage: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
         if not isinstance(stage, Judging) or not isinstance(data, PreferenceData) or not self.samples.count:
-            return
-        self._judged_at = trainer.global_step
+            return False
         before = {(row["prompt"], row["chosen"], row["rejected"]): row["before"] for row in self.rows}
         rows = []
         for record, batch in data.sample_pairs(self.samples.count):
@@ -70,11 +51,10 @@ class PairSamples(Callback):
                 }
             )
         self.rows = rows
-        if not rows:
-            return
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if rows and isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("pairs", _table(rows, stage.judgment), trainer.global_step)
+        return True
 
 
 def _texts(record: Preference | Judged) -> tuple[str | None, str | None]:

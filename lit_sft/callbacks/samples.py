@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lit_sft.callbacks._before_after import BeforeAfter
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.display import as_markdown
@@ -15,7 +15,7 @@ from lit_sft.errors import ConfigError
 from lit_sft.stages._answering import Answering
 
 
-class Samples(Callback):
+class Samples(BeforeAfter):
     """Answers the first held-out prompts of `predict`: before training, after each validation, and at the end.
 
     Args:
@@ -25,38 +25,18 @@ class Samples(Callback):
     def __init__(self, count: int = 4) -> None:
         if count < 0:
             raise ConfigError(f"samples.count is {count}; it must be at least 0")
+        super().__init__()
         self.count = count
         self.prompts: list[Prompt] = []
-        self.rows: list[dict[str, str | None]] = []
+
+    def see(self, trainer: Trainer, stage: LightningModule) -> bool:
         """Prompt, strategy, reference, and the answers before and after."""
-        self._answered_at = -1
-
-    def state_dict(self) -> dict[str, Any]:
-        """The answers, for a run that is taken up."""
-        return {"rows": self.rows}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The answers before are those of the first start."""
-        self.rows = state_dict["rows"]
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer, keep the first and the latest answers, and log them."""
-        if trainer.state.fn == "fit":
-            self._answer(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Answer once more if steps were made since."""
-        if trainer.global_step != self._answered_at:
-            self._answer(trainer, pl_module)
-
-    def _answer(self, trainer: Trainer, stage: LightningModule) -> None:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it
         if not isinstance(stage, Answering) or not isinstance(data, AskingData) or not self.count:
-            return
+            return False
         self.prompts = self.prompts or data.held_out_prompts(self.count)
         if not self.prompts:
-            return
-        self._answered_at = trainer.global_step
+            return False
         answers = stage.answer(self.prompts)
         before = {(row["prompt"], row.get("strategy")): row["before"] for row in self.rows}
         self.rows = [
@@ -76,6 +56,7 @@ class Samples(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", table([*columns, "finish"], lines), trainer.global_step)
+        return True
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
