@@ -53,9 +53,10 @@ def overridden(module: ModuleType) -> Iterator[str]:
 def names_in_code() -> set[str]:
     ours = {name for tree in TREES.values() for name in defined(tree)} | {file.stem for file in FILES}
     foreign = {name for tree in TREES.values() for name in used(tree)} - ours - DOCUMENTED
-    modules = (".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in FILES)
-    for module in modules:
-        foreign.update(ours.intersection(overridden(import_module(module))))
+    for file, tree in TREES.items():
+        module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        # what the file itself defines: libraries write into classes of ours as they run (tqdm: its lock)
+        foreign.update(set(defined(tree)).intersection(overridden(import_module(module))))
     return set(filter(is_private, foreign))
 
 
