@@ -7,7 +7,10 @@ adds members by an entry point of the group that is named after the folder: `lit
 import importlib
 import inspect
 import pkgutil
-from importlib.metadata import entry_points
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from typing import TypeVar
 
 from lit_sft.errors import ConfigError
@@ -45,9 +48,15 @@ def members(package: str, base: type[T]) -> dict[str, type[T]]:
             is_member = inspect.isclass(value) and issubclass(value, base) and not inspect.isabstract(value)
             if is_member and value.__module__ == module.__name__:
                 found[name] = value
-    for entry in entry_points(group=package):
+    for entry in _added(tuple(sys.path)).select(group=package):
         added = entry.load()
         if not (inspect.isclass(added) and issubclass(added, base)):
             raise ConfigError(f"the entry point {entry.name} = {entry.value} of {package} is not a {base.__name__}")
         found[added.__name__] = added
     return found
+
+
+@cache
+def _added(path: Sequence[str]) -> EntryPoints:
+    """The entry points of all packages on that path: each is looked up for every folder, and reading them takes long."""
+    return entry_points()

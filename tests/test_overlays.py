@@ -58,6 +58,10 @@ def parser() -> Parser:
     return parser
 
 
+def test_only_the_verb_that_was_called_gets_a_parser(parser: Parser) -> None:
+    assert [list(action.choices) for action in parser._actions if isinstance(action.choices, dict)] == [["fit"]]
+
+
 def test_every_overlay_is_here() -> None:
     assert {file.stem for file in (CONFIGS / "overlays").glob("*.yaml")} == set(OVERLAYS)
 

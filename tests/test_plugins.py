@@ -4,12 +4,14 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import LogitsProcessorList
 
+from lit_sft import plugins
 from lit_sft.__main__ import main
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.conversation import Conversation, Message
@@ -122,6 +124,17 @@ def test_members_of_an_installed_package_train_under_their_short_names(
     (adapter,) = (tmp_path / "runs").glob("*/adapter/adapter_config.json")
     stored = json.loads(adapter.read_text(encoding="utf-8"))
     assert (stored["r"], stored["target_modules"]) == (2, ["q_proj"])
+
+
+def test_what_the_packages_add_is_read_once_for_all_folders(
+    package: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package("[lit_sft.tuning]\nqueries = riddles_for_tests:OnlyQueries\n")
+    read: list[None] = []
+    monkeypatch.setattr(plugins, "entry_points", lambda: [read.append(None), entry_points()][1])
+    found = [discover(*bases) for bases in BASE_CLASSES.values()]
+    assert any("OnlyQueries" in members for members in found)
+    assert len(read) == 1
 
 
 def test_a_layout_of_preference_data_may_come_from_another_package(package: Callable[[str], None]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning import Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lit_sft.cli.fit import CLI
 from lit_sft.cli.parser import hide
@@ -17,7 +17,7 @@ class FitReader(CLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options that a configuration for `fit` holds."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(Trainer, "fit", skip=set(self.subcommands()["fit"]))
+        parser.add_method_arguments(Trainer, "fit", skip=set(LightningCLI.subcommands()["fit"]))
         hide(parser, "resume", "base")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
