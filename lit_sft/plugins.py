@@ -58,5 +58,5 @@ def members(package: str, base: type[T]) -> dict[str, type[T]]:
 
 @cache
 def _added(path: Sequence[str]) -> EntryPoints:
-    """The entry points of all packages on that path: each is looked up for every folder, and reading them takes long."""
+    """What all packages on that path add to all folders: to read it takes long."""
     return entry_points()

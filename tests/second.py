@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from lit_sft.conversation import Batch, Conversation, Example
+from lit_sft.conversation import Conversation, Example
 from lit_sft.data._asking import AskingData
+from lit_sft.data.batch import Batch
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding
 from lit_sft.losses.cross_entropy import TokenTotals

@@ -8,7 +8,8 @@ from lightning import Callback, Trainer
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_sft.conversation import IGNORE_INDEX, Batch, Example
+from lit_sft.conversation import IGNORE_INDEX, Example
+from lit_sft.data.batch import Batch
 from lit_sft.data.collate import collate
 from lit_sft.stages.sft import SFT
 

@@ -18,7 +18,8 @@ import torch
 from torch.optim import AdamW
 
 from lit_sft.__main__ import main
-from lit_sft.conversation import Batch, Example
+from lit_sft.conversation import Example
+from lit_sft.data.batch import Batch
 from lit_sft.data.collate import collate
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full

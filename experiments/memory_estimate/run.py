@@ -44,7 +44,7 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    from lit_sft.conversation import Batch
+    from lit_sft.data.batch import Batch
     from lit_sft.preflight.memory import Plan, estimate
     from lit_sft.preflight.network import measure_network
     from lit_sft.stages.sft import SFT

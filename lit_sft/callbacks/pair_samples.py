@@ -10,7 +10,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.callbacks._before_after import BeforeAfter
 from lit_sft.callbacks.samples import Samples, table
-from lit_sft.conversation import Judged, PairBatch, Preference
+from lit_sft.conversation import Judged, Preference
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.preference import PreferenceData
 from lit_sft.stages._judging import Judging
 

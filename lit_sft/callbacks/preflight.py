@@ -8,8 +8,8 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from lit_sft.conversation import Batch
 from lit_sft.data._base import CorpusData
+from lit_sft.data.batch import Batch
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import device_memory, plan_of, verdict
 from lit_sft.stages._base import Stage

@@ -47,7 +47,7 @@ class RunRecord(SaveConfigCallback):
             return
         assert isinstance(pl_module, Stage)
         folder = Path(trainer.default_root_dir)
-        write_text(folder / CONFIG, self.parser.dump(self.config, skip_none=False))
+        write_text(folder / CONFIG, self.parser.dump(self.config, skip_none=False, skip_validation=True))
         manifest = self._manifest(trainer, pl_module)
         if (folder / MANIFEST).is_file():  # the run goes on
             first = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

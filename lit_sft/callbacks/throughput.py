@@ -9,7 +9,7 @@ import psutil
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from lit_sft.conversation import Batch
+from lit_sft.data.batch import Batch
 from lit_sft.stages._base import is_logged
 
 GIB = 1 << 30

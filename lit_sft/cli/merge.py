@@ -15,6 +15,8 @@ from lit_sft.export.merge import FIGURES, merge_adapter, refuse_existing, write_
 from lit_sft.runs.folder import CONFIG, is_run
 
 if TYPE_CHECKING:
+    from lit_sft.data._base import CorpusData
+    from lit_sft.stages._base import Stage
     from lit_sft.tuning._base import Tuning
 
 MAX_PROMPTS = 16
@@ -48,18 +50,14 @@ def merge(
     refuse_existing(Path(output))
     if not is_run(folder):
         raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
-    import torch
-
-    from lit_sft.data._asking import AskingData
     from lit_sft.rewards.trained import refuse_reward_model
-    from lit_sft.tuning._base import half_or_full
 
     config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
-    checkpoint, tuning = stage.checkpoint, stage.tuning
-    adapter = _adapter(folder, tuning)
+    checkpoint = stage.checkpoint
+    adapter = _adapter(folder, stage.tuning)
     refuse_reward_model(adapter, "a merged checkpoint would lose its head. predict and compare --reward take the run")
     if original_names:
         if dtype or prompts:
@@ -67,23 +65,42 @@ def merge(
         write_original_adapter(checkpoint, adapter, Path(output))
         print(f"{output}: adapter of the original modules of {checkpoint.family.name}")  # noqa: T201
         return
-    if not isinstance(data, AskingData):
-        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
-    if not (prompts or data.validation_fraction or data.test_corpora):
-        raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
-    data.setup("predict")
-    precision = str(config["trainer"]["precision"] or "32-true")
-    figures = merge_adapter(
-        checkpoint,
-        adapter,
-        Path(output),
-        dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=[prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]],
-        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
-    )
+    prompt_ids = _prompt_ids(run, data, is_given=bool(prompts))
+    figures = _merged(stage, adapter, Path(output), dtype, str(config["trainer"]["precision"] or "32-true"), prompt_ids)
     _tell(figures)
     print(f"{visible(output)}: {checkpoint.family.name} in {figures['dtype']}; figures in {FIGURES}")  # noqa: T201
+
+
+def _prompt_ids(run: str, data: CorpusData, *, is_given: bool) -> list[list[int]]:
+    """What to measure on."""
+    from lit_sft.data._asking import AskingData
+
+    if not isinstance(data, AskingData):
+        raise ConfigError(f"{run} has no prompts to measure on: its data is {type(data).__name__}")
+    if not (is_given or data.validation_fraction or data.test_corpora):
+        raise ConfigError(f"{run} held nothing out to measure on: give --prompts FILE")
+    data.setup("predict")
+    return [prompt.input_ids for prompt in data.predict_prompts[:MAX_PROMPTS]]
+
+
+def _merged(
+    stage: Stage, adapter: Path, output: Path, dtype: str | None, precision: str, prompts: list[list[int]]
+) -> dict[str, Any]:
+    """Write the merged model; the figures of how far it is from what was trained."""
+    import torch
+
+    from lit_sft.tuning._base import half_or_full
+
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
+    checkpoint, tuning = stage.checkpoint, stage.tuning
+    return merge_adapter(
+        checkpoint,
+        adapter,
+        output,
+        dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
+        prompts=prompts,
+        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
+    )
 
 
 def _adapter(run: Path, tuning: Tuning) -> Path:

@@ -8,9 +8,10 @@ from typing import Any, TypeVar, cast
 
 from torch.utils.data import DataLoader, Dataset
 
-from lit_sft.conversation import Batch, Conversation, Prompt, TextInterface
+from lit_sft.conversation import Conversation, Prompt, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._base import NOTHING_HELD_OUT, CorpusData
+from lit_sft.data.batch import Batch
 from lit_sft.data.encode import with_best_answer
 from lit_sft.data.prepared import records_of
 from lit_sft.data.prompts import encode_prompts, read_prompts

@@ -15,8 +15,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from lit_sft.conversation import Batch, Example, TextInterface
+from lit_sft.conversation import Example, TextInterface
 from lit_sft.corpora._base import Corpus
+from lit_sft.data._options import check_options
+from lit_sft.data.batch import Batch
 from lit_sft.data.cache_place import cache_folder
 from lit_sft.data.collate import collate
 from lit_sft.data.encoder import Encoding, Selection, fingerprint_of
@@ -103,7 +105,7 @@ class CorpusData(LightningDataModule, ABC):
         self.seed = seed
         self._order: EpochOrder | None = None
         self._start = Position()
-        self._check_options()
+        check_options(self)
 
     @property
     @abstractmethod
@@ -377,30 +379,3 @@ class CorpusData(LightningDataModule, ABC):
             "encoding": fingerprint_of(self.text, self.encoding)[:8],
             "corpora": [f"{corpus.name} {corpus.fingerprint[:8]}" for corpus in self.scanned],
         }
-
-    def _check_options(self) -> None:
-        if not self.corpora:
-            raise ConfigError(
-                "data.corpora is empty; name at least one, such as {class_path: Belle, init_args: {path: ...}}"
-            )
-        max_length = self.max_length
-        if max_length > self.text.context_length:
-            raise ConfigError(
-                f"data.max_length is {max_length}, but the model reads {self.text.context_length} tokens at most. "
-                f"Set data.max_length to {self.text.context_length} or less"
-            )
-        if not 0 <= self.validation_fraction < 1:
-            raise ConfigError(
-                f"data.validation_fraction is {self.validation_fraction}; it must be at least 0 and below 1"
-            )
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ConfigError(f"data.max_bad_fraction is {self.max_bad_fraction}; it must be from 0 to 1")
-        at_least = {
-            "max_length": (max_length, 2),
-            "micro_batch_size": (self.micro_batch_size, 1),
-            "num_workers": (self.num_workers, 0),
-            "seed": (self.seed, 0),
-        }
-        for name, (value, least) in at_least.items():
-            if value < least:
-                raise ConfigError(f"data.{name} is {value}; it must be at least {least}")

@@ -8,7 +8,8 @@ from itertools import combinations
 import numpy as np
 import torch
 
-from lit_sft.conversation import IGNORE_INDEX, Batch, Example, PairBatch
+from lit_sft.conversation import IGNORE_INDEX, Example
+from lit_sft.data.batch import Batch, PairBatch
 
 
 def collate(

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, cast
 
 from torch.utils.data import DataLoader
 
-from lit_sft.conversation import Batch, Conversation, Judged, PairBatch, Preference, TextInterface
+from lit_sft.conversation import Conversation, Judged, Preference, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._asking import AskingData
 from lit_sft.data.answer_notes import answer_notes
+from lit_sft.data.batch import Batch, PairBatch
 from lit_sft.data.collate import collate, collate_pairs
 from lit_sft.data.encode import ConversationEncoding
 from lit_sft.data.encode_answers import SEQUENCES_IN_ROW, AnswerEncoding

@@ -10,8 +10,9 @@ from typing import Protocol
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lit_sft.conversation import Batch, Example, Record, TextInterface
+from lit_sft.conversation import Example, Record, TextInterface
 from lit_sft.corpora._base import Corpus
+from lit_sft.data.batch import Batch
 from lit_sft.data.encoder import Encoder, Encoding, Selection, encoded_corpora
 from lit_sft.data.order import MicroBatch
 from lit_sft.data.quarantine import Quarantine

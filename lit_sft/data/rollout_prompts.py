@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from lit_sft.conversation import IGNORE_INDEX, Batch, Example, Prompt, PromptBatch, Record, TextInterface
+from lit_sft.conversation import IGNORE_INDEX, Example, Prompt, Record, TextInterface
 from lit_sft.corpora._base import Corpus
 from lit_sft.data._asking import AskingData
+from lit_sft.data.batch import Batch, PromptBatch
 from lit_sft.data.encode import ConversationEncoding, with_best_answer
 from lit_sft.data.encoder import Encoding, TokenizedCorpus
 from lit_sft.data.order import Batching, MicroBatch

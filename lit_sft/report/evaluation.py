@@ -10,7 +10,8 @@ from itertools import islice
 import torch
 
 from lit_sft.bars import bar
-from lit_sft.conversation import IGNORE_INDEX, Batch, Example, Prompt
+from lit_sft.conversation import IGNORE_INDEX, Example, Prompt
+from lit_sft.data.batch import Batch
 from lit_sft.data.collate import collate
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Strategy

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from lit_sft.conversation import Batch, Prompt
+from lit_sft.conversation import Prompt
+from lit_sft.data.batch import Batch
 from lit_sft.generation.generate import Answer, batches_by_length, generate_answers
 from lit_sft.generation.strategies import Greedy, Strategy, by_name
 from lit_sft.losses.cross_entropy import TokenTotals, supervised_cross_entropy

@@ -18,7 +18,7 @@ from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.checkpoint.opening import open_checkpoint
-from lit_sft.conversation import Batch
+from lit_sft.data.batch import Batch
 from lit_sft.distributed.fsdp2 import FSDP2, shard, whole
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import Behavior

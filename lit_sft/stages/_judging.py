@@ -6,7 +6,7 @@ from abc import abstractmethod
 
 from torch import Tensor
 
-from lit_sft.conversation import PairBatch
+from lit_sft.data.batch import PairBatch
 from lit_sft.stages._base import Stage
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lit_sft.conversation import IGNORE_INDEX, Example, PairBatch
+from lit_sft.conversation import IGNORE_INDEX, Example
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.collate import collate_pairs
 from lit_sft.stages._sequences import sequence_numbers
 

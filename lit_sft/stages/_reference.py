@@ -16,8 +16,8 @@ from lightning import Trainer
 from torch import Tensor
 
 from lit_sft.bars import bar
-from lit_sft.conversation import PairBatch
 from lit_sft.data._base import CorpusData
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.cache import build_once, digest
 from lit_sft.distributed.processes import gather
 

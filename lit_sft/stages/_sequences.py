@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.data.batch import PairBatch
 from lit_sft.errors import ConfigError
 from lit_sft.tuning._base import Tuning
 

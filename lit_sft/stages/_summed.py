@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch.optim import Optimizer
 
-from lit_sft.conversation import Batch
+from lit_sft.data.batch import Batch
 from lit_sft.distributed.processes import gather
 from lit_sft.errors import TrainingError
 from lit_sft.stages._base import Stage, is_logged

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.data.batch import PairBatch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.losses.logprobs import TokenLogProbs, token_log_probs
 from lit_sft.losses.segments import Segments

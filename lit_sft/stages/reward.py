@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lit_sft.conversation import PairBatch, Prompt
+from lit_sft.conversation import Prompt
+from lit_sft.data.batch import PairBatch
 from lit_sft.errors import BadRecord, ConfigError, DataError
 from lit_sft.losses.ranking import Ranking, pair_weights, ranking_losses
 from lit_sft.losses.segments import sums_by_group

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lit_sft.conversation import Batch, PairBatch, PromptBatch
+from lit_sft.data.batch import Batch, PairBatch, PromptBatch
 from lit_sft.errors import ConfigError
 from lit_sft.losses.cross_entropy import TokenTotals
 from lit_sft.stages._answering import Answering

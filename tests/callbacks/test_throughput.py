@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lit_sft.callbacks import throughput
 from lit_sft.callbacks.throughput import Throughput
-from lit_sft.conversation import Batch
+from lit_sft.data.batch import Batch
 from lit_sft.losses.cross_entropy import TokenTotals
 from lit_sft.stages.schedules import Constant
 from lit_sft.stages.sft import SFT

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_sft.conversation import IGNORE_INDEX, Example, PairBatch
+from lit_sft.conversation import IGNORE_INDEX, Example
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.collate import collate, collate_pairs
 
 X = IGNORE_INDEX

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import time
 from types import SimpleNamespace
@@ -21,6 +23,7 @@ time.sleep(0.2)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_while_workers_encode_says_nothing() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rankings import judged, ranked, written
 
-from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.corpora.belle import Belle
 from lit_sft.data import order
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.encoder import Encoding
 from lit_sft.data.order import Position
 from lit_sft.data.preference import PreferenceData

@@ -14,13 +14,14 @@ from goldens import GOLDEN_MODELS, golden_checkpoint
 from rankings import judged, ranked, written
 
 from lit_sft.__main__ import main
-from lit_sft.conversation import IGNORE_INDEX, Conversation, Prompt, PromptBatch
+from lit_sft.conversation import IGNORE_INDEX, Conversation, Prompt
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.cvalues_prompts import CValuesPrompts
 from lit_sft.corpora.moss_rlhf_prompts import MossRlhfPrompts
 from lit_sft.corpora.prompt_records import PromptRecords
 from lit_sft.data import order
+from lit_sft.data.batch import PromptBatch
 from lit_sft.data.order import Position
 from lit_sft.data.rollout_prompts import PromptData
 from lit_sft.errors import ConfigError

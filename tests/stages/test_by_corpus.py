@@ -9,7 +9,8 @@ import torch
 from streams import Notes, batches_of, example, fit, stream_of, trainer_of
 from torch.optim import SGD
 
-from lit_sft.conversation import Batch, Example
+from lit_sft.conversation import Example
+from lit_sft.data.batch import Batch
 from lit_sft.data.collate import collate
 from lit_sft.errors import TrainingError
 from lit_sft.losses.cross_entropy import TokenTotals

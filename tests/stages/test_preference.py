@@ -15,7 +15,8 @@ from rankings import judged, ranked, written
 from streams import trainer_of
 
 from lit_sft.checkpoint.opening import open_checkpoint
-from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.conversation import IGNORE_INDEX
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.preference import PreferenceData
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.objectives.dpo import DPO

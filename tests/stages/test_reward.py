@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from streams import batches_of, trainer_of
 
 from lit_sft.checkpoint.opening import open_checkpoint
-from lit_sft.conversation import Message, PairBatch, Prompt
+from lit_sft.conversation import Message, Prompt
+from lit_sft.data.batch import PairBatch
 from lit_sft.data.preference import PreferenceData
 from lit_sft.errors import ConfigError
 from lit_sft.rewards._base import Answered

@@ -176,6 +176,7 @@ def test_options_that_cannot_work_are_refused(make: Callable[[], LoRA], message:
         make()
 
 
+@pytest.mark.slow
 def test_qlora_takes_the_options_of_lora_in_a_configuration(
     write_config: Callable[..., str], tiny: Tiny, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_sft import Conversation, Message, open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint, families
-from lit_sft.conversation import Batch
+from lit_sft.data.batch import Batch
 from lit_sft.data.collate import collate
 from lit_sft.stages.sft import SFT
 from lit_sft.tuning._base import Tuning
