@@ -1,22 +1,32 @@
 """Run several verbs in one process of a group, all of which do the same: starting a process takes longest.
 
-Takes a JSON file: a list of jobs, each with the words of a command and the exit code of each rank. A job with a port
-is one that not all survive: each process runs it in a fork, and the forks meet there.
+A job has the words of a command and the exit code of each rank. A job with a port is one that not all survive: each
+process runs it in a fork, and the forks meet there.
 """
 
-import json
 import os
 import signal
 import sys
 import warnings
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lit_sft.__main__ import leave, main, run_and_leave
+import torch
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from lit_sft.__main__ import main, run_and_leave
 
 MAX_SECONDS = 60
 """In which a fork must end, by itself or because another did not survive."""
+
+
+@dataclass
+class Job:
+    """Words of a command, the exit code of each rank, and a port if not all ranks survive it."""
+
+    words: list[str]
+    codes: Sequence[int]
+    port: int | None = None
 
 
 def run(words: list[str], port: int | None) -> int:
@@ -36,17 +46,29 @@ def run(words: list[str], port: int | None) -> int:
     return code
 
 
-def run_all(jobs: list[dict[str, Any]], rank: int) -> None:
+def run_all(jobs: list[Job]) -> None:
     """One after the other, up to the first that does not end as it should."""
-    for job in jobs:
-        code, expected = run(job["words"], job["port"]), job["codes"][rank]
-        if code != expected:
-            sys.exit(f"{' '.join(job['words'])}: the exit code is {code}, not {expected}")
-
-
-if __name__ == "__main__":
     warnings.filterwarnings("ignore")
-    for module in ("lit_sft.cli.fit", "peft", "bitsandbytes", "torch.utils.tensorboard"):
-        import_module(module)  # what forks share
-    run_all(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), int(os.environ["RANK"]))
-    leave(0)
+    torch.set_num_threads(1)
+    for job in jobs:
+        code, expected = run(job.words, job.port), job.codes[int(os.environ["RANK"])]
+        if code != expected:
+            sys.exit(f"{' '.join(job.words)}: the exit code is {code}, not {expected}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def launch(jobs: list[Job], devices: int, nodes: int, host: int, port: int) -> None:
+    """What torchrun does on one of the hosts, except that the processes of the group are forks of this one."""
+    config = LaunchConfig(
+        min_nodes=nodes,
+        max_nodes=nodes,
+        nproc_per_node=devices,
+        local_addr=f"127.0.0.{host + 1}",
+        rdzv_backend="c10d",
+        rdzv_endpoint=f"127.0.0.1:{port}",
+        run_id="test",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, run_all)(jobs)

@@ -44,6 +44,7 @@ def stored(run: Path, name: str = "last") -> dict[str, Any]:
     return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_another_stage_on_other_data_trains_resumes_to_the_bit_and_answers(
     config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

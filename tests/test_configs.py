@@ -74,6 +74,7 @@ def test_configuration_passes_its_check(small: list[str], capsys: pytest.Capture
     assert done == ["memory", "data", "first", "train", "validate", "save", "resume", "predict"]
 
 
+@pytest.mark.slow
 def test_configuration_is_previewed(config: Path, small: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     pairs = (DEMO / "preference_heldout.jsonl").read_text(encoding="utf-8").count("\n")
     assert main(["preview", *small, "--count", "1"]) == 0

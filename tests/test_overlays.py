@@ -90,6 +90,7 @@ def test_overlay_opens_with_what_it_is_for_and_how_it_is_used(overlay: str) -> N
     assert f"--config configs/overlays/{overlay}.yaml" in header
 
 
+@pytest.mark.slow
 def test_debug_makes_four_steps_and_no_checkpoint(write_config: Callable[..., str], tmp_path: Path) -> None:
     words = ["fit", "--config", write_config(), "--config", str(CONFIGS / "overlays" / "debug.yaml")]
     assert main(words) == 0
@@ -102,6 +103,7 @@ LORA = {"class_path": "LoRA", "init_args": {"rank": 2, "dropout": 0.1}}
 FULL = {"class_path": "Full"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overlay", "tuning"),
     [*((overlay, LORA) for overlay in ON_ANSWERS), ("reward", FULL), ("dpo", FULL), ("kto", FULL)],

@@ -85,6 +85,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
     sys.modules.pop("riddles_for_tests", None)
 
 
+@pytest.mark.slow
 def test_members_of_an_installed_package_train_under_their_short_names(
     package: Callable[[str], None], tiny_folder: Path, tmp_path: Path
 ) -> None:

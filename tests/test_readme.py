@@ -172,6 +172,7 @@ def test_every_command_does_what_it_says(
     assert failed == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("readme", READMES)
 def test_fragments_of_configurations_are_read(readme: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     fragments = [yaml.safe_load(dedent(text)) for language, text in code_of(readme) if language == "yaml"]

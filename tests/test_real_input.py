@@ -13,6 +13,7 @@ from lit_sft.__main__ import main
 BELLE = SHARED / "data/belle/Belle_open_source_0.5M.json"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not BELLE.is_file(), reason="needs a sample of BELLE: set LIT_SFT_SHARED")
 @pytest.mark.parametrize("tuning", [{"class_path": "Full"}, {"class_path": "LoRA", "init_args": {"rank": 8}}])
 def test_the_loss_falls_on_real_records_and_predict_answers(tuning: dict[str, Any], tmp_path: Path) -> None:

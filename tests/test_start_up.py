@@ -123,6 +123,7 @@ def test_debug_shows_where_a_mistake_was_found_and_a_plain_run_does_not(
     assert shown.endswith(plain)
 
 
+@pytest.mark.slow
 def test_classes_that_a_configuration_names_are_found_without_what_only_loading_needs() -> None:
     code = (
         "import sys, lit_sft.cli.fit; from lit_sft.configuration import BASE_CLASSES; "

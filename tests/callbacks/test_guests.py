@@ -9,6 +9,8 @@ import torch
 
 from lit_sft.__main__ import main
 
+pytestmark = pytest.mark.slow  # as a whole
+
 WriteConfig = Callable[..., str]
 
 

@@ -22,6 +22,7 @@ def hparams_of(events: EventAccumulator, kind: str) -> plugin_data_pb2.HParamsPl
     return plugin_data_pb2.HParamsPluginData.FromString(content)
 
 
+@pytest.mark.slow
 def test_it_shows_hyperparameters_results_and_samples_of_each_strategy(
     write_config: Callable[..., str], tmp_path: Path
 ) -> None:

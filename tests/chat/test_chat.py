@@ -26,8 +26,6 @@ from lit_sft.errors import ConfigError, UserError
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, TopP
 
-pytestmark = pytest.mark.slow  # as a whole
-
 Tiny = Callable[[str], Path]
 
 
@@ -148,6 +146,7 @@ def test_half_a_character_and_control_tokens_are_never_shown() -> None:
     assert len(pieces) > 5
 
 
+@pytest.mark.slow
 def test_a_pipe_gets_one_line_for_each_line_and_each_is_a_conversation_of_its_own(tiny: Tiny) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "lit_sft", "chat", "--checkpoint", str(tiny("baichuan-7b"))],
@@ -163,6 +162,7 @@ def test_a_pipe_gets_one_line_for_each_line_and_each_is_a_conversation_of_its_ow
     assert b"> " not in done.stdout
 
 
+@pytest.mark.slow
 def test_a_terminal_survives_ctrl_c_and_ends_with_ctrl_d(tiny: Tiny) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "lit_sft", "chat", "--checkpoint", str(tiny("baichuan-7b"))]

@@ -60,6 +60,7 @@ def with_tokenizer(folder: Path) -> None:
     open_checkpoint(folder, folder.name).load_tokenizer()
 
 
+@pytest.mark.slow
 def test_every_key_of_config_json_may_be_wrong_or_missing(own: Path) -> None:
     file = own / "config.json"
     content = file.read_text(encoding="utf-8")
@@ -75,6 +76,7 @@ def test_every_key_of_config_json_may_be_wrong_or_missing(own: Path) -> None:
         file.write_text(content, encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_tokenizer_may_be_wrong_or_missing(own: Path) -> None:
     for file, content in objects(own, "config.json", "vocab.json", "added_tokens.json", "tokenizer.json"):
         if file.name.endswith(".index.json"):
@@ -95,6 +97,7 @@ def loaded(folder: Path) -> None:
     checkpoint.load_model()
 
 
+@pytest.mark.slow
 def test_every_file_may_be_cut_off_empty_another_or_no_file(own: Path) -> None:
     for file in sorted(own.iterdir()):
         content = file.read_bytes()
@@ -116,6 +119,7 @@ def test_every_file_may_be_cut_off_empty_another_or_no_file(own: Path) -> None:
     loaded(own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0, -1, 10**7])
 def test_no_size_of_a_network_is_believed_without_its_weights(own: Path, factor: int) -> None:
     """Refused at once, not after the memory for it is gone."""

@@ -244,9 +244,7 @@ def test_training_goes_on_over_dirty_records_and_names_each(write_config: WriteC
     }
 
 
-@pytest.mark.parametrize(
-    ("step", "num_workers", "packing"), [(3, 0, True), (3, 2, True), (4, 0, False), (9, 2, True), (9, 2, False)]
-)
+@pytest.mark.parametrize(("step", "num_workers", "packing"), [(3, 0, True), (4, 2, False), (9, 2, True)])
 def test_an_interrupted_run_goes_on_with_the_batch_it_would_have_had(
     write_config: WriteConfig,
     tmp_path: Path,
@@ -308,15 +306,16 @@ def test_adapters_stay_in_float32_under_bf16_true_and_the_held_out_loss_is_exact
     assert loss != torch.tensor(loss).bfloat16().item()
 
 
-@pytest.mark.parametrize("word", ["true", "yes", "True"])
-def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConfig, tmp_path: Path, word: str) -> None:
+def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConfig, tmp_path: Path) -> None:
     assert main(["fit", "--config", write_config(model={"tuning": {"class_path": "Full"}})]) == 0
     run = only_run(tmp_path)
     assert main(["predict", "--run", str(run)]) == 0
     tuned = (run / "predictions.jsonl").read_text()
-    assert main(["predict", "--run", str(run), "--base", word]) == 0
-    assert (run / "predictions.jsonl").read_text() == tuned
-    assert (run / "predictions-base.jsonl").read_text() != tuned
+    for word in ("true", "yes", "True"):
+        assert main(["predict", "--run", str(run), "--base", word]) == 0
+        assert (run / "predictions.jsonl").read_text() == tuned
+        assert (run / "predictions-base.jsonl").read_text() != tuned
+        (run / "predictions-base.jsonl").unlink()
 
 
 def test_two_processes_that_the_trainer_starts_train_and_measure_as_one(

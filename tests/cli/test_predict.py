@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from started import run_words, start
 
 from lit_sft.__main__ import main
 from lit_sft.callbacks import prediction_writer
@@ -98,21 +99,16 @@ def test_the_bar_shows_the_time_left_and_the_speed(predict: Predict, capsys: pyt
     assert re.match(rf"predicting 100% \d+/\d+ \[00:\d\d<00:00\], {2 * NUM_PROMPTS} answers \S+ tok/s", bars[-1])
 
 
-def start(words: list[str], rank: int, port: int) -> subprocess.Popen[str]:
-    """One of two processes, as torchrun starts them."""
-    environment = {
-        **os.environ,
+def place_of(rank: int, port: int) -> dict[str, str]:
+    """The environment of one of two processes, as torchrun starts them."""
+    return {
         **dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)),
         **dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "2"),
         "GROUP_RANK": "0",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "TORCHELASTIC_RUN_ID": "x",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([*sys.path, "tests"]),
     }
-    command = [sys.executable, "-m", "lit_sft", *words]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
 def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_on(
@@ -127,10 +123,12 @@ def test_two_devices_that_are_killed_leave_one_file_with_which_one_device_goes_o
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [start(words, rank, port) for rank in range(2)]
-    said = [process.communicate(timeout=400)[1] for process in processes]
-    assert processes[0].returncode == -9, said[0]
-    assert processes[1].returncode != 0
+    logs = [tmp_path / f"log-{rank}" for rank in range(2)]
+    processes = [start(run_words, words, log=log, environment=place_of(rank, port)) for rank, log in enumerate(logs)]
+    for process in processes:
+        process.join(400)
+    assert processes[0].exitcode == -9, logs[0].read_text()
+    assert processes[1].exitcode not in {0, None}
     assert [path.name for path in folder.iterdir()] == [f"{PREDICTIONS}.partial"]
     lines = (folder / f"{PREDICTIONS}.partial").read_text(encoding="utf-8").splitlines()
     before = [json.loads(line)["number"] for line in lines[1:-1]]  # behind the header, before the torn line

@@ -15,6 +15,8 @@ from rankings import ranked, written
 
 from lit_sft.__main__ import main
 
+pytestmark = pytest.mark.slow  # as a whole
+
 STAGES = {
     "reward": {"class_path": "Reward", "init_args": {"centering": 0.01}},
     "dpo": {"class_path": "Preference", "init_args": {"objective": {"class_path": "DPO"}}},

@@ -40,6 +40,7 @@ def test_options_of_the_configuration_can_be_given_behind_it(
     assert "      id   label  piece" in said
 
 
+@pytest.mark.slow
 def test_it_takes_what_a_run_recorded(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_text_of_nothing_but_control_characters_is_no_answer(tmp_path: Path) -
     assert read(Belle(str(file)))[1] == [("2", "no-answer")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("separator", ["\n", ",\n"])
 def test_an_over_long_record_is_passed_over_in_constant_memory(tmp_path: Path, separator: str) -> None:
     file = tmp_path / "belle.json"

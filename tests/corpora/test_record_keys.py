@@ -35,6 +35,7 @@ VALUES = st.one_of(st.booleans(), st.integers(), TEXTS, st.lists(TEXTS, min_size
 KEYS = st.one_of(st.text(max_size=8), st.sampled_from(["history", "system", "loss", "weight", "tools", "response"]))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(key=KEYS, value=VALUES, layout=st.sampled_from(LAYOUTS))
 def test_no_key_that_is_added_is_lost_without_a_count(

@@ -1,13 +1,9 @@
 """One process, two, and four on two hosts train the same: the same steps, weights, measures and answers."""
 
-import dataclasses
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +14,8 @@ import yaml
 from lightning import Trainer
 from rankings import ranked, written
 from safetensors.torch import load_file
+from several_fits import Job, launch
+from started import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.__main__ import main
@@ -28,7 +26,6 @@ from lit_sft.stages.sft import SFT
 from lit_sft.tuning.full import Full
 
 pytestmark = [
-    pytest.mark.slow,
     # Of the callback by which these tests save in the middle of an epoch.
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),
 ]
@@ -48,16 +45,6 @@ ROWS_OF_A_STEP = 8
 ON_PAIRS = (("Reward", "LoRA"), ("Preference", "LoRA"), ("Preference", "Full"))
 SAVED_STEP = 6
 """In the middle of the second epoch."""
-WORKER = str(Path(__file__).parents[1] / "several_fits.py")
-
-
-@dataclasses.dataclass
-class Job:
-    """Words of a command, the exit code of each rank, and a port if not all ranks survive it."""
-
-    words: list[str]
-    codes: Sequence[int]
-    port: int | None = None
 
 
 def free_port() -> int:
@@ -179,26 +166,17 @@ class Runs:
         return content
 
     def launch(self, jobs: list[Job], *, devices: int, nodes: int) -> None:
-        """Run jobs under a torchrun for each of `nodes` loopback addresses."""
+        """Run jobs in processes of `nodes` loopback addresses."""
         port = free_port()
-        file = self.root / f"jobs-{nodes}x{devices}.json"
-        file.write_text(json.dumps([dataclasses.asdict(job) for job in jobs]))
         agents = []
         for host in range(nodes):
-            address = f"127.0.0.{host + 1}"
-            words = ["--nnodes", str(nodes), "--nproc_per_node", str(devices), "--local_addr", address]
-            words += ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"127.0.0.1:{port}", "--rdzv_id", "test"]
-            environment = {
-                **os.environ,
-                "OMP_NUM_THREADS": "1",
-                "GLOO_SOCKET_IFNAME": "lo",
-                "XDG_CACHE_HOME": str(self.root / f"cache-{host}"),
-            }
-            with (self.root / f"log-{nodes}x{devices}-{host}.txt").open("w") as log:
-                command = [sys.executable, "-m", "torch.distributed.run", *words, WORKER, str(file)]
-                agents.append((subprocess.Popen(command, env=environment, stdout=log, stderr=log), Path(log.name)))
-        codes = [agent.wait() for agent, _ in agents]
-        assert codes == [0] * nodes, "\n".join(log.read_text()[-4000:] for _, log in agents)
+            environment = {"GLOO_SOCKET_IFNAME": "lo", "XDG_CACHE_HOME": str(self.root / f"cache-{host}")}
+            log = self.root / f"log-{nodes}x{devices}-{host}.txt"
+            agents.append((start(launch, jobs, devices, nodes, host, port, log=log, environment=environment), log))
+        for agent, _ in agents:
+            agent.join()
+        said = "\n".join(log.read_text()[-4000:] for _, log in agents)
+        assert [agent.exitcode for agent, _ in agents] == [0] * nodes, said
 
 
 @pytest.fixture(scope="module")
@@ -259,6 +237,7 @@ def assert_same(runs: Runs, name: str, other: str, *, from_step: int = 0, measur
     torch.testing.assert_close(kept, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("tuning", TUNINGS)
 def test_four_processes_on_two_hosts_train_as_one(runs: Runs, tuning: str, strategy: str) -> None:
@@ -266,6 +245,7 @@ def test_four_processes_on_two_hosts_train_as_one(runs: Runs, tuning: str, strat
     assert_same(runs, f"{tuning}_{strategy}_4", f"{tuning}_1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize(("stage", "tuning"), ON_PAIRS)
 def test_two_processes_learn_from_pairs_as_one_does(runs: Runs, stage: str, tuning: str, strategy: str) -> None:
@@ -274,16 +254,19 @@ def test_two_processes_learn_from_pairs_as_one_does(runs: Runs, stage: str, tuni
     assert_same(runs, f"{stage}_{tuning}_{strategy}_2", f"{stage}_{tuning}_1", measure=measure)
 
 
+@pytest.mark.slow
 def test_two_processes_with_four_micro_batches_and_one_with_eight_rows_at_once_train_as_one(runs: Runs) -> None:
     assert_same(runs, "LoRA_ddp_2", "LoRA_1")
     assert main(runs.fit("LoRA_at_once", "LoRA", rows=ROWS_OF_A_STEP)) == 0
     assert_same(runs, "LoRA_at_once", "LoRA_1")
 
 
+@pytest.mark.slow
 def test_embedding_and_head_that_are_one_matrix_stay_one(runs: Runs) -> None:
     assert_same(runs, "tied_2", "tied_1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["LoRA", "Full"])
 def test_a_run_of_four_goes_on_with_two_and_with_one(runs: Runs, tuning: str) -> None:
     """In the middle of an epoch; under another strategy in the case of LoRA."""
@@ -293,6 +276,7 @@ def test_a_run_of_four_goes_on_with_two_and_with_one(runs: Runs, tuning: str) ->
         assert_same(runs, f"{tuning}_resumed_{devices}", f"{tuning}_1", from_step=SAVED_STEP)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Full_fsdp2_4", "LoRA_fsdp2_4", "QLoRA_fsdp2_4"])
 def test_what_sharded_weights_export_and_answer_is_what_whole_ones_do(runs: Runs, name: str) -> None:
     tuning = name.partition("_")[0]
@@ -304,6 +288,7 @@ def test_what_sharded_weights_export_and_answer_is_what_whole_ones_do(runs: Runs
     ] * 2
 
 
+@pytest.mark.slow
 def test_predict_answers_under_sharded_weights_as_under_whole_ones(runs: Runs) -> None:
     assert main(["predict", "--run", str(runs.folder("QLoRA_1"))]) == 0
     mine, theirs = (
@@ -314,6 +299,7 @@ def test_predict_answers_under_sharded_weights_as_under_whole_ones(runs: Runs) -
     assert mine
 
 
+@pytest.mark.slow
 def test_two_devices_write_one_file_in_the_order_of_the_prompts(runs: Runs) -> None:
     file = runs.folder("LoRA_ddp_4") / "predictions.jsonl"
     shared_out = file.read_text()
@@ -322,6 +308,7 @@ def test_two_devices_write_one_file_in_the_order_of_the_prompts(runs: Runs) -> N
     assert shared_out.count("\n") == len(set(shared_out.splitlines())) > 4
 
 
+@pytest.mark.slow
 def test_two_processes_that_one_signal_stops_in_a_step_go_on_together(runs: Runs) -> None:
     """Those of `dying_2`, one of which died, ended too, or the launch would have failed."""
     assert len(json.loads((runs.folder("stopped_2") / "manifest.json").read_text())["resumed"]) == 1
@@ -332,6 +319,7 @@ def test_two_processes_that_one_signal_stops_in_a_step_go_on_together(runs: Runs
     torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_harmful_step_names_the_records_of_every_process(runs: Runs) -> None:
     log = "".join(file.read_text() for file in runs.root.glob("log-1x2-*.txt"))
     line = next(line for line in log.splitlines() if "loss is nan" in line)

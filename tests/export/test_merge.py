@@ -16,8 +16,6 @@ from lit_sft.errors import ConfigError
 from lit_sft.export.merge import merge_adapter
 from lit_sft.tuning.qlora import QLoRA
 
-pytestmark = pytest.mark.slow  # as a whole
-
 Tiny = Callable[[str], Path]
 WriteConfig = Callable[..., str]
 PROMPTS = [list(range(20, 60)), list(range(200, 210))]
@@ -43,6 +41,7 @@ def logits_of(model: Any) -> torch.Tensor:
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"),
     [
@@ -89,6 +88,7 @@ def test_the_figures_are_those_of_their_definition(tiny: Tiny, tmp_path: Path) -
     assert float(kl.mean()) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quant_type", ["nf4", "int8"])
 def test_a_quantized_base_is_compared_too_and_is_another_model(tiny: Tiny, tmp_path: Path, quant_type: Any) -> None:
     checkpoint = open_checkpoint(tiny("chatglm2-6b"), "chatglm2-6b")
@@ -105,6 +105,7 @@ def test_a_quantized_base_is_compared_too_and_is_another_model(tiny: Tiny, tmp_p
     assert 0 < on_base["kl_divergence"] < on_quantized["kl_divergence"] < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["LoRA", "QLoRA"])
 def test_a_run_is_merged_and_measured_on_its_held_out_prompts(
     write_config: WriteConfig, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str], tuning: str
@@ -148,6 +149,7 @@ def test_a_run_is_merged_and_measured_on_its_held_out_prompts(
     assert capsys.readouterr().err == f"error: {output} exists; give a folder that does not\n"
 
 
+@pytest.mark.slow
 def test_what_has_no_adapter_is_refused(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -164,6 +166,7 @@ def test_what_has_no_adapter_is_refused(
     assert not (tmp_path / "merged").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_held_nothing_out_asks_for_prompts(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -352,6 +352,7 @@ def test_the_whole_prompt_is_longer_where_the_history_was_cut(subject: Subject) 
     assert len(whole) > len(subject.encode_prompt(long)) > 0
 
 
+@pytest.mark.slow
 def test_a_long_history_is_cut_with_few_encodings(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = [Message("user", "问"), Message("assistant", "答")] * 400
     calls = 0

@@ -130,6 +130,7 @@ def test_a_browser_runs_the_filter_and_nothing_else(tmp_path: Path) -> None:
     assert "<title>broken" not in done.stdout
 
 
+@pytest.mark.slow
 def test_compare_takes_the_newest_run_and_writes_a_report(write_config, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     assert main(["fit", "--config", write_config()]) == 0
     assert main(["compare", "--runs", str(tmp_path / "runs"), "--count", "2", "--trainer.accelerator", "cpu"]) == 0

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import started
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -111,9 +112,9 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_confi
     config = write_config(data=DATA, trainer=TRAINER, checkpoints={"every_minutes": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     for step, where in ((2, "Kill"), (4, "KillInSave")):
-        killed = start(config, "--name", "half", "--resume", "auto", *callbacks(where, step=step))
-        killed.communicate(timeout=400)
-        assert killed.returncode == -signal.SIGKILL
+        words = ["fit", "--config", config, "--name", "half", "--resume", "auto", *callbacks(where, step=step)]
+        code, said = started.run(words, log=tmp_path / "log")
+        assert code == -signal.SIGKILL, said
     assert main(["fit", "--config", config, "--name", "half", "--resume", "auto"]) == 0
     (half,) = runs_named(tmp_path, "half")
     assert_same(runs_named(tmp_path, "whole")[0], half)

@@ -15,7 +15,6 @@ pytestmark = pytest.mark.slow  # as a whole
 OPTIMIZERS = [
     ("torch.optim.AdamW", {"fused": True}),
     ("bitsandbytes.optim.AdamW8bit", {}),
-    ("bitsandbytes.optim.PagedAdamW8bit", {}),
     ("bitsandbytes.optim.PagedAdamW32bit", {}),
 ]
 
