@@ -236,7 +236,7 @@ class _Loading:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """`from_pretrained` offers no way to read a .bin tensor by tensor nor to fail on a missing one."""
+        """`from_pretrained` would fill what is missing before it says so, and tell no failed conversion."""
         load = PreTrainedModel._load_pretrained_model
         no_report = _NoLoadReport()
 
