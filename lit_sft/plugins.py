@@ -10,7 +10,7 @@ import pkgutil
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import EntryPoints, entry_points
+from importlib.metadata import EntryPoints, distributions
 from typing import TypeVar
 
 from lit_sft.errors import ConfigError
@@ -59,4 +59,4 @@ def members(package: str, base: type[T]) -> dict[str, type[T]]:
 @cache
 def _added(path: Sequence[str]) -> EntryPoints:
     """What all packages on that path add to all folders: to read it takes long."""
-    return entry_points()
+    return EntryPoints(point for installed in distributions() for point in installed.entry_points)

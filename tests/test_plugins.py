@@ -4,7 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
-from importlib.metadata import entry_points
+from importlib.metadata import distributions
 from pathlib import Path
 
 import pytest
@@ -132,7 +132,7 @@ def test_what_the_packages_add_is_read_once_for_all_folders(
 ) -> None:
     package("[lit_sft.tuning]\nqueries = riddles_for_tests:OnlyQueries\n")
     read: list[None] = []
-    monkeypatch.setattr(plugins, "entry_points", lambda: [read.append(None), entry_points()][1])
+    monkeypatch.setattr(plugins, "distributions", lambda: [read.append(None), distributions()][1])
     found = [discover(*bases) for bases in BASE_CLASSES.values()]
     assert any("OnlyQueries" in members for members in found)
     assert len(read) == 1

@@ -115,18 +115,14 @@ class CLI(LightningCLI):
         parser.add_lightning_class_args(Samples, "samples")
         parser.add_lightning_class_args(Checkpoints, "checkpoints")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
+        if self._verb == "predict":
+            add_options(parser)
         parser.link_arguments("model", "data.init_args.text", compute_fn=checkpoint_of, apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Only the verb that was called: the parser of one takes a fifth of a second."""
         return {verb: skipped for verb, skipped in LightningCLI.subcommands().items() if verb == self._verb}
-
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "predict":
-            add_options(parser)
-        return parser
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would read the checkpoint, let its hyper-parameters win, and fail on one that is damaged."""

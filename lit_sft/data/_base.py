@@ -105,7 +105,7 @@ class CorpusData(LightningDataModule, ABC):
         self.seed = seed
         self._order: EpochOrder | None = None
         self._start = Position()
-        check_options(self)
+        self._check_options()
 
     @property
     @abstractmethod
@@ -379,3 +379,7 @@ class CorpusData(LightningDataModule, ABC):
             "encoding": fingerprint_of(self.text, self.encoding)[:8],
             "corpora": [f"{corpus.name} {corpus.fingerprint[:8]}" for corpus in self.scanned],
         }
+
+    def _check_options(self) -> None:
+        """Refuse what cannot be; a kind of data adds what it refuses."""
+        check_options(self)
