@@ -14,6 +14,7 @@ from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, MANIFEST, SUMMARY, is_r
 from lit_sft.runs.lock import is_locked
 from lit_sft.runs.table import Row, render
 
+
 def runs(runs: str = "runs") -> None:
     """Print a table of the runs, the one that began last at the end.
 
@@ -31,7 +32,7 @@ def runs(runs: str = "runs") -> None:
 def _row(run: Path) -> Row:
     try:
         return _read(run)
-    except (ValueError, LookupError, TypeError, OSError, UserError):  # one damaged run hides no other
+    except (ValueError, LookupError, TypeError, OSError, yaml.YAMLError, UserError):  # one damaged run hides no other
         return Row(run.name, "damaged", num_bytes=_size_of(run))
 
 

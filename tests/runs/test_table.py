@@ -49,7 +49,7 @@ def test_each_state_has_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[s
     begin(tmp_path, "without-family", MEASURED)
     (tmp_path / "without-family" / "manifest.json").write_text("{}")
     begin(tmp_path, "strange", MEASURED)
-    (tmp_path / "strange" / "config.yaml").write_text("- 1")
+    (tmp_path / "strange" / "config.yaml").write_text("model: {")
     (tmp_path / "not-a-run").mkdir()
     found = {line.split()[0]: line.split("  ") for line in table(tmp_path, capsys)[1:]}
     states = {name: next(cell for cell in cells[1:] if cell).strip() for name, cells in found.items()}
