@@ -74,7 +74,19 @@ COMMANDS = commands_of(READMES[0])
 def test_both_languages_have_the_same_commands() -> None:
     assert commands_of(READMES[1]) == COMMANDS
     verbs = {match["words"].split()[0] for command in COMMANDS if (match := COMMAND.fullmatch(command))}
-    assert verbs >= {"fit", "validate", "predict", "check", "preview", "compare", "chat", "merge", "summary", "tiny"}
+    assert verbs >= {
+        "fit",
+        "validate",
+        "predict",
+        "check",
+        "preview",
+        "compare",
+        "chat",
+        "merge",
+        "runs",
+        "summary",
+        "tiny",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ def test_import_and_help_load_no_torch() -> None:
     )
     done = run("-c", code)
     assert done.returncode == 0, done.stderr
-    for verb in ("preview", "fit", "validate", "test", "predict", "tiny", "chat", "merge", "summary"):
+    for verb in ("preview", "fit", "validate", "test", "predict", "tiny", "chat", "merge", "runs", "summary"):
         assert verb in done.stdout
 
 

@@ -21,9 +21,17 @@ def summary(run: str | None = None, runs: str = "runs") -> None:
     folder = Path(run) if run else newest_run(Path(runs))
     if not is_run(folder):
         raise ConfigError(f"{folder} is not a run folder: it holds no {CONFIG}")
-    file = folder / SUMMARY
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _so_far(folder)
-    print(render(folder, content))  # noqa: T201
+    print(render(folder, content_of(folder)))  # noqa: T201
+
+
+def content_of(run: Path) -> dict[str, Any]:
+    """What a run measured: at its end, or until now.
+
+    Raises:
+        ConfigError: If it did not get as far as a checkpoint.
+    """
+    file = run / SUMMARY
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _so_far(run)
 
 
 def _so_far(run: Path) -> dict[str, Any]:

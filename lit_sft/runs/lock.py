@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import os
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from lit_sft.errors import ConfigError
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"
+FLOCK = "hhqqi"
+"""Layout of `struct flock` on 64-bit Linux: type, whence, start, length, process."""
 
 
 @contextmanager
@@ -28,6 +32,17 @@ def locked(folder: Path) -> Iterator[None]:
         lock(file, f"{folder}: it is still at work on this run. Wait until it has ended, or begin another run without "
              "--resume")  # fmt: skip
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether another process is writing into a run folder. It only asks: a run that begins now finds the lock free."""
+    question = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    try:
+        with (folder / LOCK).open("rb") as file:
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, question)
+    except OSError:  # none was ever made, or the file system knows no locks
+        return False
+    return bool(struct.unpack(FLOCK, answer)[0] != fcntl.F_UNLCK)
 
 
 def lock(file: IO[Any], refusal: str) -> None:
