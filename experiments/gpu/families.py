@@ -22,7 +22,7 @@ FAMILIES = {"baichuan-7b": "baichuan-7b"}
 
 
 def measure(folder: Path, size: str) -> dict[str, Any]:
-    """By family: the largest difference of logits in float32 and bfloat16, and whether greedy answers have equal ids."""
+    """By family: the largest difference of logits in float32 and bfloat16, and whether greedy ids are equal."""
     return {path.parent.name: _compared(path) for path in sorted(GOLDEN.glob("*/checkpoint"))}
 
 
