@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from lit_sft.families.shared.tokenizer_data import TokenizerData
+
 
 @dataclass(frozen=True)
 class TinySize:
@@ -77,6 +79,10 @@ class Family(ABC):
 
     postprocess_lookback: ClassVar[int] = 0
     """Characters at the end of an unfinished answer that `postprocess_answer` may still change."""
+
+    polish: ClassVar[dict[str, dict[str, str]]] = {}
+    """What `postprocess_answer` does beside removing blanks at the ends, as data: `replace` and then `beside_han`,
+    which replaces beside a Chinese character only."""
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         self.folder = folder
@@ -192,6 +198,19 @@ class Family(ABC):
             CheckpointError: If the network cannot be trained.
         """
         return Behavior()
+
+    def tokenizer_data(self, tokenizer: Any) -> TokenizerData:
+        """What the tokenizer of the folder needs to give the same ids and texts in another language.
+
+        Raises:
+            ConfigError: With the reason, if there it cannot.
+        """
+        if not hasattr(tokenizer, "data"):
+            raise ConfigError(
+                f"{type(tokenizer).__name__} does not describe itself as data, so an exported model takes ids only"
+            )
+        data: TokenizerData = tokenizer.data()
+        return data
 
     @property
     def prefix_end_id(self) -> int | None:

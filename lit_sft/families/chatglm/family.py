@@ -83,6 +83,10 @@ class ChatGLM6B(Family):
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
     tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json", "added_tokens.json")
     postprocess_lookback = len(TRAINING_TIME)
+    polish: ClassVar = {
+        "replace": {TRAINING_TIME: "2023年"},
+        "beside_han": dict(zip(",!:;?", "，！：；？", strict=True)),
+    }
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         super().__init__(folder, config, prompt_format)
@@ -99,8 +103,10 @@ class ChatGLM6B(Family):
 
     def postprocess_answer(self, answer: str) -> str:
         """Full-width punctuation, which the tokenizer does not know, restored as the original chat does."""
-        answer = answer.strip().replace(TRAINING_TIME, "2023年")
-        for half, full in zip(",!:;?", "，！：；？", strict=True):
+        answer = answer.strip()
+        for written, meant in self.polish["replace"].items():
+            answer = answer.replace(written, meant)
+        for half, full in self.polish["beside_han"].items():
             beside = rf"(?<=[\u4e00-\u9fff]){re.escape(half)}|{re.escape(half)}(?=[\u4e00-\u9fff])"
             answer = re.sub(beside, full, answer)
         return answer
