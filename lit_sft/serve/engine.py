@@ -69,13 +69,13 @@ class Engine:
 
     Args:
         network: Who answers.
-        max_rows: Requests answered at once.
+        max_rows: Requests answered at once; one where layers see a window only.
         max_waiting: Requests that may wait beside them.
     """
 
     def __init__(self, network: Network, max_rows: int, max_waiting: int) -> None:
         self.network = network
-        self.max_rows = max_rows
+        self.max_rows = max_rows if _keeps_all(network) else 1
         self.max_waiting = max_waiting
         self.stop_ids = list(network.checkpoint.prompt_format.stop_token_ids(network.tokenizer))
         self._waiting: deque[Request] = deque()
@@ -189,6 +189,11 @@ class Engine:
         is_last = row.num_new == row.request.strategy.max_new_tokens
         row.request.emit(token, "length" if is_last else None)
         return not is_last
+
+
+def _keeps_all(network: Network) -> bool:
+    """Whether every layer remembers all tokens; windows that slide would count the padding of rows that join."""
+    return set(getattr(network.model.config, "layer_types", None) or ["full_attention"]) == {"full_attention"}
 
 
 def _choose(row: _Row, logits: Tensor) -> int:

@@ -221,16 +221,21 @@ class AlibiModel(AlibiPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         num_past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        same_segment = _same_segment(attention_mask)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             position_ids=position_ids,
-            and_mask_function=_same_segment(attention_mask),
+            and_mask_function=same_segment,
         )
-        # By index as in the original: examples of a packed row and padded rows keep their distances within.
-        alibi = self.alibi(torch.arange(hidden.shape[1], device=hidden.device)[None] + num_past, hidden.dtype)
+        # By index as in the original: examples of a packed row keep their distances within.
+        positions_BT = torch.arange(hidden.shape[1], device=hidden.device)[None] + num_past
+        if attention_mask is not None and attention_mask.ndim == 2 and same_segment is None:
+            # By the row's own tokens: what is cached stays right when the padding before it changes.
+            positions_BT = (attention_mask != 0).cumsum(1)[:, -hidden.shape[1] :] - 1
+        alibi = self.alibi(positions_BT.clamp_min(0), hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, alibi, attention_mask=mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
