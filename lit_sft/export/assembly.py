@@ -266,7 +266,8 @@ class Assembly(ABC):
 
     def _replace(self, node: Any, value: ir.Value) -> None:
         old = node.outputs[0]
-        value.dtype = value.dtype or old.dtype
+        if value.dtype is None and old.dtype is not None:
+            value.dtype = old.dtype
         value.shape = value.shape or old.shape
         ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
