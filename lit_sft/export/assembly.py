@@ -72,8 +72,6 @@ class Assembly(ABC):
         self.model.opset_imports[MICROSOFT] = 1
         onnxscript.optimizer.optimize_ir(self.model)
         onnxscript.rewriter.onnx_fusions.fuse(self.model)
-        if not any(node.domain == MICROSOFT for node in self.graph):
-            del self.model.opset_imports[MICROSOFT]
         return self.model
 
     # -- what a form does --------------------------------------------------------------------------------------------

@@ -139,15 +139,17 @@ def attached(network: Any, attention: Any) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without warnings of torch about itself, and about packages that nothing here needs."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, was_disabled in zip(loggers, before, strict=True):
+            logger.disabled = was_disabled
 
 
 def _place(error: BaseException) -> str:
