@@ -40,6 +40,7 @@ FUNCTION_VERBS = {
     "serve": ("lit_sft.cli.serve:serve", "serve a model over HTTP, in the form of OpenAI's API"),
     "merge": ("lit_sft.cli.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
     "runs": ("lit_sft.cli.runs:runs", "list the runs: state, steps, loss before and after"),
+    "export": ("lit_sft.cli.export:export", "write a model as an ONNX graph: export --run RUN --output DIR"),
     "summary": ("lit_sft.cli.summary:summary", "print what a run learned"),
 }
 EPILOG = """\

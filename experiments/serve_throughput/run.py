@@ -29,7 +29,9 @@ from lit_sft.serve.answering import Answerer
 from lit_sft.serve.app import make_app
 from lit_sft.serve.engine import Engine
 
-SIZE = TinySize(hidden_size=512, intermediate_size=1376, num_layers=8, num_heads=8, vocab_size=4000, context_length=1024)
+SIZE = TinySize(
+    hidden_size=512, intermediate_size=1376, num_layers=8, num_heads=8, vocab_size=4000, context_length=1024
+)
 
 
 def started(folder: Path, max_rows: int) -> tuple[uvicorn.Server, threading.Thread, str]:

@@ -130,10 +130,11 @@ class WeightStore:
         original: File of the others.
         precision: Of the graph.
         linear: Names of the weights of linear layers.
-        head: Name of that of the head; "" where the graph has another.
+        head: Name of that of the head.
         embedding: Name of that of the embedding.
         is_tied: Whether the head has the weight of the embedding.
         plain_head: Rows of the head as a plain linear layer has them.
+        has_head: Whether the graph has it, and not one of scores.
         merge: Adds to a weight what an adapter has learned.
     """
 
@@ -145,6 +146,7 @@ class WeightStore:
     embedding: str
     is_tied: bool
     plain_head: Callable[[Tensor], Tensor]
+    has_head: bool = True
     merge: Callable[[str, Tensor], Tensor] = lambda name, weight: weight
     exported: dict[str, Weight] = field(default_factory=dict)
     originals: dict[str, Stored] = field(default_factory=dict)
@@ -155,7 +157,7 @@ class WeightStore:
         Raises:
             CheckpointError: If it holds a number that is not finite, or too large for the type.
         """
-        if name == self.head and self.is_tied:
+        if name == self.head and (self.is_tied or not self.has_head):
             return  # the embedding wins over a head that is stored beside it
         weight = self.merge(name, weight)
         kept = self.original.write(row_chunks(weight), weight.shape, weight.dtype)
@@ -165,7 +167,7 @@ class WeightStore:
         elif name != self.head:
             dtype = self.precision.embedding if name == self.embedding else self.precision.compute
             self.exported[name] = Weight((self._write(name, row_chunks(weight), weight.shape, dtype),))
-        if self.head and name == (self.embedding if self.is_tied else self.head):
+        if self.has_head and name == (self.embedding if self.is_tied else self.head):
             self.originals[self.head] = kept
             self.exported[self.head] = self._linear(self.head, weight, self.plain_head)
 
