@@ -115,7 +115,7 @@ def _nothing_collected() -> Iterator[None]:
 def _with_flags(function: Callable[..., None], words: list[str]) -> list[str]:
     """`--portable` as well as `--portable true`."""
     flags = {f"--{name}" for name, given in signature(function).parameters.items() if given.default is False}
-    followed = zip(words, [*words[1:], "--"], strict=True)
+    followed = zip(words, [*words[1:], "--"], strict=False)
     return [f"{word}=true" if word in flags and after.startswith("--") else word for word, after in followed]
 
 
