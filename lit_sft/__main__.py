@@ -9,9 +9,10 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import signature
 from typing import NoReturn
 
 import lit_sft
@@ -37,8 +38,10 @@ CONFIGURED_VERBS = {
 FUNCTION_VERBS = {
     "tiny": ("lit_sft.cli.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
     "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
+    "serve": ("lit_sft.cli.serve:serve", "serve a model over HTTP, in the form of OpenAI's API"),
     "merge": ("lit_sft.cli.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
     "runs": ("lit_sft.cli.runs:runs", "list the runs: state, steps, loss before and after"),
+    "export": ("lit_sft.cli.export:export", "write a model as an ONNX graph: export --run RUN --output DIR"),
     "summary": ("lit_sft.cli.summary:summary", "print what a run learned"),
 }
 EPILOG = """\
@@ -88,7 +91,7 @@ def _run(words: list[str]) -> int:
             function = getattr(import_module(path), name)
         auto_cli(
             function,
-            args=[_underscored(word) for word in words[1:]],
+            args=_with_flags(function, [_underscored(word) for word in words[1:]]),
             prog=f"python -m lit_sft {verb}",
             as_positional=False,
             parser_class=ShortErrorParser,
@@ -107,6 +110,13 @@ def _nothing_collected() -> Iterator[None]:
         gc.freeze()
     finally:
         gc.enable()
+
+
+def _with_flags(function: Callable[..., None], words: list[str]) -> list[str]:
+    """`--portable` as well as `--portable true`."""
+    flags = {f"--{name}" for name, given in signature(function).parameters.items() if given.default is False}
+    followed = zip(words, [*words[1:], "--"], strict=False)
+    return [f"{word}=true" if word in flags and after.startswith("--") else word for word, after in followed]
 
 
 def _underscored(word: str) -> str:

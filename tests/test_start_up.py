@@ -4,6 +4,7 @@ import gc
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -131,3 +132,21 @@ def test_classes_that_a_configuration_names_are_found_without_what_only_loading_
         "assert not {'peft', 'bitsandbytes'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_flag_needs_no_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[bool, bool, str]] = []
+
+    def verb(exact: bool = False, portable: bool = False, output: str = "") -> None:
+        given.append((exact, portable, output))
+
+    monkeypatch.setattr(program, "FUNCTION_VERBS", {"verb": ("here:verb", "")})
+    monkeypatch.setattr(program, "import_module", lambda name: SimpleNamespace(verb=verb))
+    for words in (
+        ["--portable", "--output", "x"],
+        ["--output", "x", "--portable"],
+        ["--portable", "true", "--output", "x"],
+    ):
+        assert main(["verb", *words]) == 0
+    assert main(["verb", "--portable", "false", "--exact"]) == 0
+    assert given == [*[(False, True, "x")] * 3, (True, False, "")]

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from lit_sft.cli._source import DType, QuantType, open_source
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
-from lit_sft.runs.folder import newest_run
 
 if TYPE_CHECKING:
     from lit_sft.chat.network import Source
@@ -22,8 +20,8 @@ def chat(
     checkpoint: str | None = None,
     adapter: str | None = None,
     run: str | None = None,
-    dtype: Literal["bfloat16", "float16", "float32"] | None = None,
-    quantization: Literal["nf4", "fp4", "int8"] | None = None,
+    dtype: DType | None = None,
+    quantization: QuantType | None = None,
     family: str = "auto",
     prompt_format: str | None = None,
 ) -> None:
@@ -41,35 +39,10 @@ def chat(
     Raises:
         UserError: If the options do not go together or the model cannot be loaded.
     """
-    if checkpoint and run:
-        raise ConfigError("give --checkpoint or --run, not both")
-    if not checkpoint and (adapter or prompt_format or family != "auto"):
-        raise ConfigError("--adapter, --family and --prompt_format go with --checkpoint; a run has its own")
     for stream in (sys.stdin, sys.stdout):
         cast(Any, stream).reconfigure(encoding="utf-8", errors="replace")
-    folder = None if checkpoint else Path(run) if run else newest_run(Path("runs"))
-
-    import torch
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
-
-    from lit_sft.chat.network import Source, source_of_run
-    from lit_sft.checkpoint.opening import open_checkpoint
-    from lit_sft.rewards.trained import refuse_reward_model
-    from lit_sft.tuning.qlora import QLoRA
-
-    disable_progress_bar()
-    set_verbosity_error()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
-    chosen = getattr(torch, dtype) if dtype else None
-    quantized = QLoRA(quant_type=quantization) if quantization else None
-    if folder:
-        source = source_of_run(folder, chosen, quantized)
-    else:
-        for given in filter(None, (checkpoint, adapter)):
-            refuse_reward_model(Path(given), "score answers with predict --run")
-        opened = open_checkpoint(str(checkpoint), family, prompt_format)
-        source = Source(opened, Path(adapter) if adapter else None, chosen, quantized)
-    _converse(source, f"{folder or checkpoint}: {source.checkpoint.family.name}. /help lists the commands")
+    source, name = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
+    _converse(source, f"{name}: {source.checkpoint.family.name}. /help lists the commands")
 
 
 def _converse(source: Source, greeting: str) -> None:

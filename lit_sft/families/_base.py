@@ -213,6 +213,35 @@ class Family(ABC):
         return data
 
     @property
+    def prefix_end_id(self) -> int | None:
+        """The token before which a sequence sees itself in both directions; None where all of it is causal."""
+        return None
+
+    def traced_hidden_states(
+        self, network: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, prefix_length: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What an exported graph computes before the head: hidden states [B, S, H] after the last norm.
+
+        The attention function of `network` keeps cache and mask, so there is neither here, and no step may depend on
+        values of tensors.
+
+        Args:
+            network: The whole network.
+            input_ids: [B, S].
+            position_ids: [B, S], counted from the first token of each row.
+            prefix_length: [B], where `prefix_end_id` first stands in each row, -1 where it does not; None if the
+                family has no such token.
+        """
+        hidden: torch.Tensor = network.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return hidden
+
+    def plain_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [N, H] of the head's weight, as a plain linear layer with the same logits has them."""
+        return rows
+
+    @property
     def z_loss_weight(self) -> float:
         """How many times the square of its largest logit the original adds to the loss of a position in training."""
         return 0.0

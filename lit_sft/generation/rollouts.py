@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.generation._processors import draw
 from lit_sft.generation.generate import TOKEN_BUDGET, pad_left
+from lit_sft.generation.reading import Reading
 
 if TYPE_CHECKING:
-    from transformers import Cache, PreTrainedModel
+    from transformers import PreTrainedModel
 
 DROPPED_SHARE = 1 / 4
 """Of the answers in memory that must have ended before they leave it: dropping them copies the cache of the others."""
@@ -140,7 +141,7 @@ class RolloutSampler:
         self, network: PreTrainedModel, prompts: list[Sequence[int]], lines: list[_Line], stop: list[int]
     ) -> None:
         """Draw token after token until all lines, equally many for each prompt, have ended."""
-        reading = _Reading(network, *pad_left(prompts, pad_token_id=stop[0]))
+        reading = Reading(network, *pad_left(prompts, pad_token_id=stop[0]))
         reading.repeat(len(lines) // len(prompts))
         for place in range(1, self.max_new_tokens + 1):
             tokens = self._draw(reading.logits, lines)
@@ -178,62 +179,6 @@ class _Line:
             self.answer.ids.append(token)
             self.answer.logprobs.append(logprob)
             self.answer.is_ended = token in stop
-
-
-class _Reading:
-    """What a network has read of several rows, and what it expects next.
-
-    Args:
-        network: It.
-        ids: Of prompts [B, T], padded on the left.
-        mask: [B, T], 0 where padding.
-    """
-
-    def __init__(self, network: PreTrainedModel, ids: Tensor, mask: Tensor) -> None:
-        self.network: Any = network
-        self.device = next(network.get_input_embeddings().parameters()).device
-        self.ids, self.mask = ids.to(self.device), mask.to(self.device)
-        self.cache: Cache | None = None
-        self.logits = self._read()
-
-    def repeat(self, times: int) -> None:
-        """Have each row so many times, one beside the other."""
-        assert self.cache is not None
-        self.cache.batch_repeat_interleave(times)
-        self.ids, self.mask, self.logits = (
-            part.repeat_interleave(times, dim=0) for part in (self.ids, self.mask, self.logits)
-        )
-
-    def keep(self, rows: list[int]) -> None:
-        """Forget all other rows."""
-        assert self.cache is not None
-        kept = torch.tensor(rows, device=self.device)
-        self.cache.batch_select_indices(kept)
-        self.ids, self.mask = self.ids[kept], self.mask[kept]
-
-    def go_on(self, tokens: Tensor) -> None:
-        """Read one more token of each row [B]."""
-        self.ids = torch.cat([self.ids, tokens[:, None].to(self.device)], dim=1)
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.logits = self._read()
-
-    def _read(self) -> Tensor:
-        """Logits [B, V] behind the last token, of which all but the first time only one is new."""
-        keeps = {"logits_to_keep": 1} if self.network._supports_logits_to_keep() else {}
-        inputs = self.network.prepare_inputs_for_generation(
-            self.ids,
-            next_sequence_length=None if self.cache is None else 1,
-            is_first_iteration=self.cache is None,
-            past_key_values=self.cache,
-            attention_mask=self.mask,
-            position_ids=(self.mask.cumsum(1) - 1).clamp_min(0),
-            use_cache=True,
-            **keeps,
-        )
-        output = self.network(**inputs)
-        self.cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1]
-        return logits
 
 
 @contextmanager

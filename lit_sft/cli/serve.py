@@ -1,0 +1,90 @@
+"""The verb serve: a model behind the API of OpenAI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lit_sft.cli._source import DType, QuantType, open_source
+from lit_sft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lit_sft.chat.network import Source
+
+API_KEY = "LIT_SFT_API_KEY"
+"""Environment variable that holds what requests must bring: an option would be seen in the list of processes."""
+
+
+def serve(
+    checkpoint: str | None = None,
+    adapter: str | None = None,
+    run: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    max_rows: int = 16,
+    max_waiting: int = 256,
+    max_tokens: int = 2048,
+    dtype: DType | None = None,
+    quantization: QuantType | None = None,
+    family: str = "auto",
+    prompt_format: str | None = None,
+) -> None:
+    """Serve a model over HTTP in the form of OpenAI's API; under an adapter its base, too, as a second model.
+
+    Requests must bring the key that the environment variable LIT_SFT_API_KEY holds, if it holds one.
+
+    Args:
+        checkpoint: Model folder in its original layout; what the newest run in runs/ trained if not given.
+        adapter: PEFT folder on it.
+        run: Run folder whose model to serve.
+        host: Address to listen on; only this machine reaches the default.
+        port: To listen on.
+        max_rows: Requests that are answered at once.
+        max_waiting: Requests that may wait beside them; more are refused.
+        max_tokens: Of an answer at most.
+        dtype: Type of the weights; that of the run, else bfloat16 on a GPU and float32 on a CPU.
+        quantization: Quantize while loading; as the run did if not given.
+        family: Name of the model family, or `auto` to recognize it.
+        prompt_format: Name of one of the family's prompt formats; its default if not given.
+
+    Raises:
+        UserError: If the options do not go together or the model cannot be loaded.
+    """
+    for name, value in (("max_rows", max_rows), ("max_waiting", max_waiting), ("max_tokens", max_tokens)):
+        if value < 1:
+            raise ConfigError(f"--{name} is {value}; it must be at least 1")
+    try:
+        import uvicorn
+
+        from lit_sft.serve.app import make_app
+    except ImportError as error:
+        raise ConfigError(f"serve needs {error.name}: pip install '.[serve]'") from None
+    from lit_sft.chat.network import Network
+    from lit_sft.generation.strategies import Greedy
+    from lit_sft.serve.answering import Answerer
+    from lit_sft.serve.engine import Engine
+
+    source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
+    network = Network(source)
+    models = _names(source, Path(named))
+    engine = Engine(network, max_rows, max_waiting)
+    app = make_app(
+        Answerer(network, engine),
+        models,
+        source.strategy or Greedy(),
+        max_tokens=max_tokens,
+        api_key=os.environ.get(API_KEY) or None,
+    )
+    sys.stderr.write(f"models {', '.join(models)} at http://{host}:{port}/v1; Ctrl-C to stop\n")
+    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+
+
+def _names(source: Source, named: Path) -> dict[str, bool]:
+    """What can be asked for, by the names of folders: the tuned model, and under an adapter its base."""
+    if source.adapter is None:
+        return {named.resolve().name: True}
+    adapter = source.adapter.resolve()
+    tuned = adapter.parent.name if adapter.name == "adapter" else adapter.name
+    return {tuned: True, source.checkpoint.path.resolve().name: False}

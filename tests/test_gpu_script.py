@@ -1,0 +1,80 @@
+"""The script for the first minutes on a GPU works before there is one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SCRIPTS = REPOSITORY / "experiments" / "gpu"
+SMALL = ["ratio", "7b-qlora", "head"]
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_plan_names_each_part_with_its_time_and_question() -> None:
+    import plan
+    import run
+
+    lines = run.plan(plan.PARTS, minutes=12).splitlines()
+    assert len(lines) == len(plan.PARTS)
+    assert lines[0].split()[:4] == ["0:00", "families", "60", "s"]
+    for part, line in zip(plan.PARTS, lines, strict=True):
+        assert part.question in line
+        assert (SCRIPTS / f"{part.module}.py").is_file()
+
+
+@pytest.mark.slow
+def test_parts_run_on_a_cpu_and_a_failing_one_stops_no_other(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    command = [sys.executable, str(SCRIPTS / "run.py"), "--size", "tiny", "--results", str(results), "--parts", *SMALL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(results.read_text())["parts"]
+    assert found["ratio"]["plain"]["is_exactly_one"]
+    assert found["ratio"]["checkpointed"]["is_exactly_one"]
+    assert found["7b-qlora"]["tokens_per_second"] > 0
+    assert found["7b-qlora"]["estimated_gb"] > 0
+    assert found["head"]["ours"]["loss"] == pytest.approx(found["head"]["plain"]["loss"], rel=1e-5)
+    assert found["head"]["ours"]["gradient"] == pytest.approx(found["head"]["plain"]["gradient"], rel=1e-4)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_part_that_fails_says_why_and_one_without_its_packages_or_time_is_left_out(tmp_path: Path) -> None:
+    import run
+    from plan import Part
+
+    failing = Part("unknown", 30, "unknown", "")
+    assert "invalid choice" in run._run(failing, tmp_path, "tiny", 60)["failed"]
+    assert run._run(Part("x", 30, "x", "", needs=("no_such_package",)), tmp_path, "tiny", 60) == {
+        "skipped": "no_such_package not installed"
+    }
+    assert run._run(failing, tmp_path, "tiny", 5) == {"skipped": "no time was left"}
+
+
+@pytest.mark.usefixtures("scripts")
+def test_the_pages_are_those_of_the_results() -> None:
+    import page
+
+    results = json.loads(page.RESULTS.read_text()) if page.RESULTS.is_file() else None
+    for language, text in page.TEXTS.items():
+        assert (page.DOCS / text["file"]).read_text(encoding="utf-8") == page.page(language, results)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_a_page_shows_what_was_measured_and_what_was_not() -> None:
+    import page
+
+    machine = {"date": "2026-01-01", "device": "X1", "cuda": "13.0", "torch": "2", "transformers": "5"}
+    parts = {"7b-lora": {"tokens_per_second": 15000.4, "wall_seconds": 50.0}, "head": {"ours": {"milliseconds": 2.5}}}
+    said = page.page("en", {"machine": machine, "parts": parts})
+    assert "Measured on 2026-01-01: X1, CUDA 13.0" in said
+    assert "| tokens per second 15,000 | tokens per second ≥ 14,000, flops utilization ≥ 0.4 |" in said
+    assert "| ours milliseconds 2.5 |" in said
+    assert "| `attention` | Is attention of packed rows that of their examples, forward and backward? | not yet" in said
