@@ -132,7 +132,9 @@ class Assembly(ABC):
             for before, present in zip(pasts[layer], presents, strict=True):
                 present.name = f"present.{(before.name or '').removeprefix('past.')}"
                 present.dtype = before.dtype
-                present.shape = ir.Shape([self.written if dim == self.cached else dim for dim in map(_dim, before.shape)])
+                present.shape = ir.Shape(
+                    [self.written if dim == self.cached else dim for dim in map(_dim, before.shape)]
+                )
                 outputs.append(present)
             self._replace(node, mixed)
         return outputs
@@ -180,7 +182,7 @@ class Assembly(ABC):
         value.const_value = self._external(value.name, stored)
         if TYPES[stored.dtype] == wanted:
             return
-        value.dtype = TYPES[stored.dtype]
+        value.type = ir.TensorType(TYPES[stored.dtype])
         for gather, _ in [*value.uses()]:
             if gather.op_type != "Gather":
                 raise ConfigError(f"weight {value.name} is used by {gather.op_type}: it must stay in full precision")
@@ -253,9 +255,7 @@ class Assembly(ABC):
     def _register(self, tensor: Any) -> ir.Value:
         value = self.graph.initializers.get(tensor.name)
         if value is None:
-            value = ir.Value(
-                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.graph.register_initializer(value)
         return value  # type: ignore[no-any-return]
 
@@ -347,9 +347,7 @@ class Portable(Assembly):
         self, query: ir.Value, key: ir.Value, value: ir.Value, past: Sequence[ir.Value], scale: float
     ) -> tuple[ir.Value, Sequence[ir.Value]]:
         """Spelt out, the scores in float32."""
-        presents = [
-            self.node("Concat", before, new, axis=2) for before, new in zip(past, (key, value), strict=True)
-        ]
+        presents = [self.node("Concat", before, new, axis=2) for before, new in zip(past, (key, value), strict=True)]
         heads = int(query.shape[1])  # type: ignore[index, arg-type]
         keys, values = (self._spread(part, heads, new) for part, new in zip(presents, (key, value), strict=True))
         single = int(ir.DataType.FLOAT)
