@@ -80,7 +80,7 @@ def _cut(table: Table, prompt: list[int], options: dict[str, Any], stop: list[in
 
 def _stream(seed: str) -> dict[str, Any]:
     """The first number, and that behind the first refill of the generator."""
-    generator = Random(seed)  # noqa: S311 - no secret depends on it
+    generator = Random(seed)
     numbers = [generator.random() for _ in range(700)]
     return {"seed": seed, "first": numbers[0], "last": numbers[-1]}
 
