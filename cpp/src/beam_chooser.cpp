@@ -18,10 +18,9 @@ std::vector<std::size_t> top(const std::vector<float>& scores, std::size_t k) {
     std::vector<std::size_t> order(scores.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
     k = std::min(k, order.size());
-    std::partial_sort(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(k), order.end(),
-                      [&](auto one, auto other) {
-                          return scores[one] != scores[other] ? scores[one] > scores[other] : one < other;
-                      });
+    std::partial_sort(
+        order.begin(), order.begin() + static_cast<std::ptrdiff_t>(k), order.end(),
+        [&](auto one, auto other) { return scores[one] != scores[other] ? scores[one] > scores[other] : one < other; });
     order.resize(k);
     return order;
 }

@@ -26,8 +26,8 @@ void Cache::resize(std::size_t rows, std::size_t capacity, const std::vector<std
     // Zeros that are not written take no memory yet, so that all can be asked for before the first is filled.
     std::vector<Buffer> larger;
     for (std::size_t tensor = 0; tensor < buffers_.size(); ++tensor) {
-        larger.emplace_back(static_cast<std::byte*>(
-            std::calloc(rows * shape_.cache[tensor].heads * capacity, token_bytes(tensor))));
+        larger.emplace_back(
+            static_cast<std::byte*>(std::calloc(rows * shape_.cache[tensor].heads * capacity, token_bytes(tensor))));
         if (!larger.back()) throw UserError("a cache of " + megabytes(bytes(rows, capacity)) + " cannot be allocated");
     }
     for (std::size_t tensor = 0; tensor < buffers_.size(); ++tensor) {
@@ -85,9 +85,9 @@ std::vector<TensorView> Cache::view(std::size_t first, std::size_t count) const 
     for (std::size_t tensor = 0; tensor < buffers_.size(); ++tensor) {
         const auto& [name, heads, dim] = shape_.cache[tensor];
         const auto bytes = count * heads * capacity_ * token_bytes(tensor);
-        const auto signed_dims = std::vector<std::int64_t>{
-            static_cast<std::int64_t>(count), static_cast<std::int64_t>(heads), static_cast<std::int64_t>(capacity_),
-            static_cast<std::int64_t>(dim)};
+        const auto signed_dims =
+            std::vector<std::int64_t>{static_cast<std::int64_t>(count), static_cast<std::int64_t>(heads),
+                                      static_cast<std::int64_t>(capacity_), static_cast<std::int64_t>(dim)};
         views.push_back({name.c_str(), at(tensor, first, 0), bytes, signed_dims, shape_.cache_type});
     }
     return views;

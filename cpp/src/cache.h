@@ -23,7 +23,8 @@ class Cache {
         return rows * capacity * shape_.bytes_per_token();
     }
 
-    /// Makes room, keeping the first `lengths[row]` tokens of each row. Takes old and new buffer of one tensor at a time.
+    /// Makes room, keeping the first `lengths[row]` tokens of each row. Takes old and new buffer of one tensor at a
+    /// time.
     ///
     /// @throws UserError where the machine has not enough memory left.
     void resize(std::size_t rows, std::size_t capacity, const std::vector<std::size_t>& lengths);

@@ -12,7 +12,7 @@ namespace {
 constexpr std::size_t kPiece = 256;
 
 // Tokens that a cache begins with.
-constexpr std::size_t kFirstCapacity = 256;
+constexpr std::size_t kFirstCapacity = 64;
 
 // Logits of so many places are asked for at once where an answer is scored.
 constexpr std::size_t kScoredAtOnce = 32;
@@ -299,8 +299,8 @@ void Engine::reserve_tokens(std::size_t tokens) {
 }
 
 void Engine::reserve_rows(std::size_t rows) {
-    network_.cache().resize(rows, std::max(network_.cache().capacity(), std::min(kFirstCapacity, options_.context_length)),
-                            lengths());
+    network_.cache().resize(
+        rows, std::max(network_.cache().capacity(), std::min(kFirstCapacity, options_.context_length)), lengths());
     rows_.resize(rows);
 }
 

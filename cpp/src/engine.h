@@ -42,8 +42,8 @@ struct EngineOptions {
 
 /// Answers several prompts at once (continuous batching): each step reads one token of every answer that is being
 /// written, and a piece of one prompt that is not read yet. Rows of the cache are taken when an answer begins and given
-/// back when it ends; what they hold stays, so that a prompt that begins alike, as the next turn of a chat does, is read
-/// from where it differs. For one thread.
+/// back when it ends; what they hold stays, so that a prompt that begins alike, as the next turn of a chat does, is
+/// read from where it differs. For one thread.
 class Engine {
    public:
     Engine(Network& network, const EngineOptions& options);

@@ -140,10 +140,10 @@ void Graph::run(const std::vector<TensorView>& inputs, const TensorView& logits)
 
 Graph::Owned<ort::Value> Graph::value(const TensorView& tensor) const {
     ort::Value* made = nullptr;
-    runtime_.check(runtime_.api().CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, tensor.bytes,
-                                                                 tensor.dims.data(), tensor.dims.size(), tensor.type,
-                                                                 &made),
-                   file_);
+    runtime_.check(
+        runtime_.api().CreateTensorWithDataAsOrtValue(memory_.get(), tensor.data, tensor.bytes, tensor.dims.data(),
+                                                      tensor.dims.size(), tensor.type, &made),
+        file_);
     return {made, runtime_.api().ReleaseValue};
 }
 

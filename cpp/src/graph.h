@@ -14,6 +14,8 @@ struct CacheTensor {
     std::string name;  ///< such as `0.key`: input `past.0.key`, output `present.0.key`
     std::size_t heads = 0;
     std::size_t dim = 0;
+
+    bool operator==(const CacheTensor&) const = default;
 };
 
 /// What the inputs and outputs of the graph say of the network.

@@ -12,7 +12,7 @@ namespace lit_sft {
 /// Tokens of one row that stand behind what the cache already holds of it.
 struct Piece {
     std::span<const TokenId> ids;
-    std::size_t start = 0;           ///< tokens of the row in the cache
+    std::size_t start = 0;            ///< tokens of the row in the cache
     std::int64_t prefix_length = -1;  ///< of the row: what sees itself in both directions; -1 without such
 };
 

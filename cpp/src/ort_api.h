@@ -1,6 +1,7 @@
 #pragma once
 
-// ONNX Runtime's C API, as far as it is used, declared by us: nothing but a library is needed to run, no headers to build.
+// ONNX Runtime's C API, as far as it is used, declared by us: nothing but a library is needed to run, no headers to
+// build.
 //
 // The library hands out a table of functions that only grows at its end, so that the place of a function never changes.
 // The test "slots are those of the official header" compares the places where that header is installed.
@@ -76,8 +77,7 @@ struct Api {
 #undef LIT_SFT_DECLARE
 
     /// @param table of `OrtGetApiBase()->GetApi(kApiVersion)`.
-    explicit Api(void* const* table)
-        : GetErrorMessage(nullptr) {
+    explicit Api(void* const* table) : GetErrorMessage(nullptr) {
 #define LIT_SFT_LOOK_UP(slot, name, result, parameters) name = reinterpret_cast<result(*) parameters>(table[slot]);
         LIT_SFT_ORT_FUNCTIONS(LIT_SFT_LOOK_UP)
 #undef LIT_SFT_LOOK_UP

@@ -26,7 +26,8 @@ std::optional<fs::path> library_in(const fs::path& folder) {
 }
 
 std::string one_line(std::string text) {
-    std::replace_if(text.begin(), text.end(), [](unsigned char byte) { return byte < ' '; }, ' ');
+    std::replace_if(
+        text.begin(), text.end(), [](unsigned char byte) { return byte < ' '; }, ' ');
     return text;
 }
 

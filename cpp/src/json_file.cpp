@@ -1,0 +1,90 @@
+#include "json_file.h"
+
+#include <fstream>
+
+#include "error.h"
+
+namespace lit_sft {
+namespace {
+
+using nlohmann::json;
+
+constexpr std::size_t kMostBytes = std::size_t{256} << 20;
+constexpr std::size_t kMostShown = 60;  // characters of a value in an error
+
+std::string shown(const json& value) {
+    auto text = value.dump(-1, ' ', true, json::error_handler_t::replace);
+    if (text.size() > kMostShown) text = text.substr(0, kMostShown) + "...";
+    return text;
+}
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& file, std::size_t most) {
+    std::error_code failed;
+    if (!std::filesystem::is_regular_file(file, failed)) throw UserError(file.string() + " is not a file");
+    const auto size = std::filesystem::file_size(file, failed);
+    if (failed || size > most) throw UserError(file.string() + " is larger than any such file should be");
+    std::ifstream stream(file, std::ios::binary);
+    std::string content(static_cast<std::size_t>(size), '\0');
+    if (!stream.read(content.data(), static_cast<std::streamsize>(size)))
+        throw UserError(file.string() + " cannot be read");
+    return content;
+}
+
+JsonObject JsonObject::read(const std::filesystem::path& file) {
+    const auto content = read_file(file, kMostBytes);
+    auto parsed = json::parse(content, nullptr, /*allow_exceptions=*/false);
+    if (!parsed.is_object()) throw UserError(file.string() + " is not a JSON object; export the model again");
+    return {std::move(parsed), file.string()};
+}
+
+const json& JsonObject::at(const char* key) const {
+    if (!content_.contains(key)) throw UserError(where_ + ": " + key + " is missing; export the model again");
+    return content_[key];
+}
+
+std::string JsonObject::text(const char* key) const {
+    if (!at(key).is_string()) refuse(key, "text");
+    return at(key).get<std::string>();
+}
+
+std::int64_t JsonObject::number(const char* key, std::int64_t least, std::int64_t most) const {
+    const auto& value = at(key);
+    const auto expected = [&] { return "a number from " + std::to_string(least) + " to " + std::to_string(most); };
+    // A number above 2^63 would turn negative.
+    if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX))
+        refuse(key, expected());
+    const auto number = value.get<std::int64_t>();
+    if (number < least || number > most) refuse(key, expected());
+    return number;
+}
+
+std::vector<std::int64_t> JsonObject::numbers(const char* key, std::int64_t least, std::int64_t most) const {
+    const auto& list = at(key);
+    if (!list.is_array()) refuse(key, "a list of numbers");
+    std::vector<std::int64_t> found;
+    for (const auto& each : list) {
+        const JsonObject one({{key, each}}, where_);
+        found.push_back(one.number(key, least, most));
+    }
+    return found;
+}
+
+std::vector<JsonObject> JsonObject::objects(const char* key) const {
+    const auto& list = at(key);
+    if (!list.is_array()) refuse(key, "a list of objects");
+    std::vector<JsonObject> found;
+    for (const auto& each : list) {
+        if (!each.is_object()) refuse(key, "a list of objects");
+        found.emplace_back(each, where_ + ": " + key);
+    }
+    return found;
+}
+
+void JsonObject::refuse(const char* key, const std::string& expected) const {
+    throw UserError(where_ + ": " + key + " is " + shown(at(key)) + "; expected " + expected +
+                    ". Export the model again");
+}
+
+}  // namespace lit_sft
