@@ -33,6 +33,9 @@ Generation read_generation(const std::filesystem::path& folder) {
     found.stop = file.numbers("stop", 0, last_token);
     if (found.stop.empty()) file.refuse("stop", "tokens that end an answer");
     if (file.has("strategy")) found.strategy = parse_strategy(file.at("strategy"), file.where() + ": strategy");
+    const auto type = file.text("cache_dtype");
+    if (type != "float32" && type != "float16") file.refuse("cache_dtype", "float32 or float16");
+    if (type == "float16") found.cache_type = ort::ElementType::float16;
     for (const auto& layer : file.objects("layers")) {
         const auto size = [&](const char* key) { return static_cast<std::size_t>(layer.number(key, 1, kMostOfSize)); };
         const auto number = std::to_string(found.cache.size() / 2);
@@ -43,7 +46,8 @@ Generation read_generation(const std::filesystem::path& folder) {
 }
 
 void check_graph(const Generation& generation, const GraphShape& shape, const std::filesystem::path& folder) {
-    const bool is_same = shape.cache == generation.cache && shape.vocabulary == generation.vocab_size &&
+    const bool is_same = shape.cache == generation.cache && shape.cache_type == generation.cache_type &&
+                         shape.vocabulary == generation.vocab_size &&
                          shape.has_prefix == (generation.prefix_end_id >= 0);
     if (!is_same)
         throw UserError((folder / "model.onnx").string() +

@@ -16,6 +16,7 @@ struct Generation {
     TokenIds stop;               ///< tokens that end an answer
     Strategy strategy;           ///< what the model was trained to be asked with
     std::vector<CacheTensor> cache;
+    ort::ElementType cache_type = ort::ElementType::float32;
 };
 
 /// @throws UserError where the file is missing or damaged, or describes what this program does not run.
