@@ -27,8 +27,14 @@ std::vector<std::size_t> top(const std::vector<float>& scores, std::size_t k) {
 
 }  // namespace
 
-BeamChooser::BeamChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room)
-    : strategy_(strategy), prompt_(prompt), stop_(stop), room_(room), running_(strategy.num_beams) {
+BeamChooser::BeamChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room,
+                         bool wants_logprobs)
+    : strategy_(strategy),
+      prompt_(prompt),
+      stop_(stop),
+      room_(room),
+      wants_logprobs_(wants_logprobs),
+      running_(strategy.num_beams) {
     // All beams begin alike, so only the first may win.
     for (std::size_t i = 1; i < running_.size(); ++i) running_[i].score = kLoses;
     finished_.resize(strategy.num_beams);
@@ -76,7 +82,7 @@ std::vector<BeamChooser::Candidate> BeamChooser::best_continuations(std::span<co
 BeamChooser::Beam BeamChooser::continued(const Candidate& candidate) const {
     Beam beam{.chosen = running_[candidate.parent].chosen, .score = candidate.score, .is_finished = false};
     beam.chosen.ids.push_back(candidate.token);
-    beam.chosen.logprobs.push_back(candidate.logprob);
+    if (wants_logprobs_) beam.chosen.logprobs.push_back(candidate.logprob);
     beam.chosen.is_stopped = is_stop(candidate.token);
     return beam;
 }

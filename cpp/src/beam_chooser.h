@@ -7,7 +7,8 @@ namespace lit_sft {
 /// Beam search as transformers does it (`early_stopping=False`): several answers followed side by side.
 class BeamChooser final : public Chooser {
    public:
-    BeamChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room);
+    BeamChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room,
+                bool wants_logprobs);
 
     const NextTokens& choose(std::span<const Logits> rows) override;
     [[nodiscard]] bool is_done() const override { return is_done_; }
@@ -38,6 +39,7 @@ class BeamChooser final : public Chooser {
     TokenIds prompt_;
     TokenIds stop_;
     std::size_t room_;
+    bool wants_logprobs_;
     std::size_t length_ = 0;  // new tokens of each running beam
     std::vector<Beam> running_;
     std::vector<Beam> finished_;  // the best first

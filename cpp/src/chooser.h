@@ -21,7 +21,7 @@ struct NextTokens {
 /// New tokens of an answer; the last is a stop token where `is_stopped`, otherwise it was cut at its length.
 struct ChosenTokens {
     TokenIds ids;
-    std::vector<float> logprobs;  ///< of each token, by the network itself: without temperature, penalties or cuts
+    std::vector<float> logprobs;  ///< if wanted, of each token by the network itself: without temperature or penalties
     bool is_stopped = false;
 };
 
@@ -48,7 +48,8 @@ class Chooser {
 /// @param prompt ids that were read before.
 /// @param stop tokens that end an answer.
 /// @param room tokens of the answer at most, above 0.
+/// @param wants_logprobs whether the answer has log-probabilities, which take a moment for each token.
 std::unique_ptr<Chooser> make_chooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop,
-                                      std::size_t room);
+                                      std::size_t room, bool wants_logprobs = false);
 
 }  // namespace lit_sft

@@ -67,7 +67,8 @@ void Engine::submit(Request request) {
     const auto left = options_.context_length - std::min(options_.context_length, asked.prompt.size());
     const auto room = std::min(asked.strategy.max_new_tokens, left);
     sequence->prefix_length = prefix_length(asked.prompt);
-    if (room > 0) sequence->chooser = make_chooser(asked.strategy, asked.prompt, asked.stop, room);
+    if (room > 0)
+        sequence->chooser = make_chooser(asked.strategy, asked.prompt, asked.stop, room, asked.wants_logprobs);
     waiting_.push_back(std::move(sequence));
 }
 

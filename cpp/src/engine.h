@@ -28,6 +28,7 @@ struct Request {
     TokenIds prompt;
     Strategy strategy;
     TokenIds stop;  ///< tokens that end an answer
+    bool wants_logprobs = false;
     /// Sees the answer after each token, and between pieces of a long prompt; false ends it.
     std::function<bool(const ChosenTokens&)> goes_on;
     std::function<void(const Answer&)> done;

@@ -17,8 +17,9 @@ std::string seed_text(std::int64_t seed, const TokenIds& prompt) {
 
 }  // namespace
 
-SingleChooser::SingleChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room)
-    : strategy_(strategy), seen_(prompt), stop_(stop), room_(room) {
+SingleChooser::SingleChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room,
+                             bool wants_logprobs)
+    : strategy_(strategy), seen_(prompt), stop_(stop), room_(room), wants_logprobs_(wants_logprobs) {
     if (strategy.kind == Strategy::Kind::sampling) random_.emplace(seed_text(strategy.seed, prompt));
 }
 
@@ -37,7 +38,7 @@ const NextTokens& SingleChooser::choose(std::span<const Logits> rows) {
     const auto token = static_cast<TokenId>(chosen);
     seen_.push_back(token);
     answer_.ids.push_back(token);
-    answer_.logprobs.push_back(log_probability(logits, chosen));
+    if (wants_logprobs_) answer_.logprobs.push_back(log_probability(logits, chosen));
     answer_.is_stopped = std::find(stop_.begin(), stop_.end(), token) != stop_.end();
     next_.tokens.front() = token;
     return next_;

@@ -10,7 +10,8 @@ namespace lit_sft {
 /// Greedy or drawn: one row, one token at a time.
 class SingleChooser final : public Chooser {
    public:
-    SingleChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room);
+    SingleChooser(const Strategy& strategy, const TokenIds& prompt, const TokenIds& stop, std::size_t room,
+                  bool wants_logprobs);
 
     const NextTokens& choose(std::span<const Logits> rows) override;
     [[nodiscard]] bool is_done() const override { return answer_.is_stopped || answer_.ids.size() >= room_; }
@@ -21,6 +22,7 @@ class SingleChooser final : public Chooser {
     TokenIds seen_;  // prompt and answer
     TokenIds stop_;
     std::size_t room_;
+    bool wants_logprobs_;
     std::optional<Random> random_;  // of sampling
     NextTokens next_{.tokens = {0}, .parents = {0}};
     ChosenTokens answer_;

@@ -55,7 +55,7 @@ TEST_CASE("log-probabilities are of the network itself, whatever the strategy ma
     const std::vector<float> logits = {0.0F, 1.0F, 2.0F};
     const std::vector<Logits> rows = {logits};
     const auto strategy = parse_strategy({{"class_path", "TopK"}, {"init_args", {{"top_k", 1}}}}, "test");
-    const auto chooser = make_chooser(strategy, {0}, {1}, 5);
+    const auto chooser = make_chooser(strategy, {0}, {1}, 5, true);
     chooser->choose(rows);
     CHECK(chooser->answer().ids == TokenIds{2});
     CHECK(chooser->answer().logprobs.front() == doctest::Approx(-0.4076F));
