@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
-from lit_sft.errors import BadRecord
+from lit_sft.errors import BadRecord, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -363,6 +363,17 @@ class PromptFormat(ABC):
                 raise BadRecord("answer-changes-prompt" if ends else "answer-without-end")
             replies.append(reply_ids[: ends[0]])
         return prompts[0], replies
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """What `encode_prompt` does, as data for readers in other languages; see `export/prompt_data.py`.
+
+        Raises:
+            ConfigError: With the reason, if it cannot be said so.
+        """
+        raise ConfigError(
+            f"the prompt format {type(self).__name__} does not describe itself as data, so an exported model takes "
+            "ids only"
+        )
 
     def check_answers(self) -> None:
         """Refuse a format in which an answer is not the model's choice alone.

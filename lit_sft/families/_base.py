@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+    from lit_sft.families.shared.tokenizer_data import TokenizerData
+
 
 @dataclass(frozen=True)
 class TinySize:
@@ -77,6 +79,10 @@ class Family(ABC):
 
     postprocess_lookback: ClassVar[int] = 0
     """Characters at the end of an unfinished answer that `postprocess_answer` may still change."""
+
+    polish: ClassVar[dict[str, dict[str, str]]] = {}
+    """What `postprocess_answer` does beside removing blanks at the ends, as data: `replace` and then `beside_han`,
+    which replaces beside a Chinese character only."""
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         self.folder = folder
@@ -192,6 +198,48 @@ class Family(ABC):
             CheckpointError: If the network cannot be trained.
         """
         return Behavior()
+
+    def tokenizer_data(self, tokenizer: Any) -> TokenizerData:
+        """What the tokenizer of the folder needs to give the same ids and texts in another language.
+
+        Raises:
+            ConfigError: With the reason, if there it cannot.
+        """
+        if not hasattr(tokenizer, "data"):
+            raise ConfigError(
+                f"{type(tokenizer).__name__} does not describe itself as data, so an exported model takes ids only"
+            )
+        data: TokenizerData = tokenizer.data()
+        return data
+
+    @property
+    def prefix_end_id(self) -> int | None:
+        """The token before which a sequence sees itself in both directions; None where all of it is causal."""
+        return None
+
+    def traced_hidden_states(
+        self, network: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, prefix_length: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What an exported graph computes before the head: hidden states [B, S, H] after the last norm.
+
+        The attention function of `network` keeps cache and mask, so there is neither here, and no step may depend on
+        values of tensors.
+
+        Args:
+            network: The whole network.
+            input_ids: [B, S].
+            position_ids: [B, S], counted from the first token of each row.
+            prefix_length: [B], where `prefix_end_id` first stands in each row, -1 where it does not; None if the
+                family has no such token.
+        """
+        hidden: torch.Tensor = network.get_decoder()(
+            input_ids=input_ids, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+        return hidden
+
+    def plain_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows [N, H] of the head's weight, as a plain linear layer with the same logits has them."""
+        return rows
 
     @property
     def z_loss_weight(self) -> float:

@@ -31,7 +31,7 @@ def attention_error(num_heads: int, num_tokens: int, head_dim: int, dtype: torch
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, num_heads, num_tokens, head_dim).to(dtype) for _ in range(3))
     alibi = Alibi(num_heads, head_dim)
-    query_extra, key_extra = alibi(torch.arange(num_tokens), dtype)
+    query_extra, key_extra = alibi(torch.arange(num_tokens)[None], dtype)
     folded = F.scaled_dot_product_attention(
         extend(q, query_extra),
         extend(k, key_extra),

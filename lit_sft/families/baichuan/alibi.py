@@ -113,7 +113,7 @@ class AlibiAttention(nn.Module):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """`alibi`: extra dimensions of queries [1, N, 1, X] and keys [1, 1, S, X]."""
+        """`alibi`: extra dimensions of queries [1, N, 1, X] and keys [B, 1, S, X], B being 1 where all rows have the same."""
 
         def heads(linear: nn.Linear) -> Tensor:
             x_BSND: Tensor = linear(hidden_BSH).view(*hidden_BSH.shape[:-1], -1, self.head_dim)
@@ -230,7 +230,7 @@ class AlibiModel(AlibiPreTrainedModel):
             and_mask_function=_same_segment(attention_mask),
         )
         # By index as in the original: examples of a packed row and padded rows keep their distances within.
-        alibi = self.alibi(torch.arange(hidden.shape[1], device=hidden.device) + num_past, hidden.dtype)
+        alibi = self.alibi(torch.arange(hidden.shape[1], device=hidden.device)[None] + num_past, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, alibi, attention_mask=mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
@@ -312,7 +312,26 @@ class Baichuan2AlibiForCausalLM(BaichuanAlibiForCausalLM):
         return resized_norm_head(super()._get_resized_lm_head(*args, **kwargs))
 
 
-class Baichuan13B(BaichuanFamily):
+class AlibiFamily(BaichuanFamily):
+    """What the two ALiBi models share."""
+
+    has_rotary_positions = False
+    num_tiny_shards = 2
+
+    def traced_hidden_states(
+        self, network: Any, input_ids: Tensor, position_ids: Tensor, prefix_length: Tensor | None
+    ) -> Tensor:
+        """Biases by the positions of each row: in a graph rows of unequal length share a cache."""
+        decoder = network.get_decoder()
+        hidden: Tensor = decoder.embed_tokens(input_ids)
+        alibi = decoder.alibi(position_ids, hidden.dtype)
+        for layer in decoder.layers:
+            hidden = layer(hidden, alibi)
+        normed: Tensor = decoder.norm(hidden)
+        return normed
+
+
+class Baichuan13B(AlibiFamily):
     """Baichuan-13B-Base and -Chat.
 
     ALiBi, causal, RMSNorm, SwiGLU, fused W_pack; the tokenizer of Baichuan-7B. Only `vocab_size` 64000 says that a
@@ -330,8 +349,6 @@ class Baichuan13B(BaichuanFamily):
     network = BaichuanAlibiForCausalLM
     config_class = BaichuanAlibiConfig
     is_second_generation = False
-    has_rotary_positions = False
-    num_tiny_shards = 2
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """`chat`, `chat-eos` (the first release of the chat model ended answers with </s>), `human-assistant`."""
@@ -342,7 +359,7 @@ class Baichuan13B(BaichuanFamily):
         }
 
 
-class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be another number
+class Baichuan2_13B(AlibiFamily):  # noqa: N801 - Baichuan213B would be another number
     """Baichuan2-13B-Base and -Chat.
 
     ALiBi, causal, RMSNorm, SwiGLU, fused W_pack; against Baichuan-13B a normalized head and a tokenizer of 125,696
@@ -353,8 +370,6 @@ class Baichuan2_13B(BaichuanFamily):  # noqa: N801 - Baichuan213B would be anoth
     network = Baichuan2AlibiForCausalLM
     config_class = Baichuan2AlibiConfig
     is_second_generation = True
-    has_rotary_positions = False
-    num_tiny_shards = 2
 
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """`chat`, `human-assistant`."""

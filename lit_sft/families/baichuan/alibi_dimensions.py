@@ -70,12 +70,12 @@ class Alibi(nn.Module):
             query_NX[:, 2 * part + 1] = rounded_N
         return query_NX
 
-    def forward(self, positions_T: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """What to append to every query [1, N, 1, X] and to the keys at these positions [1, 1, T, X]."""
-        blocks_T = positions_T // BLOCK
-        key_T2 = torch.stack([blocks_T, positions_T - blocks_T * BLOCK], dim=-1).to(dtype)
-        key_TX = F.pad(key_T2.repeat(1, SLOPE_PARTS), (0, self.num_extra - 2 * SLOPE_PARTS))
-        return self.query_NX.to(dtype)[None, :, None], key_TX[None, None]
+    def forward(self, positions_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What to append to every query [1, N, 1, X] and to the keys at these positions [B, 1, T, X]."""
+        blocks_BT = positions_BT // BLOCK
+        key_BT2 = torch.stack([blocks_BT, positions_BT - blocks_BT * BLOCK], dim=-1).to(dtype)
+        key_BTX = F.pad(key_BT2.repeat(1, 1, SLOPE_PARTS), (0, self.num_extra - 2 * SLOPE_PARTS))
+        return self.query_NX.to(dtype)[None, :, None], key_BTX[:, None]
 
 
 def extend(x_BNTD: Tensor, extra: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from sentencepiece import SentencePieceProcessor
+from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import Chunk, WeightConverter
@@ -108,6 +109,10 @@ class BaichuanFamily(Family):
     def z_loss_weight(self) -> float:
         """What config.json of a Baichuan 2 says: 0 in all released ones."""
         return float(self.config.get("z_loss_weight", 0)) if self.is_second_generation else 0.0
+
+    def plain_head(self, rows: torch.Tensor) -> torch.Tensor:
+        """Baichuan 2 divides by their lengths."""
+        return F.normalize(rows.float(), dim=1) if self.is_second_generation else rows
 
     def chat_limits(self) -> ChatLimits:
         """Role marks and lengths of the chat formats, which base models lack: then those of the chat models."""

@@ -13,6 +13,7 @@ from typing import Any
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.errors import BadRecord, ConfigError
 from lit_sft.families.shared.history import truncate_history
+from lit_sft.families.shared.prompt_pieces import text, token
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,19 @@ class BaichuanChatFormat(PromptFormat):
             prompt_ids.append(self.limits.assistant_token_id)
         return prompt_ids[-max_input:]
 
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """Marks and contents message by message; the mark of the assistant does not count where rounds are dropped."""
+        limits, said = self.limits, text("{content}")
+        return {
+            "unit": "message",
+            "refuse": ["tool-message", "system-message-not-first"],
+            "system": [said],
+            "user": [token(limits.user_token_id), said],
+            "assistant": [token(limits.assistant_token_id), said],
+            "speak": [token(limits.assistant_token_id)],
+            "fit": {"most": limits.max_input(), "drop": "user", "counts_speak": False, "cut_left": "all"},
+        }
+
     def _message_ids(self, message: Message, tokenizer: Any) -> list[int]:
         ids: list[int] = tokenizer.encode_text(message.content)
         if message.role == "system":
@@ -144,7 +158,7 @@ class FirstReleaseChatFormat(PromptFormat):
         """Ids as the original gives them: the mark of the assistant follows even an answer."""
         _check_roles(conversation, has_system=False)
         limits = self.limits
-        max_input = max(limits.context_length // 2, limits.context_length - limits.max_new_tokens)
+        max_input = self._max_input()
         rounds = [
             [token for message in messages for token in self._message_ids(message, tokenizer)]
             for messages in _rounds(conversation.messages)
@@ -152,6 +166,24 @@ class FirstReleaseChatFormat(PromptFormat):
             if messages[0].role == "user"
         ]
         return [*_newest(rounds, max_input)[-max_input:], limits.assistant_token_id]
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """As the current format, but for the ends of answers and the mark of the assistant, which is always set."""
+        limits, said = self.limits, text("{content}")
+        return {
+            "unit": "message",
+            "refuse": ["tool-message", "system-message"],
+            "needs_user": True,
+            "user": [token(limits.user_token_id), said],
+            "assistant": [token(limits.assistant_token_id), said, token(tokenizer.eos_token_id)],
+            "speak": [token(limits.assistant_token_id)],
+            "always_speak": True,
+            "fit": {"most": self._max_input(), "drop": "user", "counts_speak": False, "cut_left": "history"},
+        }
+
+    def _max_input(self) -> int:
+        limits = self.limits
+        return max(limits.context_length // 2, limits.context_length - limits.max_new_tokens)
 
     def _message_ids(self, message: Message, tokenizer: Any) -> list[int]:
         ids = tokenizer.encode_text(message.content)
@@ -198,6 +230,17 @@ class HumanAssistantFormat(PromptFormat):
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with `Assistant:`, of as many of the last rounds as leave room for the answer."""
         return truncate_history(conversation, super().encode_prompt, tokenizer, self.limits.max_input() + 1)
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """A question and an answer are a text each."""
+        return {
+            "unit": "turn",
+            "refuse": ["tool-message"],
+            "system_end": "\n\n",
+            "ask": [text("{system}Human: {asked}\n\nAssistant:")],
+            "answer": [text(f"{self.reply_prefix}{{content}}"), token(tokenizer.eos_token_id)],
+            "fit": {"most": self.limits.max_input(), "drop": "rounds"},
+        }
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only </s>."""

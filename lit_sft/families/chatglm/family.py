@@ -30,6 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_sft.conversation import PromptFormat
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import Family, TinySize
+from lit_sft.families.chatglm.layout import positions_of_prefix
 from lit_sft.families.chatglm.network import ChatGLM6BConfig, ChatGLM6BForCausalLM
 from lit_sft.families.chatglm.prompts import ChatGLMFormat
 from lit_sft.families.chatglm.tokenizer import MODEL_FILE, ChatGLM6BTokenizer, complete_model
@@ -82,6 +83,10 @@ class ChatGLM6B(Family):
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
     tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json", "added_tokens.json")
     postprocess_lookback = len(TRAINING_TIME)
+    polish: ClassVar = {
+        "replace": {TRAINING_TIME: "2023年"},
+        "beside_han": dict(zip(",!:;?", "，！：；？", strict=True)),
+    }
 
     def __init__(self, folder: Path, config: dict[str, Any], prompt_format: str | None = None) -> None:
         super().__init__(folder, config, prompt_format)
@@ -98,8 +103,10 @@ class ChatGLM6B(Family):
 
     def postprocess_answer(self, answer: str) -> str:
         """Full-width punctuation, which the tokenizer does not know, restored as the original chat does."""
-        answer = answer.strip().replace(TRAINING_TIME, "2023年")
-        for half, full in zip(",!:;?", "，！：；？", strict=True):
+        answer = answer.strip()
+        for written, meant in self.polish["replace"].items():
+            answer = answer.replace(written, meant)
+        for half, full in self.polish["beside_han"].items():
             beside = rf"(?<=[\u4e00-\u9fff]){re.escape(half)}|{re.escape(half)}(?=[\u4e00-\u9fff])"
             answer = re.sub(beside, full, answer)
         return answer
@@ -166,6 +173,24 @@ class ChatGLM6B(Family):
                 f"{tokenizer.num_image_tokens} image tokens gives {own} of {tokenizer.vocab_size}. Take all files "
                 "from one revision (num_image_tokens in tokenizer_config.json is 0 since April 2023, absent before)"
             )
+
+    @property
+    def prefix_end_id(self) -> int | None:
+        """<sop>: all before it is the prefix."""
+        return int(self.network_config.bos_token_id)
+
+    def traced_hidden_states(
+        self, network: Any, input_ids: torch.Tensor, position_ids: torch.Tensor, prefix_length: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Both channels of the positions from the length of the prefix, for the decoder looks for it in the tokens."""
+        assert prefix_length is not None
+        decoder = network.transformer
+        hidden: torch.Tensor = decoder.word_embeddings(input_ids)
+        angles = decoder.rotary(positions_of_prefix(position_ids, prefix_length[:, None]), hidden.dtype)
+        for layer in decoder.layers:
+            hidden = layer(hidden, attention_mask=None, angles=angles, past_key_values=None)
+        normed: torch.Tensor = decoder.final_layernorm(hidden)
+        return normed
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """query_key_value is split while it streams in."""

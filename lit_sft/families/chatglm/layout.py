@@ -99,6 +99,18 @@ def read_layout(
     )
 
 
+def positions_of_prefix(index: torch.Tensor, prefix_length: torch.Tensor) -> torch.Tensor:
+    """Positions [B, 2, T] of tokens by their index [B, T] in the row, where [gMASK] ends the prefix as in all prompts.
+
+    Args:
+        index: [B, T], from 0 at the first token that is not padding.
+        prefix_length: [B, 1], tokens before <sop>; -1 where there is none.
+    """
+    place = torch.where(prefix_length < 0, index, torch.minimum(index, prefix_length - 1))
+    block = torch.where(prefix_length < 0, 0, index - prefix_length + 1)
+    return torch.stack([place, block], dim=1).clamp(min=0)
+
+
 def _segments(position_ids: torch.Tensor) -> torch.Tensor:
     """Number the stretches [B, K] in which positions count up one by one."""
     restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1

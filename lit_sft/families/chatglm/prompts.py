@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
+from lit_sft.families.shared.prompt_pieces import text, token
 
 
 class ChatGLMFormat(PromptFormat):
@@ -81,6 +82,22 @@ class ChatGLMFormat(PromptFormat):
     def whole_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids with all rounds."""
         return type(self)(sys.maxsize, self.always_rounds).encode_prompt(conversation, tokenizer)
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """All that stands before [gMASK] is one text; a system message is a line of the first question that is kept."""
+        ask = [text("[Round {n}]\n问：{asked}\n答：")]
+        return {
+            "unit": "turn",
+            "whole": True,
+            "first_number": 0,
+            "alone": ask if self.always_rounds else [text("{asked}")],
+            "ask": ask,
+            "answer": [text("{content}\n")],
+            "end": [token(tokenizer.gmask_token_id), token(tokenizer.bos_token_id)],
+            "answered": [text("{content}"), token(tokenizer.eos_token_id)],
+            # Without an answer the prompt leaves room for one token.
+            "fit": {"most": self.context_length - 1, "most_answered": self.context_length, "drop": "turns"},
+        }
 
     def prompt(self, history: Sequence[tuple[str, str]], question: str) -> str:
         """The text of a question after rounds of (question, answer)."""

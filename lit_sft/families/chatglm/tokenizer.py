@@ -21,6 +21,7 @@ from lit_sft.errors import CheckpointError
 from lit_sft.families.shared.added_tokens import FILE, behind
 from lit_sft.families.shared.sentencepiece_file import BYTE, CONTROL, USER_DEFINED, Piece, extended_model
 from lit_sft.families.shared.token_ids import TokenIdCache
+from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
 
 MODEL_FILE = "ice_text.model"
 
@@ -146,6 +147,12 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
         """`encode_text` of many texts, in parallel: up to twice as fast as one by one."""
         batch = self.pieces.encode([write_whitespace(text) for text in texts])
         return [[self.num_image_tokens + piece for piece in pieces] for pieces in batch]
+
+    def data(self) -> TokenizerData:
+        """What it is, for other languages."""
+        skipped = {self.pad_token_id} if self.is_first_revision else {self.pad_token_id, *self.all_special_ids}
+        model = self.pieces.serialized_model_proto()
+        return sentencepiece_data(model, skipped=skipped, first_id=self.num_image_tokens, writes_whitespace=True)
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **kwargs: Any) -> Any:
         """Texts are encoded in one go before transformers takes the ids over; an empty list it would not take."""

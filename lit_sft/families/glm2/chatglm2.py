@@ -11,6 +11,10 @@ from typing import Any, ClassVar
 from lit_sft.conversation import Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families.glm2.family import ChatGLM2ForCausalLM, Glm2Family
 from lit_sft.families.shared.history import truncate_history
+from lit_sft.families.shared.prompt_pieces import text, token
+
+ASK = "{system}[Round {n}]\n\n问：{asked}\n\n答："
+"""A question."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,19 @@ class RoundsFormat(PromptFormat):
         """Ids that end with `答：`, of as many of the last rounds as leave room for an answer."""
         return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
 
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """All up to the last `答：` is one text."""
+        return {
+            "unit": "turn",
+            "whole": True,
+            "start": [token(index) for index in tokenizer.prefix_ids],
+            "system_end": "\n\n",
+            "ask": [text(ASK)],
+            "answer": [text("{content}\n\n")],
+            "answered": [text("{content}"), token(tokenizer.eos_token_id)],
+            "fit": {"most": self.context_length - 1, "drop": "rounds"},
+        }
+
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only </s>."""
         return [tokenizer.eos_token_id]
@@ -69,6 +86,18 @@ class EveryRoundFormat(RoundsFormat):
             turns.append(EncodedTurn(prompt_ids, reply_ids, is_supervised=is_supervised))
         return turns
 
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """Questions and answers are a text each."""
+        return {
+            "unit": "turn",
+            "start": [token(index) for index in tokenizer.prefix_ids],
+            "system_end": "\n\n",
+            "ask": [text(ASK)],
+            "ask_later": [{**text(f"\n\n{ASK}"), "without_first_id": True}],
+            "answer": [text("{content}")],
+            "fit": {"most": self.context_length - 1, "drop": "rounds"},
+        }
+
     def closing_ids(self, tokenizer: Any) -> list[int]:
         """</s> after the last answer."""
         return [tokenizer.eos_token_id]
@@ -77,7 +106,7 @@ class EveryRoundFormat(RoundsFormat):
 def _question(number: int, read: list[Message]) -> str:
     system = "".join(f"{message.content}\n\n" for message in read if message.role == "system")
     asked = "\n".join(message.content for message in read if message.role != "system")
-    return f"{system}[Round {number}]\n\n问：{asked}\n\n答："
+    return ASK.format(system=system, n=number, asked=asked)
 
 
 class ChatGLM2(Glm2Family):

@@ -11,6 +11,7 @@ from typing import Any
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.families.glm2.family import ChatGLM2ForCausalLM, Glm2Family, register_weights
 from lit_sft.families.shared.history import truncate_history
+from lit_sft.families.shared.prompt_pieces import text, token
 
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
 """Control tokens after those of ChatGLM2-6B, in the order of their ids."""
@@ -59,6 +60,24 @@ class RolesFormat(PromptFormat):
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with <|assistant|>, of as many of the last rounds as leave room for an answer."""
         return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """Role, metadata and content message by message."""
+
+        def said(role: str, metadata: str = "") -> list[dict[str, Any]]:
+            mark = token(tokenizer.convert_tokens_to_ids(f"<|{role}|>"))
+            return [mark, text(f"{metadata}\n"), text("{content}")]
+
+        return {
+            "unit": "message",
+            "start": [token(index) for index in tokenizer.prefix_ids],
+            "system": said("system"),
+            "user": said("user"),
+            "assistant": said("assistant", "{name}"),
+            "tool": said("observation"),
+            "speak": said("assistant")[:1],
+            "fit": {"most": self.context_length - 1, "drop": "rounds"},
+        }
 
     def closing_ids(self, tokenizer: Any) -> list[int]:
         """</s> after the last answer."""

@@ -7,11 +7,13 @@ tokens are no pieces: the original code appends them, and [gMASK] sop stand befo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tokenizers.processors import TemplateProcessing
 
 from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer
+from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
 
 PREFIX = ("[gMASK]", "sop")
 """Control tokens before every text."""
@@ -76,6 +78,19 @@ class Glm2Tokenizer(SentencePieceTokenizer):
     def saved_settings(self) -> dict[str, Any]:
         """With the name that the original has for it."""
         return {"encode_special_tokens": self.encode_special_tokens}
+
+    def data(self) -> TokenizerData:
+        """What it is, for other languages; controls are silent unless they have names."""
+        model = Path(self.model_file).read_bytes()
+        texts = {index: "" for index in range(len(self) - len(self.added)) if not self._text_of(index)}
+        first = self._processor.vocab_size()
+        appended = {index: self._names.get(index, "") for index in range(first, min(self.added, default=len(self)))}
+        return sentencepiece_data(
+            model,
+            texts={**texts, **appended},
+            skipped={index for index, token in self.added.items() if token.special},
+            added=self.added,
+        )
 
     @property
     def prefix_ids(self) -> list[int]:

@@ -21,6 +21,7 @@ from typing import Any
 from lit_sft.conversation import IGNORE_INDEX, Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.errors import ConfigError
 from lit_sft.families.shared.history import truncate_history
+from lit_sft.families.shared.prompt_pieces import joined, text, token
 
 META_INSTRUCTION = (
     "You are an AI assistant whose name is MOSS.\n"
@@ -113,6 +114,30 @@ class MossFormat(PromptFormat):
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids up to where the assistant must speak, without the oldest turns if they are too many."""
         return truncate_history(conversation, super().encode_prompt, tokenizer, TRAINED_LENGTH - ANSWER_ROOM + 1)
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """A field is encoded in one with its end and a newline; what is written follows `encode_turns`."""
+
+        def field(template: str, end: str) -> dict[str, Any]:
+            return joined(text(template), token(tokenizer.convert_tokens_to_ids(end)), text("\n"))
+
+        mark = text("<|MOSS|>:")
+        return {
+            "unit": "message",
+            "default_system": META_INSTRUCTION,
+            "system": [text("{line}")],
+            "user": [field("<|Human|>: {content}", "<eoh>")],
+            "assistant": [mark, field(" {content}", "<eom>")],
+            "call": [
+                field("<|Inner Thoughts|>: {thoughts|None}", "<eot>"),
+                field("<|Commands|>: {commands|None}", "<eoc>"),
+            ],
+            "no_results": [field("<|Results|>: None", "<eor>")],
+            "tool": [field("<|Results|>:\n{content}\n", "<eor>")],
+            "always_calls": self.has_fields_in_every_turn,
+            "speak": [mark],
+            "fit": {"most": TRAINED_LENGTH - ANSWER_ROOM, "drop": "rounds"},
+        }
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """<eom>, the end token of the checkpoint (of the base model: <|endoftext|>), and <eoc> before a tool's turn."""

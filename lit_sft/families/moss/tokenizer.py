@@ -17,6 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families.shared.settings import read_object, setting
+from lit_sft.families.shared.tokenizer_data import TokenizerData, added_data, byte_bpe_data
 
 FILES = ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 
@@ -55,7 +56,8 @@ class MossTokenizer(PreTrainedTokenizer):
         self.encoder = read_ids(folder / "vocab.json")
         self.decoder = {index: token for token, index in self.encoder.items()}
         self.errors = kwargs.pop("errors", "replace")
-        self._bpe = _byte_level_bpe(self.encoder, folder / "merges.txt", str(kwargs["unk_token"]))
+        self._merges = read_merges(folder / "merges.txt")
+        self._bpe = _byte_level_bpe(self.encoder, self._merges, str(kwargs["unk_token"]))
         # Tokens that are declared as objects keep the whitespace beside them unless their flags say otherwise;
         # all others lose it.
         declared = {str(token): token for token in _special_tokens(kwargs) if isinstance(token, AddedToken)}
@@ -95,6 +97,31 @@ class MossTokenizer(PreTrainedTokenizer):
     def encode_field(self, text: str, end: str) -> list[int]:
         """Ids of `text`, the control token `end` and a newline, as the original encodes them in one."""
         return self._encode([[*_parts(self._run_pattern, text), Part(end, True), Part("\n", False)]])[0]
+
+    def data(self) -> TokenizerData:
+        """What it is, for other languages.
+
+        Raises:
+            ConfigError: If a byte is no piece.
+            CheckpointError: If bytes that are no text are to be an error.
+        """
+        if self.errors != "replace":
+            raise CheckpointError(
+                f"{self.folder / 'tokenizer_config.json'}: errors is {self.errors!r}; an exported model knows only "
+                "'replace', as the release has it. Correct it"
+            )
+        added = {
+            index: AddedToken(token, lstrip=token in self._strips_left, rstrip=token in self._strips_right)
+            for token, index in self._added_ids.items()
+        }
+        parsed = {index for index, token in added.items() if self._run_pattern.fullmatch(token.content)}
+        return byte_bpe_data(
+            self.encoder,
+            self._merges,
+            added=added_data(added, parsed),
+            skipped=self.all_special_ids,
+            joins_added=True,
+        )
 
     def encode_texts(self, texts: Iterable[str]) -> list[list[int]]:
         """Ids of each text, control tokens in it included, in parallel."""
@@ -290,10 +317,14 @@ def _any_of(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("(" + "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True)) + ")")
 
 
-def _byte_level_bpe(vocab: dict[str, int], merges_file: Path, unk_token: str) -> Tokenizer:
+def read_merges(file: Path) -> list[tuple[str, str]]:
+    """Pairs of pieces, those that are merged first first."""
     # The first line is a version, the last is empty.
-    lines = merges_file.read_text(encoding="utf-8").split("\n")[1:-1]
-    merges = [(left, right) for left, right in (line.split() for line in lines)]
+    lines = file.read_text(encoding="utf-8").split("\n")[1:-1]
+    return [(left, right) for left, right in (line.split() for line in lines)]
+
+
+def _byte_level_bpe(vocab: dict[str, int], merges: list[tuple[str, str]], unk_token: str) -> Tokenizer:
     tokenizer = Tokenizer(BPE(vocab, merges, unk_token=unk_token))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False, use_regex=True)
     return tokenizer

@@ -32,9 +32,12 @@ from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families._base import Behavior, Family, TinySize
 from lit_sft.families.native.probe import behavior_of
 from lit_sft.families.native.prompts import ChatTemplateFormat, encode_text
+from lit_sft.families.native.tokenizer_data import native_tokenizer_data
 from lit_sft.families.shared.history import truncate_history
 from lit_sft.families.shared.packed_rows import separate_packed
+from lit_sft.families.shared.prompt_pieces import text, token
 from lit_sft.families.shared.settings import read_object
+from lit_sft.families.shared.tokenizer_data import TokenizerData
 
 CHATML = (
     "{% for message in messages %}"
@@ -71,6 +74,18 @@ class PlainFormat(PromptFormat):
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end with `Assistant:`, of as many of the last rounds as leave room for an answer."""
         return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """A question and an answer are a text each."""
+        has_start = tokenizer.bos_token_id in tokenizer("")["input_ids"]
+        return {
+            "unit": "turn",
+            "start": [token(tokenizer.bos_token_id)] if has_start else [],
+            "system_end": "\n\n",
+            "ask": [text("{system}Human: {asked}\n\nAssistant:")],
+            "answer": [text(" {content}"), token(tokenizer.eos_token_id)],
+            "fit": {"most": self.context_length - 1, "drop": "rounds"},
+        }
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """Only the end-of-text token."""
@@ -158,6 +173,10 @@ class Native(Family):
             raise CheckpointError(f"{file} has no eos_token; name the one that ends texts")
         tokenizer.encode_text = partial(encode_text, tokenizer)
         return tokenizer
+
+    def tokenizer_data(self, tokenizer: Any) -> TokenizerData:
+        """Of byte-level BPE."""
+        return native_tokenizer_data(tokenizer)
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:
         """As transformers does, from this folder only."""

@@ -18,6 +18,7 @@ from transformers.utils.chat_template_utils import encode_marked_chat, mark_cont
 
 from lit_sft.conversation import Conversation, EncodedTurn, Message, PromptFormat
 from lit_sft.errors import BadRecord
+from lit_sft.families.native.template_data import describe_template
 from lit_sft.families.shared.history import truncate_history
 
 PROBE = "probe"
@@ -69,6 +70,22 @@ class ChatTemplateFormat(PromptFormat):
     def encode_prompt(self, conversation: Conversation, tokenizer: Any) -> list[int]:
         """Ids that end where the template lets the assistant speak."""
         return truncate_history(conversation, super().encode_prompt, tokenizer, self.context_length)
+
+    def describe(self, tokenizer: Any) -> dict[str, Any]:
+        """What the template writes around the messages, found out by rendering it.
+
+        Raises:
+            ConfigError: If that is not regular.
+        """
+        marks = template_marks(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        controls = {token.content: index for index, token in added.items() if marks.control.fullmatch(token.content)}
+
+        def render(messages: list[tuple[str, str]], *, is_prompt: bool = False) -> str:
+            chat = [{"role": role, "content": content} for role, content in messages]
+            return _render(tokenizer, chat, is_prompt=is_prompt)
+
+        return describe_template(render, marks.end_of_turn, controls, self.context_length - 1)
 
     def stop_token_ids(self, tokenizer: Any) -> list[int]:
         """The end of a turn, and what else ends a text."""
@@ -142,8 +159,8 @@ class _Transcript:
         return ids
 
 
-START = mark_control_tokens("x", re.compile("x"))[0]
-"""The character that transformers sets before a marked token."""
+START, _, END = mark_control_tokens("x", re.compile("x"))
+"""The characters that transformers sets before and behind a marked token."""
 
 
 def _any_of(tokens: set[str]) -> re.Pattern[str]:

@@ -8,7 +8,7 @@ https://protobuf.dev/programming-guides/encoding.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -18,7 +18,7 @@ PIECES, TRAINER, NORMALIZER = 1, 2, 3
 """Fields of a model."""
 TEXT, SCORE, KIND = 1, 2, 3
 """Fields of a piece."""
-ADD_DUMMY_PREFIX = 3
+ADD_DUMMY_PREFIX, REMOVE_EXTRA_BLANKS = 3, 4
 """Of the normalizer."""
 BYTE_FALLBACK = 35
 """Of the trainer."""
@@ -42,6 +42,7 @@ class Model(NamedTuple):
 
     pieces: list[Piece]
     has_dummy_prefix: bool
+    removes_extra_blanks: bool
 
 
 def read_model(serialized: bytes) -> Model:
@@ -50,13 +51,15 @@ def read_model(serialized: bytes) -> Model:
     Raises:
         ValueError: If these are not the bytes of a model.
     """
-    pieces, has_dummy_prefix = [], True
+    pieces, has_dummy_prefix, removes_extra_blanks = [], True, True
     for field, value in _fields(serialized):
         if field == PIECES:
             pieces.append(_piece(value))
         elif field == NORMALIZER:
-            has_dummy_prefix = bool(dict(_fields(value)).get(ADD_DUMMY_PREFIX, has_dummy_prefix))
-    return Model(pieces, has_dummy_prefix)
+            normalizer = dict(_fields(value))
+            has_dummy_prefix = bool(normalizer.get(ADD_DUMMY_PREFIX, has_dummy_prefix))
+            removes_extra_blanks = bool(normalizer.get(REMOVE_EXTRA_BLANKS, removes_extra_blanks))
+    return Model(pieces, has_dummy_prefix, removes_extra_blanks)
 
 
 def extended_model(serialized: bytes, pieces: Sequence[Piece]) -> bytes:
@@ -71,6 +74,25 @@ def extended_model(serialized: bytes, pieces: Sequence[Piece]) -> bytes:
     ]
     fallback = _sized(TRAINER, _tag(BYTE_FALLBACK, NUMBER) + _number(1))
     return serialized + b"".join(_sized(PIECES, piece) for piece in added) + fallback
+
+
+def with_controls(serialized: bytes, controls: Collection[int]) -> bytes:
+    """The model with the pieces of these numbers as control pieces, which no text produces.
+
+    Raises:
+        ValueError: If these are not the bytes of a model.
+    """
+    as_control = _tag(KIND, NUMBER) + _number(CONTROL)
+    written, index = bytearray(), 0
+    for field, value in _fields(serialized):
+        if not isinstance(value, bytes):
+            raise ValueError("not a whole sentencepiece model")
+        if field == PIECES:
+            # Of a field that stands twice the last counts.
+            value += as_control * (index in controls)
+            index += 1
+        written += _sized(field, value)
+    return bytes(written)
 
 
 def _piece(message: bytes) -> Piece:

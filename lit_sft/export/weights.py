@@ -1,0 +1,293 @@
+"""Weights from a checkpoint into the data file of a graph, a tensor at a time.
+
+The family's own loading converts each tensor (a fused matrix split, a name changed); here it is taken before it gets
+into the network, merged with its part of an adapter, written as the graph wants it, and forgotten. A second file keeps
+it as it was, to compare with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lit_sft.errors import CheckpointError, ConfigError
+from lit_sft.export.blocks import dequantize, quantize, row_chunks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from lit_sft.checkpoint.opening import Checkpoint
+    from lit_sft.tuning._adapter_loading import PlacedAdapter
+
+ALIGNMENT = 4096
+"""Of tensors in a file: a runtime can map what begins on a page."""
+
+
+class Precision(NamedTuple):
+    """What the graph computes in, and how it keeps the weights of linear layers.
+
+    Args:
+        name: On the command line.
+        compute: Type of activations, cache and all other weights.
+        bits: Of each weight of a linear layer, None where they are not quantized.
+        block: Weights that share a scale.
+    """
+
+    name: str
+    compute: torch.dtype
+    bits: int | None = None
+    block: int = 128
+
+    @property
+    def embedding(self) -> torch.dtype:
+        """Type of the embedding, which is not multiplied, only looked up."""
+        return torch.float16 if self.bits else self.compute
+
+
+PRECISIONS = {
+    "float32": Precision("float32", torch.float32),
+    "float16": Precision("float16", torch.float16),
+    "int8": Precision("int8", torch.float32, bits=8),
+    "int4": Precision("int4", torch.float32, bits=4),
+}
+
+
+class Stored(NamedTuple):
+    """Where a tensor stands in a file."""
+
+    offset: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class DataFile:
+    """Tensors one behind the other in a file, without a header.
+
+    Args:
+        path: Written anew.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("w+b")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def write(self, chunks: Iterable[Tensor], shape: Iterable[int], dtype: torch.dtype) -> Stored:
+        """Append the chunks, which together are one tensor."""
+        self.file.seek(0, 2)
+        offset = -(-self.file.tell() // ALIGNMENT) * ALIGNMENT
+        self.file.write(b"\0" * (offset - self.file.tell()))
+        for chunk in chunks:
+            self.file.write(chunk.to(dtype).contiguous().view(torch.uint8).numpy().data)
+        stored = Stored(offset, dtype, tuple(shape))
+        assert self.file.tell() == offset + stored.num_bytes
+        return stored
+
+    def read(self, stored: Stored) -> Tensor:
+        """A tensor that was written."""
+        self.file.flush()
+        content = np.fromfile(self.path, np.uint8, count=stored.num_bytes, offset=stored.offset)
+        return torch.from_numpy(content).view(stored.dtype).view(stored.shape)
+
+
+class Weight(NamedTuple):
+    """A parameter as the graph has it: one tensor, [in, out] if `is_transposed`; or blocks and scales."""
+
+    parts: tuple[Stored, ...]
+    is_transposed: bool = False
+    num_inputs: int = 0
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether it is blocks and scales."""
+        return len(self.parts) > 1
+
+
+@dataclass
+class WeightStore:
+    """All weights of a model, as its graph has them and as they were.
+
+    Args:
+        data: File of the graph.
+        original: File of the others.
+        precision: Of the graph.
+        linear: Names of the weights of linear layers.
+        head: Name of that of the head.
+        embedding: Name of that of the embedding.
+        is_tied: Whether the head has the weight of the embedding.
+        plain_head: Rows of the head as a plain linear layer has them.
+        has_head: Whether the graph has it, and not one of scores.
+        merge: Adds to a weight what an adapter has learned.
+    """
+
+    data: DataFile
+    original: DataFile
+    precision: Precision
+    linear: frozenset[str]
+    head: str
+    embedding: str
+    is_tied: bool
+    plain_head: Callable[[Tensor], Tensor]
+    has_head: bool = True
+    merge: Callable[[str, Tensor], Tensor] = lambda name, weight: weight
+    exported: dict[str, Weight] = field(default_factory=dict)
+    originals: dict[str, Stored] = field(default_factory=dict)
+
+    def take(self, name: str, weight: Tensor) -> None:
+        """Write the parameter `name`.
+
+        Raises:
+            CheckpointError: If it holds a number that is not finite, or too large for the type.
+        """
+        if name == self.head and (self.is_tied or not self.has_head):
+            return  # the embedding wins over a head that is stored beside it
+        weight = self.merge(name, weight)
+        kept = self.original.write(row_chunks(weight), weight.shape, weight.dtype)
+        self.originals[name] = kept
+        if name != self.head and name in self.linear:
+            self.exported[name] = self._linear(name, weight)
+        elif name != self.head:
+            dtype = self.precision.embedding if name == self.embedding else self.precision.compute
+            self.exported[name] = Weight((self._write(name, row_chunks(weight), weight.shape, dtype),))
+        if self.has_head and name == (self.embedding if self.is_tied else self.head):
+            self.originals[self.head] = kept
+            self.exported[self.head] = self._linear(self.head, weight, self.plain_head)
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of the head."""
+        return self.originals[self.head].shape[0]
+
+    def as_it_was(self, name: str) -> Tensor:
+        """A parameter of the network in float32."""
+        return self.original.read(self.originals[name]).float()
+
+    def as_exported(self, name: str) -> Tensor:
+        """What stands for it in the graph, in float32 and in its usual shape."""
+        weight = self.exported[name]
+        if weight.is_quantized:
+            assert self.precision.bits
+            blocks, scales = map(self.data.read, weight.parts)
+            return dequantize(blocks, scales, self.precision.bits, weight.num_inputs)
+        read = self.data.read(weight.parts[0]).float()
+        return read.T.contiguous() if weight.is_transposed else read
+
+    def _linear(self, name: str, weight: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Weight:
+        """A matrix [N, K], its rows changed."""
+        num_outputs, num_inputs = weight.shape
+        bits, block = self.precision.bits, self.precision.block
+        if bits is None:
+            if change:
+                weight = torch.cat([change(rows).to(self.precision.compute) for rows in row_chunks(weight)])
+            columns = row_chunks(weight.T)
+            stored = self._write(name, columns, (num_inputs, num_outputs), self.precision.compute)
+            return Weight((stored,), is_transposed=True)
+        num_blocks = -(-num_inputs // block)
+        scales = torch.empty(num_outputs, num_blocks)
+
+        def chunks() -> Iterator[Tensor]:
+            row = 0
+            for rows in row_chunks(weight):
+                blocks, scales[row : row + len(rows)] = quantize(change(rows) if change else rows, bits, block)
+                row += len(rows)
+                yield blocks
+
+        shape = (num_outputs, num_blocks, block * bits // 8)
+        stored = self.data.write(chunks(), shape, torch.uint8)
+        return Weight((stored, self._write(name, [scales], scales.shape, torch.float32)), num_inputs=num_inputs)
+
+    def _write(self, name: str, chunks: Iterable[Tensor], shape: Iterable[int], dtype: torch.dtype) -> Stored:
+        return self.data.write((_finite(name, chunk.to(dtype)) for chunk in chunks), shape, dtype)
+
+
+def _finite(name: str, chunk: Tensor) -> Tensor:
+    if not chunk.isfinite().all():
+        raise CheckpointError(
+            f"weight {name} holds a number that is not finite, or too large for {chunk.dtype}; "
+            "export --dtype float32, or download the weights again"
+        )
+    return chunk
+
+
+def stream_weights(checkpoint: Checkpoint, take: Callable[[str, Tensor], None]) -> PreTrainedModel:
+    """Hand all weights of a checkpoint to `take`, by the names of the network, each in the type it is stored in.
+
+    Returns:
+        The network, its parameters on "meta" and its buffers in place.
+
+    Raises:
+        CheckpointError: As `load_model`.
+    """
+    with _diverted(take):
+        return checkpoint.load_model(dtype=torch.float32)
+
+
+@contextmanager
+def _diverted(take: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """`from_pretrained` has no place to look on; a converted tensor passes through these two functions alone."""
+    from transformers import core_model_loading as loading
+
+    materialize, set_parameter = loading.spawn_materialize, loading.set_param_for_module
+
+    def in_turn(thread_pool: Any, tensor: Any, device: Any, dtype: Any, *args: Any, **kwargs: Any) -> Any:
+        # Threads would read ahead of what is written.
+        return materialize(None, tensor, device, None, *args, **kwargs)
+
+    def taken(model: Any, name: str, value: Tensor, info: Any, quantizer: Any) -> None:
+        set_parameter(model, name, value.detach().to("meta"), info, quantizer)
+        if all(name != each[0] for each in info.mismatched_keys):
+            take(name, value.detach())
+
+    loading.spawn_materialize, loading.set_param_for_module = in_turn, taken
+    try:
+        yield
+    finally:
+        loading.spawn_materialize, loading.set_param_for_module = materialize, set_parameter
+
+
+def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str, Tensor], Tensor]:
+    """A function that merges an adapter into one weight after the other, as peft does.
+
+    Args:
+        adapter: The adapter.
+        skeleton: The network on "meta", which is changed.
+
+    Raises:
+        ConfigError: If it has parts that no linear layer can take up.
+    """
+    network: Any = adapter.attach(skeleton, is_trainable=False).base_model.model
+
+    def merge(name: str, weight: Tensor) -> Tensor:
+        path, _, part = name.rpartition(".")
+        layer = network.get_submodule(path)
+        if hasattr(layer, "modules_to_save"):
+            return getattr(layer.modules_to_save["default"], part).detach()  # type: ignore[no-any-return]
+        if part != "weight" or not hasattr(layer, "merge"):
+            return weight
+        base = layer.get_base_layer()
+        base.weight = nn.Parameter(weight.float(), requires_grad=False)
+        layer.merge(safe_merge=True)
+        merged: Tensor = base.weight.detach()
+        base.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
+        layer.merged_adapters.clear()
+        return merged
+
+    return merge
