@@ -55,15 +55,12 @@ Engine::Engine(Network& network, const EngineOptions& options) : network_(networ
 
 Engine::~Engine() = default;
 
-void Engine::submit(Request request) {
+void Engine::submit(Request request, const std::string& where) {
     auto sequence = std::make_unique<Sequence>();
     sequence->request = std::move(request);
     const auto& asked = sequence->request;
-    for (const auto token : asked.prompt)
-        if (token < 0 || static_cast<std::size_t>(token) >= network_.shape().vocabulary)
-            throw UserError("token " + std::to_string(token) + " of the prompt is not in the vocabulary of " +
-                            std::to_string(network_.shape().vocabulary));
-    if (asked.prompt.empty()) throw UserError("the prompt is empty");
+    check_tokens(asked.prompt, where);
+    if (asked.prompt.empty()) throw UserError(where + ": the prompt is empty");
     const auto left = options_.context_length - std::min(options_.context_length, asked.prompt.size());
     const auto room = std::min(asked.strategy.max_new_tokens, left);
     sequence->prefix_length = prefix_length(asked.prompt);
@@ -85,13 +82,13 @@ bool Engine::step() {
     return !running_.empty() || !waiting_.empty();
 }
 
-Answer Engine::answer(Request request) {
+Answer Engine::answer(Request request, const std::string& where) {
     Answer found;
     request.done = [&](const Answer& answer) { found = answer; };
-    submit(std::move(request));
+    submit(std::move(request), where);
     while (step()) {
     }
-    if (found.reason == FinishReason::failed) throw UserError(found.error);
+    if (found.reason == FinishReason::failed) throw UserError(where + ": " + found.error);
     return found;
 }
 
@@ -207,7 +204,7 @@ void Engine::read_next() {
                 finish(*sequence, FinishReason::failed, error.what());
         return;
     }
-    std::vector<Piece> pieces;
+    std::vector<RowPiece> pieces;
     for (std::size_t at = 0; at < num_active_; ++at) {
         auto& row = rows_[at];
         row.last_used = clock_;
@@ -324,16 +321,22 @@ std::size_t Engine::piece_end(std::size_t start, std::size_t total, std::int64_t
     return std::min(end, total);
 }
 
-std::vector<float> Engine::score(const TokenIds& prompt, const TokenIds& answer) {
-    if (prompt.empty() || answer.empty()) throw UserError("a prompt and an answer to score need a token each");
+void Engine::check_tokens(const TokenIds& ids, const std::string& where) const {
+    for (const auto token : ids)
+        if (token < 0 || static_cast<std::size_t>(token) >= network_.shape().vocabulary)
+            throw UserError(where + ": token " + std::to_string(token) + " is not in the vocabulary of " +
+                            std::to_string(network_.shape().vocabulary));
+}
+
+std::vector<float> Engine::score(const TokenIds& prompt, const TokenIds& answer, const std::string& where) {
+    if (prompt.empty() || answer.empty())
+        throw UserError(where + ": a prompt and an answer to score need a token each");
     auto ids = prompt;
     ids.insert(ids.end(), answer.begin(), answer.end());
     if (ids.size() > options_.context_length)
-        throw UserError("prompt and answer have " + std::to_string(ids.size()) + " tokens; the context has " +
+        throw UserError(where + ": prompt and answer have " + std::to_string(ids.size()) + " tokens; the context has " +
                         std::to_string(options_.context_length));
-    for (const auto token : ids)
-        if (token < 0 || static_cast<std::size_t>(token) >= network_.shape().vocabulary)
-            throw UserError("token " + std::to_string(token) + " is not in the vocabulary");
+    check_tokens(ids, where);
     if (rows_.empty()) reserve_rows(1);
     reserve_tokens(ids.size());
     const auto row = oldest_idle();

@@ -51,18 +51,23 @@ class Engine {
     ~Engine();
 
     /// Puts a request at the end of the queue.
-    void submit(Request request);
+    ///
+    /// @param where names it in errors.
+    /// @throws UserError where the prompt is empty, or holds what is not in the vocabulary.
+    void submit(Request request, const std::string& where);
 
     /// Does one step of all that is under way; false if there is nothing to do.
     bool step();
 
     /// An answer to one prompt, alone.
-    Answer answer(Request request);
+    ///
+    /// @throws UserError as `submit`, and where it failed.
+    Answer answer(Request request, const std::string& where);
 
     /// Log-probabilities of an answer's tokens behind a prompt, by the network itself.
     ///
     /// @throws UserError where they are longer than the context, or one is empty.
-    std::vector<float> score(const TokenIds& prompt, const TokenIds& answer);
+    std::vector<float> score(const TokenIds& prompt, const TokenIds& answer, const std::string& where);
 
    private:
     struct Sequence;
@@ -87,6 +92,7 @@ class Engine {
     void move_row(std::size_t from, std::size_t to);
     void reserve_tokens(std::size_t tokens);
     void reserve_rows(std::size_t rows);
+    void check_tokens(const TokenIds& ids, const std::string& where) const;
     [[nodiscard]] std::vector<std::size_t> lengths() const;
     [[nodiscard]] std::int64_t prefix_length(const TokenIds& ids) const;
     [[nodiscard]] std::size_t piece_end(std::size_t start, std::size_t total, std::int64_t prefix_length) const;

@@ -30,8 +30,8 @@ Generation read_generation(const std::filesystem::path& folder) {
     found.vocab_size = static_cast<std::size_t>(file.number("vocab_size", 1, kMostOfSize));
     const auto last_token = static_cast<std::int64_t>(found.vocab_size) - 1;
     if (file.has("prefix_end_id")) found.prefix_end_id = file.number("prefix_end_id", 0, last_token);
-    found.stop = file.numbers("stop", 0, last_token);
-    if (found.stop.empty()) file.refuse("stop", "tokens that end an answer");
+    found.stop = file.numbers("stop_token_ids", 0, last_token);
+    if (found.stop.empty()) file.refuse("stop_token_ids", "tokens that end an answer");
     if (file.has("strategy")) found.strategy = parse_strategy(file.at("strategy"), file.where() + ": strategy");
     const auto type = file.text("cache_dtype");
     if (type != "float32" && type != "float16") file.refuse("cache_dtype", "float32 or float16");

@@ -2,6 +2,7 @@
 
 #include "error.h"
 #include "machine.h"
+#include "manifest.h"
 
 namespace lit_sft {
 namespace {
@@ -11,10 +12,11 @@ namespace fs = std::filesystem;
 const fs::path& checked(const fs::path& folder) {
     std::error_code failed;
     if (!fs::is_directory(folder, failed)) throw UserError(folder.string() + " is not a folder");
-    for (const char* name : {"generation.json", "model.onnx"})
+    for (const char* name : {"generation.json", "model.onnx", "manifest.json"})
         if (!fs::is_regular_file(folder / name, failed))
             throw UserError(folder.string() + " holds no " + name + "; write it with: lit_sft export --output " +
                             folder.string());
+    check_manifest(folder);
     return folder;
 }
 
@@ -33,6 +35,7 @@ std::size_t weight_bytes(const fs::path& folder) {
 Model::Model(const fs::path& folder, const ModelOptions& options)
     : num_threads_(options.num_threads > 0 ? options.num_threads : physical_cores()),
       generation_(read_generation(checked(folder))),
+      text_(folder),
       runtime_(find_runtime(options.runtime)),
       network_(runtime_, folder / "model.onnx", num_threads_),
       engine_(network_, {.context_length = generation_.context_length,
@@ -42,7 +45,7 @@ Model::Model(const fs::path& folder, const ModelOptions& options)
 }
 
 std::string memory_of(const fs::path& folder, std::size_t max_rows) {
-    const auto generation = read_generation(checked(folder));
+    const auto generation = read_generation(folder);
     const GraphShape shape{.cache = generation.cache, .cache_type = generation.cache_type};
     const auto cache = max_rows * generation.context_length * shape.bytes_per_token();
     return "weights " + megabytes(weight_bytes(folder)) + ", cache up to " + megabytes(cache) + " (" +

@@ -4,6 +4,7 @@
 
 #include "engine.h"
 #include "generation.h"
+#include "text_side.h"
 
 namespace lit_sft {
 
@@ -13,7 +14,7 @@ struct ModelOptions {
     std::size_t max_rows = 1;       ///< answers that are written at once
 };
 
-/// A folder that `lit_sft export` has written, ready to answer ids with ids.
+/// A folder that `lit_sft export` has written, ready to answer.
 class Model {
    public:
     /// @throws UserError where a file is missing or damaged.
@@ -22,11 +23,13 @@ class Model {
     [[nodiscard]] const Generation& generation() const { return generation_; }
     [[nodiscard]] int num_threads() const { return num_threads_; }
     [[nodiscard]] const std::string& runtime_version() const { return runtime_.version(); }
+    [[nodiscard]] const TextSide& text() const { return text_; }
     Engine& engine() { return engine_; }
 
    private:
     int num_threads_;
     Generation generation_;
+    TextSide text_;
     Runtime runtime_;
     Network network_;
     Engine engine_;

@@ -5,7 +5,7 @@
 namespace lit_sft {
 
 void ModelArguments::add_to(CLI::App& app) {
-    app.add_option("model", folder_, "folder that lit_sft export has written")->required();
+    app.add_option("--model", folder_, "folder that lit_sft export has written")->required();
     app.add_option("--runtime", options_.runtime,
                    "ONNX Runtime: libonnxruntime.so, or its folder; else $LIT_SFT_ORT, else beside this program");
     app.add_option("--threads", options_.num_threads, "threads of a product; as many as there are cores if not given")

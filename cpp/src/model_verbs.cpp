@@ -7,7 +7,10 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "answering.h"
+#include "chat.h"
 #include "error.h"
+#include "json_file.h"
 #include "model_options.h"
 #include "strategy_options.h"
 
@@ -32,29 +35,28 @@ std::vector<std::pair<std::size_t, std::string>> read_lines(const std::string& f
 }
 
 TokenIds ids_of(const json& record, const char* key, const std::string& where) {
-    if (!record.is_object() || !record.contains(key) || !record[key].is_array())
-        throw UserError(where + ": expected an object with " + key + ", a list of token ids");
-    TokenIds ids;
-    for (const auto& id : record[key]) {
-        if (!id.is_number_integer()) throw UserError(where + ": " + key + " holds something else than token ids");
-        ids.push_back(id.get<TokenId>());
-    }
-    return ids;
+    if (!record.is_object()) throw UserError(where + " is not a JSON object");
+    return JsonObject(record, where).numbers(key, 0, kMostTokens);
 }
 
-json row_of(const Answer& answer, std::size_t num_prompt, bool has_logprobs) {
-    json row = {{"ids", answer.tokens.ids},
-                {"finish_reason", name(answer.reason)},
-                {"prompt_tokens", num_prompt},
-                {"answer_tokens", answer.tokens.ids.size()}};
-    if (has_logprobs) row["logprobs"] = answer.tokens.logprobs;
-    return row;
-}
+struct ChatVerb {
+    ModelArguments model{1};
+    StrategyOptions strategy;
+    std::string system;
+
+    void run() const {
+        const auto opened = model.open();
+        Chat chat(*opened, strategy.over(opened->generation().strategy), system);
+        chat.run(std::cin, std::cout);
+    }
+};
 
 struct Generate {
     ModelArguments model{8};
     StrategyOptions strategy;
     std::string prompts = "-";
+    std::vector<std::string> stop_texts;
+    bool are_ids = false;
     bool has_logprobs = false;
 
     void run() const {
@@ -66,32 +68,64 @@ struct Generate {
         rows.resize(lines.size());
         for (std::size_t i = 0; i < lines.size(); ++i) {
             const auto where = prompts + ":" + std::to_string(lines[i].first);
-            auto ids = ids_of(json::parse(lines[i].second, nullptr, false), "ids", where);
-            const auto num_prompt = ids.size();
-            const auto done = [&, i, num_prompt, where](const Answer& answer) {
+            Request request;
+            request.prompt = ids_of_prompt(*opened, json::parse(lines[i].second, nullptr, false), where);
+            request.strategy = chosen;
+            request.stop = opened->generation().stop;
+            request.wants_logprobs = has_logprobs;
+            if (!stop_texts.empty())
+                request.goes_on = [&](const ChosenTokens& answer) {
+                    return is_unstopped(answer, opened->text().tokenizer(), stop_texts);
+                };
+            request.done = [&, i, where, num_prompt = request.prompt.size()](const Answer& answer) {
                 if (answer.reason == FinishReason::failed) throw UserError(where + ": " + answer.error);
-                rows[i] = row_of(answer, num_prompt, has_logprobs);
+                rows[i] = row_of(*opened, answer, num_prompt);
                 for (; num_written < rows.size() && rows[num_written]; rows[num_written++].reset())
-                    std::cout << rows[num_written]->dump() << '\n' << std::flush;
+                    std::cout << rows[num_written]->dump(-1, ' ', false, json::error_handler_t::replace) << '\n'
+                              << std::flush;
             };
-            opened->engine().submit({std::move(ids), chosen, opened->generation().stop, {}, done});
+            opened->engine().submit(std::move(request), where);
         }
         while (opened->engine().step()) {
         }
+    }
+
+   private:
+    [[nodiscard]] TokenIds ids_of_prompt(const Model& opened, const json& record, const std::string& where) const {
+        if (are_ids) return ids_of(record, "ids", where);
+        return opened.text().prompt(read_messages(record, where), where);
+    }
+
+    [[nodiscard]] json row_of(const Model& opened, const Answer& answer, std::size_t num_prompt) const {
+        json row = {{"prompt_tokens", num_prompt},
+                    {"answer_tokens", answer.tokens.ids.size()},
+                    {"finish_reason", name(answer.reason)}};
+        if (are_ids) {
+            row["ids"] = answer.tokens.ids;
+        } else {
+            const auto [text, reason] = text_of(answer, opened.text().tokenizer(), stop_texts);
+            row["answer"] = text;
+            row["finish_reason"] = name(reason);
+        }
+        if (has_logprobs) row["logprobs"] = answer.tokens.logprobs;
+        return row;
     }
 };
 
 struct Score {
     ModelArguments model{1};
     std::string answers = "-";
+    bool are_ids = false;
 
     void run() const {
         const auto opened = model.open();
         for (const auto& [number, line] : read_lines(answers)) {
             const auto where = answers + ":" + std::to_string(number);
             const auto record = json::parse(line, nullptr, false);
-            const auto logprobs =
-                opened->engine().score(ids_of(record, "ids", where), ids_of(record, "answer_ids", where));
+            const auto [prompt, answer] =
+                are_ids ? std::pair(ids_of(record, "ids", where), ids_of(record, "answer_ids", where))
+                        : opened->text().answered(read_messages(record, where), where);
+            const auto logprobs = opened->engine().score(prompt, answer, where);
             double sum = 0;
             for (const float logprob : logprobs) sum += logprob;
             const json row = {{"logprob", sum}, {"answer_tokens", logprobs.size()}, {"logprobs", logprobs}};
@@ -151,7 +185,11 @@ struct Bench {
                 if (answer.ids.size() == 1 && ++num_begun == num_answers) begun = Clock::now();
                 return true;
             };
-            opened.engine().submit({std::move(ids), greedy, {}, goes_on, {}});
+            Request request;
+            request.prompt = std::move(ids);
+            request.strategy = greedy;
+            request.goes_on = goes_on;
+            opened.engine().submit(std::move(request), "bench");
         }
         while (opened.engine().step()) {
         }
@@ -180,14 +218,22 @@ std::pair<CLI::App*, std::shared_ptr<Verb>> add_verb(CLI::App& app, const char* 
 }  // namespace
 
 void add_model_verbs(CLI::App& app) {
+    const auto [chat, talk] = add_verb<ChatVerb>(app, "chat", "talk with a model");
+    talk->strategy.add_to(*chat);
+    chat->add_option("--system", talk->system, "system message");
+
     const auto [generate, prompts] =
         add_verb<Generate>(app, "generate", "answer prompts of a file, JSON lines in and out");
     prompts->strategy.add_to(*generate);
     generate->add_option("--prompts", prompts->prompts, "file of prompts, - for standard input");
+    generate->add_option("--stop", prompts->stop_texts,
+                         "text that ends an answer, and is no part of it; several times");
+    generate->add_flag("--ids", prompts->are_ids, "token ids instead of text, in and out");
     generate->add_flag("--logprobs", prompts->has_logprobs, "with the log-probability of each token");
 
     const auto [score, answers] = add_verb<Score>(app, "score", "log-probabilities of given answers");
     score->add_option("--answers", answers->answers, "file of prompts with answers, - for standard input");
+    score->add_flag("--ids", answers->are_ids, "ids and answer_ids instead of text");
 
     const auto [bench, speed] = add_verb<Bench>(app, "bench", "tokens a second");
     bench->add_option("--prompt_tokens", speed->num_prompt, "tokens of each prompt")->check(CLI::Range(1, 1 << 20));

@@ -13,7 +13,7 @@ struct Network::Inputs {
     std::vector<std::int32_t> seqlens_k;        // [rows]: tokens of the row with the new ones, less 1
     std::int32_t total_length = 0;              // of the longest row
 
-    void add(const Piece& piece) {
+    void add(const RowPiece& piece) {
         for (std::size_t i = 0; i < piece.ids.size(); ++i) {
             input_ids.push_back(piece.ids[i]);
             position_ids.push_back(static_cast<std::int64_t>(piece.start + i));
@@ -25,14 +25,14 @@ struct Network::Inputs {
     }
 };
 
-std::span<const Logits> Network::read(std::size_t row, const Piece& piece, std::span<const std::size_t> wanted) {
+std::span<const Logits> Network::read(std::size_t row, const RowPiece& piece, std::span<const std::size_t> wanted) {
     Inputs inputs;
     inputs.add(piece);
     for (const auto place : wanted) inputs.logit_positions.push_back(static_cast<std::int64_t>(place));
     return run(row, inputs);
 }
 
-std::span<const Logits> Network::read_next(std::span<const Piece> pieces) {
+std::span<const Logits> Network::read_next(std::span<const RowPiece> pieces) {
     Inputs inputs;
     for (const auto& piece : pieces) {
         inputs.add(piece);

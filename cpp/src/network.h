@@ -10,7 +10,7 @@
 namespace lit_sft {
 
 /// Tokens of one row that stand behind what the cache already holds of it.
-struct Piece {
+struct RowPiece {
     std::span<const TokenId> ids;
     std::size_t start = 0;            ///< tokens of the row in the cache
     std::int64_t prefix_length = -1;  ///< of the row: what sees itself in both directions; -1 without such
@@ -29,10 +29,10 @@ class Network {
     ///
     /// @param wanted places in the piece; those of the last piece's run only live until the next.
     /// @return logits of each place.
-    std::span<const Logits> read(std::size_t row, const Piece& piece, std::span<const std::size_t> wanted);
+    std::span<const Logits> read(std::size_t row, const RowPiece& piece, std::span<const std::size_t> wanted);
 
     /// Reads one token of each of the first rows.
-    std::span<const Logits> read_next(std::span<const Piece> pieces);
+    std::span<const Logits> read_next(std::span<const RowPiece> pieces);
 
    private:
     struct Inputs;
