@@ -44,7 +44,7 @@ void notice(const std::string& text) { std::cerr << text << '\n'; }
 
 Chat::Chat(Model& model, const Strategy& strategy, std::string system)
     : model_(model), strategy_(strategy), system_(std::move(system)) {
-    model_.text().format();  // refuses a model that takes ids only
+    static_cast<void>(model_.text().format());  // refuses a model that takes ids only
 }
 
 void Chat::run(std::istream& in, std::ostream& out) {

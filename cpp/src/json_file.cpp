@@ -1,5 +1,6 @@
 #include "json_file.h"
 
+#include <charconv>
 #include <fstream>
 
 #include "error.h"
@@ -44,6 +45,13 @@ const json& JsonObject::at(const char* key) const {
     return content_[key];
 }
 
+void JsonObject::check_version(std::int64_t version) const {
+    const auto& found = at("version");
+    if (!found.is_number_integer() || found != version)
+        throw UserError(where_ + " is of version " + shown(found) + ", this program reads version " +
+                        std::to_string(version) + "; export the model again, or take the program of that version");
+}
+
 std::string JsonObject::text(const char* key) const {
     if (!at(key).is_string()) refuse(key, "text");
     return at(key).get<std::string>();
@@ -69,6 +77,39 @@ std::vector<std::int64_t> JsonObject::numbers(const char* key, std::int64_t leas
         found.push_back(one.number(key, least, most));
     }
     return found;
+}
+
+std::vector<std::string> JsonObject::texts(const char* key) const {
+    const auto& list = at(key);
+    std::vector<std::string> found;
+    if (!list.is_array()) refuse(key, "a list of texts");
+    for (const auto& each : list) {
+        if (!each.is_string()) refuse(key, "a list of texts");
+        found.push_back(each.get<std::string>());
+    }
+    return found;
+}
+
+std::map<std::int64_t, std::string> JsonObject::texts_by_id(const char* key) const {
+    std::map<std::int64_t, std::string> found;
+    if (!at(key).is_object()) refuse(key, "texts by ids");
+    for (const auto& [name, value] : at(key).items()) {
+        std::int64_t id = 0;
+        const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), id);
+        if (error != std::errc() || end != name.data() + name.size() || !value.is_string()) refuse(key, "texts by ids");
+        found[id] = value.get<std::string>();
+    }
+    return found;
+}
+
+bool JsonObject::flag(const char* key) const {
+    if (!at(key).is_boolean()) refuse(key, "true or false");
+    return at(key).get<bool>();
+}
+
+JsonObject JsonObject::object(const char* key) const {
+    if (!at(key).is_object()) refuse(key, "an object");
+    return {at(key), where_ + ": " + key};
 }
 
 std::vector<JsonObject> JsonObject::objects(const char* key) const {

@@ -3,9 +3,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace lit_sft {
 
@@ -25,10 +27,19 @@ class JsonObject {
     [[nodiscard]] const std::string& where() const { return where_; }
     [[nodiscard]] bool has(const char* key) const { return content_.contains(key) && !content_[key].is_null(); }
     [[nodiscard]] const nlohmann::json& at(const char* key) const;
+    /// @throws UserError where the file was written for another version of this program.
+    void check_version(std::int64_t version) const;
+    /// @throws UserError where the key is missing.
+    void require(const char* key) const { (void)at(key); }
     [[nodiscard]] std::string text(const char* key) const;
     /// From `least` to `most`.
     [[nodiscard]] std::int64_t number(const char* key, std::int64_t least, std::int64_t most) const;
     [[nodiscard]] std::vector<std::int64_t> numbers(const char* key, std::int64_t least, std::int64_t most) const;
+    [[nodiscard]] std::vector<std::string> texts(const char* key) const;
+    /// Texts by ids, which are keys.
+    [[nodiscard]] std::map<std::int64_t, std::string> texts_by_id(const char* key) const;
+    [[nodiscard]] bool flag(const char* key) const;
+    [[nodiscard]] JsonObject object(const char* key) const;
     [[nodiscard]] std::vector<JsonObject> objects(const char* key) const;
 
     [[noreturn]] void refuse(const char* key, const std::string& expected) const;

@@ -26,9 +26,10 @@ for None where the slot is empty.
     stop, closing   ids that end an answer; ids behind the last answer of a whole conversation
 
 By message: system, user, assistant, tool; answered: an answer that ends the conversation, if written otherwise;
-speak: where the assistant must speak, always_speak: behind an answer, too; default_system: unless there is a
-system message (any), or the first is one (default_unless: first); needs_user: what is said before any user is left out; call: an assistant message without content before one
-of a tool, no_results: what stands behind it where no tool spoke; always_calls: an answer without results has both.
+speak: where the assistant must speak, always_speak: behind an answer, too; default_system: unless there is a system
+message (any), or the first is one (default_unless: first); needs_user: what is said before any user is left out; call:
+an assistant message without content before one of a tool, no_results: what stands behind it where no tool spoke;
+always_calls: an answer without results has both.
 
 By turn: ask, ask_later (not the first), alone (the only one); answer, answered (the last); end: behind the last
 question; first_number; system_end: each system message with it is `system`, else system messages of the first turn are

@@ -7,6 +7,7 @@ tokenizer/text.model    of sentencepiece models
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,12 @@ def write_text_side(
     figures["tokenizer"] = {"kind": data.config["kind"], "texts": prove_tokenizer(reader, tokenizer, num_texts)}
     target = folder / TOKENIZER_FOLDER
     target.mkdir()
-    _write(target / "config.json", {"version": VERSION, **data.config, "polish": family.polish})
+    config = {"version": VERSION, **data.config, "polish": _polish(family)}
     if data.model is not None:
         (target / "text.model").write_bytes(data.model)
+        # The sentencepiece library ends the process at some damages.
+        config["model_sha256"] = hashlib.sha256(data.model).hexdigest()
+    _write(target / "config.json", config)
     try:
         prompt, proven = _prompt(family, tokenizer, reader, num_conversations)
     except ConfigError as error:
@@ -96,6 +100,14 @@ def _prompt(
             f"the chat template is not regular ({differs}), so an exported model takes ids only"
         ) from None
     return data, proven
+
+
+def _polish(family: Family) -> dict[str, Any]:
+    """What a chat makes of an answer, in the order in which it does it."""
+    return {
+        "held_back": family.postprocess_lookback,
+        **{key: [*map(list, family.polish.get(key, {}).items())] for key in ("replace", "beside_han")},
+    }
 
 
 def _write(file: Path, content: dict[str, Any]) -> None:
