@@ -38,6 +38,7 @@ FUNCTION_VERBS = {
     "tiny": ("lit_sft.cli.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
     "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
     "merge": ("lit_sft.cli.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
+    "export": ("lit_sft.cli.export:export", "write a model as an ONNX graph: export --run RUN --output DIR"),
     "summary": ("lit_sft.cli.summary:summary", "print what a run learned"),
 }
 EPILOG = """\

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.files import refuse_pointer, weight_files
 from lit_sft.conversation import PromptFormat, TextInterface
-from lit_sft.errors import CheckpointError, UserError, accepted
+from lit_sft.errors import CheckpointError, ConfigError, UserError, accepted
 from lit_sft.families._base import Family
 from lit_sft.families.shared.settings import read_object, setting
 from lit_sft.plugins import members
@@ -138,9 +138,16 @@ class Checkpoint(TextInterface):
         import torch
 
         from lit_sft.checkpoint.foreign import settle_quantization
+        from lit_sft.checkpoint.onnx_session import GraphSession, is_exported
         from lit_sft.checkpoint.weights import load_network, open_weights
 
         self.family.check_sizes()
+        if is_exported(self.path):
+            from lit_sft.checkpoint.onnx_network import OnnxForCausalLM
+
+            if quantization is not None:
+                raise ConfigError(f"{self.path} is an exported graph: QLoRA needs the checkpoint that it was made of")
+            return OnnxForCausalLM(self.family.network_config, GraphSession(self.path))
         tensors = open_weights(self.path)
         settle_quantization(self.path, self.family.network_config, tensors)
         self._check_generation_config()

@@ -72,8 +72,6 @@ class Assembly(ABC):
         self.model.opset_imports[MICROSOFT] = 1
         onnxscript.optimizer.optimize_ir(self.model)
         onnxscript.rewriter.onnx_fusions.fuse(self.model)
-        if not any(node.domain == MICROSOFT for node in self.graph):
-            del self.model.opset_imports[MICROSOFT]
         return self.model
 
     # -- what a form does --------------------------------------------------------------------------------------------
@@ -266,7 +264,8 @@ class Assembly(ABC):
 
     def _replace(self, node: Any, value: ir.Value) -> None:
         old = node.outputs[0]
-        value.dtype = value.dtype or old.dtype
+        if value.dtype is None and old.dtype is not None:
+            value.dtype = old.dtype
         value.shape = value.shape or old.shape
         ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)

@@ -9,6 +9,7 @@ Shapes: B rows, S tokens, N heads, K heads of keys, D and E dimensions of a key 
 
 from __future__ import annotations
 
+import logging
 import traceback
 import warnings
 from collections import OrderedDict
@@ -79,8 +80,7 @@ def trace(family: Family, network: Any, dtype: torch.dtype) -> Any:
     shapes = tuple(dims if each.ndim == 2 else {0: dims[0]} for each in examples)
     traced = Traced(family, network).eval()
     try:
-        with torch.no_grad(), attached(network, _attention), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), attached(network, _attention), _quiet():
             exported = torch.export.export(traced, tuple(examples), dynamic_shapes=shapes, strict=False)
             program = torch.onnx.export(exported, dynamo=True, opset_version=OPSET, optimize=False, verbose=False)
     except UserError:
@@ -134,6 +134,22 @@ def attached(network: Any, attention: Any) -> Iterator[None]:
         for key, config in configs.items():
             config._attn_implementation = before[key]
         del ALL_ATTENTION_FUNCTIONS[IMPLEMENTATION]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of torch about itself, and about packages that nothing here needs."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, was_disabled in zip(loggers, before, strict=True):
+            logger.disabled = was_disabled
 
 
 def _place(error: BaseException) -> str:

@@ -1,0 +1,146 @@
+"""The verb export: a model, or what a run made of it, as a graph for other programs."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from lit_sft.checkpoint.onnx_session import is_exported
+from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
+from lit_sft.configuration import stage_and_data
+from lit_sft.display import visible
+from lit_sft.errors import ConfigError
+from lit_sft.export.folder import MANIFEST, Form, Source, export_onnx
+from lit_sft.export.merge import refuse_existing
+from lit_sft.rewards.trained import REWARD_FILE
+from lit_sft.runs.folder import CONFIG, is_run
+
+if TYPE_CHECKING:
+    from lit_sft.export.check import Sample
+
+MAX_PROMPTS = 8
+
+
+def export(
+    output: str,
+    run: str | None = None,
+    checkpoint: str | None = None,
+    adapter: str | None = None,
+    family: str = "auto",
+    prompt_format: str | None = None,
+    format: Literal["onnx"] = "onnx",  # noqa: A002 - the name of the option
+    dtype: Literal["float32", "float16", "int8", "int4"] = "float32",
+    block: int = 128,
+    exact: bool = False,
+    portable: bool = False,
+    prompts: str | None = None,
+) -> None:
+    """Write a model as an ONNX graph with its tokenizer and prompt format as data, compared with the model in torch.
+
+    Give --run, or --checkpoint with or without --adapter. Weights stream: the memory is that of a few of the largest
+    matrices. A reward model is exported with its head. docs/export.md says more.
+
+    Args:
+        output: Folder to make; must not exist.
+        run: Run folder; what it trained is exported, an adapter merged into its base.
+        checkpoint: Model folder.
+        adapter: PEFT folder of an adapter of the checkpoint.
+        family: Of the checkpoint, where its folder does not say it.
+        prompt_format: Of the checkpoint; the first of its family if not given.
+        format: Of the graph.
+        dtype: Of the weights; int8 and int4 are those of linear layers in blocks with a scale.
+        block: Weights that share a scale: 16, 32, 64, 128 or 256.
+        exact: Multiply int8 and int4 with activations in float32: slower, and only the weights are rounded.
+        portable: Operators of the ONNX standard only, for any runtime; slower where the answer is long.
+        prompts: What the graph is compared on, in one of the forms that predict takes, best with answers; what the run
+            held out, or the held-out demo records, if not given.
+
+    Raises:
+        UserError: If the output folder exists, packages are missing, the network cannot be exported, or the graph does
+            not compute what the network does.
+    """
+    refuse_existing(Path(output))
+    form = Form(dtype, block, exact, portable)
+    form.precision()
+    if (run is None) == (checkpoint is None):
+        raise ConfigError("give either --run or --checkpoint")
+    if run is not None:
+        if adapter is not None or family != "auto" or prompt_format is not None:
+            raise ConfigError("--run says itself which adapter, family and prompt format: leave them out")
+        source = _of_run(Path(run), prompts)
+    else:
+        source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)
+    manifest = export_onnx(source, Path(output), form)
+    _tell(output, source.checkpoint.family.name, form, manifest)
+
+
+def _of_checkpoint(checkpoint: Checkpoint, adapter: str | None, prompts: str | None) -> Source:
+    if is_exported(checkpoint.path):
+        raise ConfigError(f"{checkpoint.path} is exported already; give the checkpoint that it was made of")
+    folders = [Path(adapter)] if adapter else [checkpoint.path]
+    reward = next((folder for folder in folders if (folder / REWARD_FILE).is_file()), None)
+    return Source(checkpoint, _samples(checkpoint, prompts), Path(adapter) if adapter else None, reward)
+
+
+def _of_run(folder: Path, prompts: str | None) -> Source:
+    """What a run left: an adapter and its base, or a checkpoint."""
+    if not is_run(folder):
+        raise ConfigError(f"{folder} is not a run folder: it holds no {CONFIG}")
+    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    stage, data = stage_and_data(config)
+    trained = folder / stage.tuning.export_name
+    if not trained.is_dir():
+        raise ConfigError(
+            f"{folder} holds no {trained.name}/: it did not finish. Resume it: fit --resume {folder}"
+        )
+    checkpoint = stage.checkpoint
+    if not stage.tuning.exports_adapter:
+        checkpoint = open_checkpoint(trained, checkpoint.family.name, checkpoint.family.prompt_format_name)
+    strategies = [*getattr(stage, "strategies", {}).values()]
+    return Source(
+        checkpoint,
+        _samples(checkpoint, prompts, data),
+        adapter=trained if stage.tuning.exports_adapter else None,
+        reward=trained if (trained / REWARD_FILE).is_file() else None,
+        strategy=strategies[0] if strategies else None,
+    )
+
+
+def _samples(checkpoint: Checkpoint, prompts: str | None, data: Any = None) -> list[Sample]:
+    """Conversations that the model has not learned from."""
+    from lit_sft.data._asking import AskingData
+    from lit_sft.data.prompts import encode_prompts, read_prompts
+    from lit_sft.export.check import Sample
+
+    if prompts is None and isinstance(data, AskingData) and (data.validation_fraction or data.test_corpora):
+        data.setup("predict")
+        found = data.predict_prompts[:MAX_PROMPTS]
+    else:
+        with resources.as_file(resources.files("lit_sft.demo") / "belle_heldout.json") as demo:
+            asked = read_prompts(prompts or demo)[:MAX_PROMPTS]
+        found = [*encode_prompts(asked, checkpoint.prompt_format, checkpoint.load_tokenizer())]
+    return [
+        Sample(
+            [*prompt.input_ids, *prompt.reference_ids][: checkpoint.context_length],
+            [*[-100] * len(prompt.input_ids), *prompt.reference_ids][: checkpoint.context_length],
+        )
+        for prompt in found
+    ]
+
+
+def _tell(output: str, family: str, form: Form, manifest: dict[str, Any]) -> None:
+    parity = manifest["parity"]
+    print(  # noqa: T201
+        f"{parity['num_positions']} positions of {parity['num_prompts']} prompts in onnxruntime and torch: "
+        f"logits differ by {parity['max_logit_difference']:.2g} at most"
+    )
+    if quality := manifest.get("quality"):
+        print(  # noqa: T201
+            f"against the model that it was made of: perplexity {quality['perplexity']:.4g} "
+            f"({quality['perplexity_of_original']:.4g}), KL divergence {quality['kl_divergence']:.2g} nats"
+        )
+    kind = "portable" if form.is_portable else "fused"
+    print(f"{visible(output)}: {family} as a {kind} graph in {form.dtype}; figures in {MANIFEST}")  # noqa: T201

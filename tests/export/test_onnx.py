@@ -1,0 +1,166 @@
+"""Every family as a graph: what it answers in onnxruntime is what the network answers in torch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from goldens import GOLDEN_MODELS, golden_checkpoint
+
+from lit_sft import open_checkpoint
+from lit_sft.checkpoint import onnx_session
+from lit_sft.checkpoint.onnx_session import GraphSession
+from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.export import graph, text_side
+from lit_sft.export.check import Sample
+from lit_sft.export.folder import Form, Source, export_onnx
+from lit_sft.generation.generate import generate_ids
+from lit_sft.generation.strategies import BeamSearch, Greedy, Strategy, TopK, TopP
+
+pytestmark = pytest.mark.slow
+
+LENGTHS = (7, 19, 12)
+NUM_MORE = 4
+
+
+@dataclass
+class Subject:
+    checkpoint: Checkpoint
+    folder: Path
+
+    @cached_property
+    def model(self) -> Any:
+        return self.checkpoint.load_model(dtype=torch.float32)
+
+    @cached_property
+    def rows(self) -> list[list[int]]:
+        """Prompts of unequal length, with the marks at which a prefix ends where the family has such."""
+        generator = torch.Generator().manual_seed(0)
+        config: Any = self.checkpoint.family.network_config
+        end = [] if self.checkpoint.family.prefix_end_id is None else [config.gmask_token_id, config.bos_token_id]
+        return [[*torch.randint(5, config.vocab_size - 400, (n,), generator=generator).tolist(), *end] for n in LENGTHS]
+
+    @cached_property
+    def more(self) -> list[list[int]]:
+        """What follows them."""
+        return [torch.randint(5, 500, (NUM_MORE,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(3)]
+
+    @cached_property
+    def expected(self) -> list[torch.Tensor]:
+        """Logits [T, V] of rows with what follows, each alone."""
+        with torch.no_grad():
+            return [
+                self.model(input_ids=torch.tensor([row + more]), use_cache=False).logits[0]
+                for row, more in zip(self.rows, self.more, strict=True)
+            ]
+
+    def export(self, form: Form) -> tuple[GraphSession, dict[str, Any]]:
+        samples = [Sample(row + more, [-100] * len(row) + more) for row, more in zip(self.rows, self.more, strict=True)]
+        output = self.folder / f"{form.dtype}-{form.is_portable}"
+        manifest = export_onnx(Source(self.checkpoint, samples), output, form)
+        return GraphSession(output, threads=1), manifest
+
+
+@pytest.fixture(scope="module")
+def traced_once() -> Any:
+    """Tracing takes most of the time of an export, and the same graph serves every type and both forms."""
+    found: dict[Path, Any] = {}
+    trace = graph.trace
+
+    def from_memory(family: Any, network: Any, dtype: torch.dtype) -> Any:
+        if family.folder not in found:
+            found[family.folder] = trace(family, network, dtype)
+        return found[family.folder].clone()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "trace", from_memory)
+        patch.setattr(text_side, "write_text_side", lambda *_: {})  # has its own tests
+        yield
+
+
+@pytest.fixture(scope="module", params=[*GOLDEN_MODELS, "native"])
+def subject(
+    request: pytest.FixtureRequest,
+    tiny: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    traced_once: None,
+) -> Subject:
+    is_native = request.param == "native"
+    checkpoint = open_checkpoint(tiny("native")) if is_native else golden_checkpoint(request.param)
+    return Subject(checkpoint, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=["fused", "portable"])
+def session(request: pytest.FixtureRequest, subject: Subject) -> GraphSession:
+    return subject.export(Form(is_portable=request.param == "portable"))[0]
+
+
+def test_logits_of_all_positions_are_those_of_torch(session: GraphSession, subject: Subject) -> None:
+    cache = session.new_cache(3)
+    keep = min(map(len, subject.rows))
+    found = torch.from_numpy(session.forward(subject.rows, cache, keep=keep))
+    for row, logits, expected in zip(subject.rows, found, subject.expected, strict=True):
+        torch.testing.assert_close(logits, expected[len(row) - keep : len(row)], atol=1e-4, rtol=0)
+    for step in range(NUM_MORE):
+        found = torch.from_numpy(session.forward([[more[step]] for more in subject.more], cache))
+        for row, logits, expected in zip(subject.rows, found, subject.expected, strict=True):
+            torch.testing.assert_close(logits[0], expected[len(row) + step], atol=1e-4, rtol=0)
+
+
+def test_a_prompt_that_is_read_in_pieces_gives_the_same(
+    session: GraphSession, subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onnx_session, "CHUNK", 3)
+    monkeypatch.setattr(onnx_session, "FIRST_CAPACITY", 4)
+    row, more, expected = subject.rows[1], subject.more[1], subject.expected[1]
+    found = session.forward([row + more], session.new_cache(1), keep=len(expected))
+    torch.testing.assert_close(torch.from_numpy(found[0]), expected, atol=1e-4, rtol=0)
+
+
+def test_greedy_answers_are_the_same(session: GraphSession, subject: Subject) -> None:
+    expected = generate_ids(subject.model, subject.rows, Greedy(), stop=[0], room=32)
+    cache = session.new_cache(3)
+    new = subject.rows
+    answers: list[list[int]] = [[], [], []]
+    for _ in range(32):
+        new = [[token] for token in session.forward(new, cache)[:, -1].argmax(-1).tolist()]
+        for answer, (token,) in zip(answers, new, strict=True):
+            answer.append(token)
+    for answer, ids in zip(answers, expected, strict=True):
+        end = ids.index(0) if 0 in ids else 32
+        assert answer[:end] == ids[:end]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_integers_compute_what_torch_computes_with_the_same_integers(dtype: str, subject: Subject) -> None:
+    session, manifest = subject.export(Form(dtype))
+    assert manifest["parity"]["max_logit_difference"] <= 1e-4
+    assert manifest["parity"]["num_positions"] == sum(LENGTHS) + 3 * NUM_MORE + (
+        6 if session.description.prefix_end_id is not None else 0
+    )
+    original = subject.folder / "float32-False" / "model.onnx.data"
+    assert (subject.folder / f"{dtype}-False" / "model.onnx.data").stat().st_size < original.stat().st_size / 2
+    assert manifest["quality"]["kl_divergence"] < {"int8": 0.1, "int4": 5.0}[dtype]
+
+
+STRATEGIES = [
+    Greedy(max_new_tokens=8, repetition_penalty=1.2),
+    BeamSearch(num_beams=3, max_new_tokens=8, no_repeat_ngram_size=3, length_penalty=0.5),
+    TopK(top_k=8, temperature=0.9, seed=5, max_new_tokens=8),
+    TopP(top_p=0.8, temperature=1.2, seed=6, max_new_tokens=8, repetition_penalty=1.1),
+]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: type(strategy).__name__)
+def test_every_strategy_answers_as_with_the_network(
+    strategy: Strategy, session: GraphSession, subject: Subject
+) -> None:
+    exported = open_checkpoint(subject.folder / f"float32-{session.description.graph == 'portable'}").load_model()
+    stop = [0, 3]
+    given = {"stop": stop, "room": 8}
+    assert generate_ids(exported, subject.rows, strategy, **given) == generate_ids(  # type: ignore[arg-type]
+        subject.model, subject.rows, strategy, **given  # type: ignore[arg-type]
+    )
