@@ -4,6 +4,7 @@
 #include <iostream>
 
 #include "error.h"
+#include "model_verbs.h"
 #include "text_verbs.h"
 
 namespace {
@@ -25,6 +26,7 @@ int run(int argc, char** argv) {
     add_text_verb(app, folder, "tokenize", "JSON lines {\"text\"} to {\"ids\"}", lit_sft::tokenize);
     add_text_verb(app, folder, "prompt", "JSON lines {\"messages\"} to {\"ids\"}", lit_sft::write_prompts);
     add_text_verb(app, folder, "decode", "JSON lines {\"ids\"} to {\"text\"}", lit_sft::decode);
+    lit_sft::add_model_verbs(app);
     try {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
