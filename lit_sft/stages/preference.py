@@ -64,6 +64,7 @@ class Preference(SummedLoss, Answering, Judging):
     """
 
     network_methods: ClassVar[tuple[str, ...]] = (*Answering.network_methods, "log_probs")
+    head_use = "log-probabilities"
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, objective: Objective, **kwargs: Any) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
