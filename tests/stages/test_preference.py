@@ -118,6 +118,16 @@ def test_every_kind_of_objective_trains(tiny: Tiny, tmp_path: Path, objective: A
     assert after["val/loss"] < before["val/loss"]
 
 
+def test_full_tuning_without_stored_log_probabilities_is_told_that_it_has_no_reference(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    checkpoint = tiny("baichuan-7b")
+    stage = stage_of(checkpoint, Full())
+    stage.configure_model()
+    with pytest.raises(ConfigError, match="Full keeps no model from before training"):
+        stage.judge(first_batch(data_of(tmp_path, checkpoint)))
+
+
 def test_likelihood_of_prompts_runs_the_network_once(tiny: Tiny, tmp_path: Path) -> None:
     checkpoint = tiny("baichuan-7b")
     batch = first_batch(data_of(tmp_path, checkpoint))
