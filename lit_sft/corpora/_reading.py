@@ -88,7 +88,7 @@ def find_files(path: str | list[str]) -> list[Path]:
         except (OSError, ValueError) as error:  # longer than a name may be, or with a NUL in it
             raise DataError(f"data file not found: {pattern!r} ({error})") from None
         if not found:
-            raise DataError(f"data file not found: {pattern}")
+            raise DataError(f"data file not found: {pattern}. Put it there, or give the path of yours")
         files += [file for name in found for file in _files_of(Path(name))]
     for file in files:
         if not file.is_file() or not os.access(file, os.R_OK):

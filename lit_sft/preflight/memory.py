@@ -18,6 +18,9 @@ from lit_sft.tuning._base import Footprint
 
 Sharding = Literal["none", "ddp", "fsdp2"]
 
+HeadUse = Literal["likelihood", "log-probabilities", "score"]
+"""What a stage makes of hidden states: a loss at once, log-probabilities of which it makes one later, or a number."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -33,6 +36,9 @@ class Plan:
         optimizer_bytes: State of the optimizer, bytes a trained parameter; 8 for AdamW in float32.
         sharding: How several devices share the work.
         num_devices: Of all machines.
+        head_use: What the stage makes of the hidden states.
+        frozen_adapters: Adapters beside the one that trains, such as the reference of DPO after SFT. What it says of the
+            answers is asked for before the policy keeps anything, so that its pass adds time and no memory.
         supervised_share: Share of the tokens that carry loss; all is the most there can be.
         accumulates: Whether gradients of earlier micro-batches are there already.
         update_copies: What the optimizer's step holds beside: of all weights (torch's default on a GPU), of one at a
@@ -48,6 +54,8 @@ class Plan:
     optimizer_bytes: float = 8.0
     sharding: Sharding = "none"
     num_devices: int = 1
+    head_use: HeadUse = "likelihood"
+    frozen_adapters: int = 0
     supervised_share: float = 1.0
     accumulates: bool = False
     update_copies: Literal["none", "largest", "all"] = "none"
@@ -155,7 +163,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     """The peak of the second step, when the optimizer has its state."""
     trained, shards = num_trained(size, plan), plan.num_shards
     stored = base_bytes(size, plan)
-    adapters = 0 if plan.tuning.trains_base else trained * plan.trained_bytes
+    adapters = 0 if plan.tuning.trains_base else trained * plan.trained_bytes * (1 + plan.frozen_adapters)
     gathered = 0.0
     if shards > 1:
         # Embedding, head and last norm whole, and two blocks: one computes while the next arrives.
@@ -181,9 +189,12 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         # Autograd keeps a copy for each step, as of Baichuan 2's normalized head, and makes a whole gradient a chunk.
         logit_bytes, head_copies = 20 if is_half else 16, 3
     gradients = trained * plan.trained_bytes / shards
-    # Its gradient is made with the loss, before any other.
-    head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.tuning.trains_base else 0
+    # Its gradient is made with the loss, before any other. A score has no use for the vocabulary.
+    speaks = plan.head_use != "score"
+    head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.tuning.trains_base and speaks else 0
     supervised = plan.tokens * plan.supervised_share
+    # A row for each log-probability, kept from the forward to the backward pass: its gradient, or the hidden state.
+    rows = supervised * size.hidden_size * plan.activation_bytes * (plan.head_use == "log-probabilities")
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(
         update=updates[plan.update_copies],
@@ -192,7 +203,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         carried_gradients=head + (gradients if plan.accumulates else 0.0),
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
-        activations=kept - (block if plan.gradient_checkpointing else 0),
-        logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies,
+        activations=kept - (block if plan.gradient_checkpointing else 0) + rows,
+        logits=speaks * min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies,
         block=backward + (block if plan.gradient_checkpointing else 0),
     )

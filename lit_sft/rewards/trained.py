@@ -43,6 +43,7 @@ class Trained(RewardFunction):
         self.about = read_about(self.folder)
         self.precision = precision
         self.checkpoint = self._open(checkpoint)
+        self._read_head()  # a damaged one is refused before any network is loaded
         self._loaded: tuple[PreTrainedModel, nn.Module] | None = None
         self._tokenizer: Any = None
 
@@ -65,11 +66,9 @@ class Trained(RewardFunction):
         """Network and head, loaded when first needed."""
         if self._loaded is None:
             from lit_sft.rewards._scoring import device_of
-            from lit_sft.tuning._heads import ScalarHead
 
             network = self._network()
-            head = ScalarHead.load(self.folder / HEAD_FILE, next(network.get_input_embeddings().parameters()).shape[1])
-            self._loaded = network.eval(), head.to(device_of(network))
+            self._loaded = network.eval(), self._read_head().to(device_of(network))
         return self._loaded
 
     def to(self, device: Any) -> None:
@@ -81,6 +80,11 @@ class Trained(RewardFunction):
         """Leave the memory to others; the next score loads it again."""
         self._loaded = None
         gc.collect()
+
+    def _read_head(self) -> nn.Module:
+        from lit_sft.tuning._heads import ScalarHead, hidden_size_of
+
+        return ScalarHead.load(self.folder / HEAD_FILE, hidden_size_of(self.checkpoint.family.skeleton()))
 
     def _network(self) -> PreTrainedModel:
         from lit_sft.tuning.full import Full

@@ -23,6 +23,7 @@ from lit_sft.data.batch import Batch
 from lit_sft.distributed.fsdp2 import FSDP2, shard, whole
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.families._base import Behavior
+from lit_sft.preflight.memory import HeadUse
 from lit_sft.stages._compile import check_compilation, compile_blocks
 from lit_sft.stages._resuming import Resuming
 from lit_sft.stages.schedules import Cosine, Schedule
@@ -50,6 +51,9 @@ class Stage(Resuming):
 
     network_methods: ClassVar[tuple[str, ...]] = ()
     """Methods beside `forward` that set the network to work."""
+
+    head_use: ClassVar[HeadUse] = "likelihood"
+    """What it makes of the hidden states, by which memory is estimated."""
 
     best_by: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
     """Metric by which validations are compared, and whether its lowest or its highest value is the best."""

@@ -65,6 +65,7 @@ class Preference(SummedLoss, Answering, Judging):
     """
 
     network_methods: ClassVar[tuple[str, ...]] = (*Answering.network_methods, "log_probs")
+    head_use = "log-probabilities"
 
     def __init__(self, checkpoint: str, tuning: Tuning, *, objective: Objective, **kwargs: Any) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
@@ -171,7 +172,7 @@ class Preference(SummedLoss, Answering, Judging):
 
     def log_probs(self, batch: PairBatch) -> Tensor:
         """Of each answer under the network as it is [S], summed as the objective wants it."""
-        found, segments = self._log_probs(batch)
+        found, segments = self._log_probs(batch, self._hidden(batch), _answer_places(batch))
         return self.objective.summed(segments.grid(found.logps), segments.lengths, self._items(batch))
 
     @torch.no_grad()
@@ -185,7 +186,9 @@ class Preference(SummedLoss, Answering, Judging):
 
     def _answers(self, batch: PairBatch, items: Tensor) -> Answers:
         reference = self._reference(batch) if self.objective.needs_reference else None
-        found, segments = self._log_probs(batch, is_measured=self.objective.needs_certainty)
+        hidden = self._hidden(batch)
+        is_measured = self.objective.needs_certainty
+        found, segments = self._log_probs(batch, hidden, _answer_places(batch), is_measured=is_measured)
         grid = segments.grid(found.logps)
         logps = self.objective.summed(grid, segments.lengths, items)
         answers = Answers(logps, segments.lengths, reference)
@@ -196,7 +199,7 @@ class Preference(SummedLoss, Answering, Judging):
             certainty = segments.sums(found.logps.detach() - found.collisions) / segments.lengths
             answers = replace(answers, certainty=certainty)
         if self.objective.needs_prompts:
-            whole, of_whole = self._log_probs(batch, with_prompts=True)
+            whole, of_whole = self._log_probs(batch, hidden, _predicted_places(batch))
             answers = replace(answers, whole_logps=of_whole.sums(whole.logps), whole_lengths=of_whole.lengths)
         return answers
 
@@ -226,29 +229,26 @@ class Preference(SummedLoss, Answering, Judging):
             return self.log_probs(batch)
 
     def _log_probs(
-        self, batch: PairBatch, *, is_measured: bool = False, with_prompts: bool = False
+        self, batch: PairBatch, hidden: Tensor, places: Tensor, *, is_measured: bool = False
     ) -> tuple[TokenLogProbs, Segments]:
-        """Of the tokens of answers, or of prompts too, and where they stand."""
-        network = self.causal_lm
-        if batch.position_ids is not None:
-            self.refuse_mixing()
-        hidden = network.get_decoder()(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).last_hidden_state
-        numbers = sequence_numbers(batch)
-        if with_prompts:  # all but the first token of each segment, which nothing of its own predicts
-            is_wanted = (batch.segment_ids != 0) & (F.pad(batch.segment_ids[:, :-1], (1, 0)) == batch.segment_ids)
-            places = torch.nonzero(is_wanted.flatten()).squeeze(1)
-        else:
-            places = torch.nonzero_static((batch.labels != IGNORE_INDEX).flatten(), size=batch.num_supervised)
-            places = places.squeeze(1)
+        """Of the tokens at these places in the flat rows [N], and to which answer each belongs."""
         found = token_log_probs(
-            hidden.flatten(0, 1).index_select(0, places - 1),
+            hidden.index_select(0, places - 1),
             batch.input_ids.flatten()[places],
-            self.behavior.head(network),
+            self.behavior.head(self.causal_lm),
             is_measured=is_measured,
         )
-        return found, Segments.of(numbers[places], len(batch.sequences), batch.input_ids.shape[1])
+        return found, Segments.of(sequence_numbers(batch)[places], len(batch.sequences), batch.input_ids.shape[1])
+
+    def _hidden(self, batch: PairBatch) -> Tensor:
+        """Hidden states of the flat rows [B * T, H]."""
+        if batch.position_ids is not None:
+            self.refuse_mixing()
+        decoded = self.causal_lm.get_decoder()(
+            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+        )
+        hidden: Tensor = decoded.last_hidden_state
+        return hidden.flatten(0, 1)
 
     @property
     def _is_guarded(self) -> bool:
@@ -271,3 +271,14 @@ class Preference(SummedLoss, Answering, Judging):
             if str(self.trainer.precision) == "32-true":
                 raise TrainingError(said)
             log.warning("%s, if that stays so", said)
+
+
+def _answer_places(batch: PairBatch) -> Tensor:
+    """Where the tokens of answers stand in the flat rows [N]."""
+    return torch.nonzero_static((batch.labels != IGNORE_INDEX).flatten(), size=batch.num_supervised).squeeze(1)
+
+
+def _predicted_places(batch: PairBatch) -> Tensor:
+    """The same, with the prompts: all but the first token of each segment, which nothing of its own predicts."""
+    is_wanted = (batch.segment_ids != 0) & (F.pad(batch.segment_ids[:, :-1], (1, 0)) == batch.segment_ids)
+    return torch.nonzero(is_wanted.flatten()).squeeze(1)

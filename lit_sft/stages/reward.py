@@ -28,7 +28,7 @@ from lit_sft.stages._sequences import (
 )
 from lit_sft.stages._summed import SummedLoss
 from lit_sft.tuning._base import Tuning
-from lit_sft.tuning._heads import ScalarHead
+from lit_sft.tuning._heads import ScalarHead, hidden_size_of
 
 NUM_BINS = 10
 """Of the probabilities from 1/2 to 1 that a pair is judged with, for the calibration."""
@@ -66,6 +66,7 @@ class Reward(SummedLoss, Predicting, Judging):
     )
     best_by = ("val/accuracy", "max")
     network_methods = ("score", "judge")
+    head_use = "score"
     scores_answers = True
     judgment = "score"
     shown_metrics = {  # noqa: RUF012
@@ -250,12 +251,6 @@ class Reward(SummedLoss, Predicting, Judging):
             **self.statistics,
         }
         (folder / REWARD_FILE).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def hidden_size_of(network: Any) -> int:
-    """H of a network."""
-    size: int = network.get_input_embeddings().embedding_dim
-    return size
 
 
 def _of_pairs(ranking: Ranking, pairs: Tensor, lengths: Tensor) -> Sequence[Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.errors import ConfigError
 from lit_sft.files import remove_leftovers, whole_folder
 
 if TYPE_CHECKING:
@@ -117,9 +118,15 @@ class Tuning(ABC):
     def reference_of(self, model: Any) -> AbstractContextManager[Any]:
         """While it is open, `model` answers as when `keep_reference` was called.
 
-        Only where the tuning `keeps_reference`, and where no gradients are recorded.
+        Only where no gradients are recorded.
+
+        Raises:
+            ConfigError: If the tuning does not `keeps_reference`: its weights are no longer what they were.
         """
-        raise NotImplementedError
+        raise ConfigError(
+            f"{type(self).__name__} keeps no model from before training that could be asked again: take LoRA or QLoRA, "
+            "or an objective without a reference"
+        )
 
     def why_not_sharded(self) -> str | None:
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -43,7 +44,7 @@ class ScalarHead(nn.Module):
         """The head of a file.
 
         Raises:
-            CheckpointError: If the file is damaged, or of a network of another width.
+            CheckpointError: If the file is damaged, not finite, or of a network of another width.
         """
         try:
             weight = load_file(file)["weight"]
@@ -51,6 +52,14 @@ class ScalarHead(nn.Module):
             raise CheckpointError(f"{file} is not a head of a reward model: {error}") from None
         if tuple(weight.shape) != (1, hidden_size):
             raise CheckpointError(f"{file} is {list(weight.shape)}; the model needs {[1, hidden_size]}")
+        if not weight.isfinite().all():
+            raise CheckpointError(f"{file} holds numbers that are not finite, and would score nothing")
         head = cls(hidden_size, is_zero=True)
         head.weight.data = weight.float()
         return head
+
+
+def hidden_size_of(network: Any) -> int:
+    """H of a network, also of one whose weights are shared out or not there."""
+    size: int = network.get_input_embeddings().embedding_dim
+    return size

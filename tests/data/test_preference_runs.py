@@ -20,6 +20,7 @@ from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import plan_of, remedies
 from lit_sft.tuning._base import Tuning
+from lit_sft.tuning.lora import LoRA
 
 RECORDS = [
     *(ranked(f"{a}加{b}等于几？", f"{a}加{b}等于{a + b}。", "不知道。") for a in range(1, 5) for b in range(1, 5)),
@@ -101,3 +102,25 @@ def test_a_row_is_reckoned_as_two_answers(tiny_folder: Path, config: str) -> Non
     for plan in (pairs, alone):
         least = estimate(size, replace(plan, row_length=plan.row_length // 2)).total
         assert "data.init_args.max_length: 64" in remedies(size, plan, family.lora_targets, least)
+
+
+def test_memory_is_reckoned_by_what_a_stage_makes_of_hidden_states(config: str, tiny_folder: Path) -> None:
+    """Rows of log-probabilities, no vocabulary for a score, and the reference of DPO after SFT."""
+    content = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    family = open_checkpoint(tiny_folder).family
+    content["trainer"] |= {"strategy": "auto", "precision": "32-true"}
+    content["model"]["init_args"] |= {"gradient_checkpointing": False, "objective": {"class_path": "DPO"}}
+    size, tuning = measure_network(family), LoRA(rank=2)
+    found = {}
+    for stage in ("SFT", "Reward", "Preference"):
+        content["model"]["class_path"] = stage
+        found[stage] = estimate(size, plan_of(dict_to_namespace(content), tuning, family, 1, is_gpu=False))
+    assert found["Reward"].logits == 0 < found["SFT"].logits == found["Preference"].logits
+    rows = content["data"]["init_args"]["micro_batch_size"] * 256 * size.hidden_size * 4
+    assert found["Preference"].activations - found["SFT"].activations == rows
+    tuning.adapter = "runs/sft/adapter"
+    after_sft = estimate(size, plan_of(dict_to_namespace(content), tuning, family, 1, is_gpu=False))
+    assert after_sft.weights > found["Preference"].weights
+    content["model"]["init_args"]["objective"]["class_path"] = "SimPO"
+    without = estimate(size, plan_of(dict_to_namespace(content), tuning, family, 1, is_gpu=False))
+    assert without.weights == found["Preference"].weights

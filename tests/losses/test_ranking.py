@@ -84,15 +84,15 @@ def test_a_planted_reward_is_found_up_to_a_constant() -> None:
 def test_centering_sets_the_mean_and_bends_the_reward() -> None:
     features, truth, found = planted(0.01, is_soft=True)
     scores = features @ found[:3] + found[3]
-    assert abs(scores.mean()) < 0.05
-    assert (found[:3] - truth).abs().max() > 1e-2, "centering is not free"
+    assert abs(scores.mean()) < 1e-9
+    assert (found[:3] - truth).abs().max() > 0.14, "centering is not free"
 
 
 def test_labels_that_are_never_wrong_give_the_direction_and_no_length() -> None:
     lengths = []
-    features = torch.randn(60, 3, dtype=torch.float64)
+    features = torch.randn(200, 3, dtype=torch.float64)
     truth = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
-    pairs = torch.combinations(torch.arange(60))
+    pairs = torch.combinations(torch.arange(200))
     rewards = features @ truth
     pairs = torch.where((rewards[pairs[:, 0]] > rewards[pairs[:, 1]])[:, None], pairs, pairs.flip(1))
     weights = torch.zeros(3, dtype=torch.float64, requires_grad=True)
@@ -107,7 +107,7 @@ def test_labels_that_are_never_wrong_give_the_direction_and_no_length() -> None:
     for _ in range(3):
         optimizer.step(closure)
         lengths.append(weights.detach().norm().item())
-    assert torch.cosine_similarity(weights.detach(), truth, dim=0) > 0.99
-    assert lengths[0] < lengths[-1]
+    assert torch.cosine_similarity(weights.detach(), truth, dim=0) > 0.999
+    assert 4 * lengths[0] < lengths[-1]
     assert lengths[-1] > 2 * truth.norm()
     assert ranking_losses(features @ weights.detach(), pairs).is_right.all()

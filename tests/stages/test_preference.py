@@ -119,6 +119,28 @@ def test_every_kind_of_objective_trains(tiny: Tiny, tmp_path: Path, objective: A
     assert after["val/loss"] < before["val/loss"]
 
 
+def test_full_tuning_without_stored_log_probabilities_is_told_that_it_has_no_reference(
+    tiny: Tiny, tmp_path: Path
+) -> None:
+    checkpoint = tiny("baichuan-7b")
+    stage = stage_of(checkpoint, Full())
+    stage.configure_model()
+    with pytest.raises(ConfigError, match="Full keeps no model from before training"):
+        stage.judge(first_batch(data_of(tmp_path, checkpoint)))
+
+
+def test_likelihood_of_prompts_runs_the_network_once(tiny: Tiny, tmp_path: Path) -> None:
+    checkpoint = tiny("baichuan-7b")
+    batch = first_batch(data_of(tmp_path, checkpoint))
+    stage = stage_of(checkpoint, LoRA(rank=2), ORPO(likelihood_of="prompt"))
+    stage.trainer = trainer_of(default_root_dir=tmp_path)
+    stage.configure_model()
+    calls: list[Any] = []
+    stage.causal_lm.get_decoder().register_forward_hook(lambda *_: calls.append(1))
+    stage(batch)
+    assert len(calls) == 1
+
+
 def test_judged_answers_train_kto_and_nothing_else(tiny: Tiny, tmp_path: Path) -> None:
     records = [judged(f"question {i}", *(("please", True) if i % 2 else ("go away", False))) for i in range(16)]
     data = data_of(tmp_path, tiny("baichuan-7b"), records)

@@ -19,7 +19,7 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.conversation import Message, Prompt
 from lit_sft.data.batch import PairBatch
 from lit_sft.data.preference import PreferenceData
-from lit_sft.errors import ConfigError
+from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.rewards._base import Answered
 from lit_sft.rewards._scoring import encode_answer
 from lit_sft.rewards.trained import Trained
@@ -127,7 +127,9 @@ def test_what_is_measured_is_counted_by_hand(tiny: Tiny, tmp_path: Path) -> None
     assert len(lengths) == len(everything)
 
 
-def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(tiny: Tiny, tmp_path: Path) -> None:
+def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
     state = stage.state_dict()
     folder = stage.export(tmp_path / "run", state)
@@ -151,7 +153,19 @@ def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(tiny: Tiny, t
     (other / "config.json").write_text(json.dumps({**config, "comment": "another"}), encoding="utf-8")
     with pytest.raises(ConfigError, match="was trained on another model"):
         Trained(str(folder), checkpoint=str(other))
-    (folder / "reward_head.safetensors").unlink()
+    head = folder / "reward_head.safetensors"
+    whole = head.read_bytes()
+    monkeypatch.setattr(Trained, "_network", lambda self: pytest.fail("a network was loaded"))
+    weight = load_file(head)["weight"]
+    for damage, said in (
+        (lambda: head.write_bytes(whole[:-8]), "is not a head of a reward model"),
+        (lambda: ScalarHead.save(weight[:, 1:], head), "the model needs"),
+        (lambda: ScalarHead.save(weight * torch.nan, head), "not finite"),
+    ):
+        damage()
+        with pytest.raises(CheckpointError, match=said):
+            Trained(str(folder))
+    head.unlink()
     with pytest.raises(ConfigError, match="not its head"):
         Trained(str(folder))
     with pytest.raises(ConfigError, match="holds no reward model"):
@@ -197,7 +211,7 @@ def test_a_score_that_is_not_finite_is_none(tiny: Tiny, tmp_path: Path) -> None:
     stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
     folder = stage.export(tmp_path / "run", stage.state_dict())
     assert isinstance(stage.head, ScalarHead)
-    stage.head.weight.data.fill_(torch.inf)
+    stage.head.weight.data.fill_(torch.finfo(torch.float32).max)
     ScalarHead.save(stage.head.weight, folder / "reward_head.safetensors")
     assert Trained(str(folder)).score([Answered([Message("user", "question 1")], "please")]) == [None]
     prompt = Prompt([1], "question 1", "please", "file:1", messages=[Message("user", "question 1")])
