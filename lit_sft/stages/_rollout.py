@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import time
-import zlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -18,20 +17,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_sft.conversation import Prompt, PromptBatch
-from lit_sft.data.rollout_prompts import PromptData
+from lit_sft.conversation import PromptBatch
 from lit_sft.distributed.fsdp2 import FSDP2
 from lit_sft.distributed.processes import gather
 from lit_sft.errors import ConfigError
-from lit_sft.generation.generate import TOKEN_BUDGET, decode_answer
-from lit_sft.generation.rollouts import Rollout, RolloutSampler
+from lit_sft.generation.rollouts import Rollout
 from lit_sft.losses.kl import k1
 from lit_sft.losses.logprobs import token_log_probs
 from lit_sft.losses.segments import Segments
-from lit_sft.rewards._base import Answered, RewardFunction
-from lit_sft.rewards._together import Scores, check_rewards, score_answers
-from lit_sft.stages._answering import Answering
-from lit_sft.stages._compile import uncompiled
+from lit_sft.rewards._together import Scores
+from lit_sft.stages._rewarded import Rewarded
 from lit_sft.stages._rollout_buffer import Part, RolloutBuffer
 from lit_sft.stages._rollout_metrics import Measured
 from lit_sft.stages._sequences import answer_places, refuse_dropout, refuse_random_layers, sequence_numbers
@@ -39,9 +34,6 @@ from lit_sft.stages._summed import SummedLoss, Totals
 from lit_sft.tuning._base import Tuning
 
 log = logging.getLogger(__name__)
-
-HELD_OUT = -1
-"""The number of a rollout for what is drawn in validations: always the same answers of the same weights."""
 
 
 class ReadAnswers(NamedTuple):
@@ -55,64 +47,45 @@ class ReadAnswers(NamedTuple):
     segments: Segments
 
 
-class RolloutStage(SummedLoss, Answering):
+class RolloutStage(SummedLoss, Rewarded):
     """A policy that learns from what its own answers are worth.
 
     Args:
         checkpoint: Model folder in its original layout.
         tuning: Which weights train.
-        rewards: What answers are worth: the weighted sum of them.
         num_answers: Drawn to each prompt, K.
         num_parts: Micro-batches of a rollout, P; a multiple of `trainer.accumulate_grad_batches`.
         num_iterations: How many times a rollout is trained on, I.
-        temperature: Divides the logits, where answers are drawn and where they are trained. There is nothing else to
-            choose: top-k, top-p and penalties draw from another distribution than the one that is trained.
         packing: Several answers in a row. If not given, they are packed on a GPU, unless the network cannot keep them
             apart, and not on a CPU.
-        rollout_tokens: Tokens of prompts and whole answers in memory at once while answers are drawn.
         max_kl: Training stops when the mean KL of an answer from the reference, in nats, is above it.
-        kwargs: What every stage takes that answers.
+        kwargs: What every stage takes whose answers are rewarded.
     """
-
-    best_by = ("val/reward", "max")
-    shown_metrics = {  # noqa: RUF012
-        "val/reward": "reward",
-        "val/completions/mean_length": "tokens of an answer",
-        "val/completions/clipped_ratio": "cut answers",
-    }
 
     def __init__(
         self,
         checkpoint: str,
         tuning: Tuning,
         *,
-        rewards: list[RewardFunction],
         num_answers: int = 8,
         num_parts: int = 8,
         num_iterations: int = 1,
-        temperature: float = 1.0,
         packing: bool | None = None,
-        rollout_tokens: int = TOKEN_BUDGET,
         max_kl: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(checkpoint, tuning, **kwargs)
         refuse_dropout(tuning, self.checkpoint)
-        self.checkpoint.prompt_format.check_answers()
-        check_rewards(rewards)
-        for name, value in (("num_parts", num_parts), ("num_iterations", num_iterations)):
+        counts = {"num_answers": num_answers, "num_parts": num_parts, "num_iterations": num_iterations}
+        for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
         if max_kl is not None and max_kl <= 0:
             raise ConfigError(f"max_kl is {max_kl}; it must be above 0")
-        RolloutSampler(num_answers, 1, temperature, token_budget=rollout_tokens)  # checks them
-        self.rewards = rewards
         self.num_answers = num_answers
         self.num_parts = num_parts
         self.num_iterations = num_iterations
-        self.temperature = temperature
         self.packing = packing
-        self.rollout_tokens = rollout_tokens
         self.max_kl = max_kl
         self.rollout: RolloutBuffer | None = None
         """What is trained on; None between two rollouts."""
@@ -120,19 +93,8 @@ class RolloutStage(SummedLoss, Answering):
         """Begun so far."""
         self.num_tokens = 0
         """Drawn so far, on all devices."""
-        self._held_out_answers: list[Measured] = []
 
     # What a stage of this kind says of itself.
-
-    @property
-    def max_new_tokens(self) -> int:
-        """Tokens of an answer at most."""
-        return self._data.max_new_tokens
-
-    @property
-    def _data(self) -> PromptData:
-        data: PromptData = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, undeclared
-        return data
 
     @property
     def parts_of_pass(self) -> int:
@@ -182,12 +144,6 @@ class RolloutStage(SummedLoss, Answering):
             ConfigError: With the reason.
         """
         super().setup(stage)
-        data = self.trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, undeclared
-        if stage != "predict" and not isinstance(data, PromptData):
-            raise ConfigError(
-                f"{type(self).__name__} learns from its own answers to prompts, not from {type(data).__name__}: set "
-                "data.class_path to PromptData"
-            )
         if stage != "fit":
             return
         if str(self.trainer.precision) == "16-mixed":
@@ -202,10 +158,16 @@ class RolloutStage(SummedLoss, Answering):
                 f"not a multiple of trainer.accumulate_grad_batches {accumulation}: an optimizer step would be cut out "
                 "of two passes. Change one of them"
             )
-        if data.micro_batch_size * self.num_answers < self.num_parts:
+        num_prompts = self.prompt_data.micro_batch_size
+        if num_prompts * self.num_answers < self.num_parts:
             raise ConfigError(
-                f"num_parts is {self.num_parts}, but data.micro_batch_size {data.micro_batch_size} prompts with "
-                f"num_answers {self.num_answers} make fewer answers. Lower it"
+                f"num_parts is {self.num_parts}, but data.micro_batch_size {num_prompts} prompts with num_answers "
+                f"{self.num_answers} make fewer answers. Lower it"
+            )
+        if self.needs_reference and not self.tuning.keeps_reference:
+            raise ConfigError(
+                f"{type(self.tuning).__name__} keeps no reference to measure the KL from, for its own weights change. "
+                "Take LoRA or QLoRA, or set beta to 0 and leave out max_kl"
             )
 
     def _check_strategy(self) -> None:
@@ -219,12 +181,7 @@ class RolloutStage(SummedLoss, Answering):
     def add_parts(self) -> None:
         """What answers as the reference."""
         refuse_random_layers(self.causal_lm, self.checkpoint)
-        if self.needs_reference:
-            if not self.tuning.keeps_reference:
-                raise ConfigError(
-                    f"{type(self.tuning).__name__} keeps no reference to measure the KL from: its own weights change. "
-                    "Take LoRA or QLoRA, or set beta to 0 and max_kl to null"
-                )
+        if self.needs_reference and self.tuning.keeps_reference:
             self.tuning.keep_reference(self.model)
 
     def check_first_batch(self, batch: Any) -> str | None:
@@ -262,9 +219,9 @@ class RolloutStage(SummedLoss, Answering):
         began = time.perf_counter()
         first = self.trainer.global_rank * len(batch.prompts)
         numbers = range(first, first + len(batch.prompts))
-        answers = self._draw(batch.prompts, numbers, self.num_rollouts, self.num_answers)
+        answers = self.draw(batch.prompts, numbers, self.num_rollouts, self.num_answers)
         drawn = time.perf_counter()
-        scores = self._scores(batch.prompts, answers)
+        scores = self.scores(batch.prompts, answers)
         rollout = RolloutBuffer.of(
             batch, answers, number=self.num_rollouts, num_parts=self.num_parts, is_packed=self._packs()
         )
@@ -282,36 +239,6 @@ class RolloutStage(SummedLoss, Answering):
         self.rollout = rollout
         self.num_tokens += int(everybody.lengths.sum())
         self._log_rollout(everybody, seconds=drawn - began)
-
-    def _draw(
-        self, prompts: Sequence[Prompt], numbers: Sequence[int], rollout: int, num_answers: int
-    ) -> list[list[Rollout]]:
-        sampler = RolloutSampler(
-            num_answers, self.max_new_tokens, self.temperature, self._data.seed, token_budget=self.rollout_tokens
-        )
-        with uncompiled():
-            return sampler.sample(
-                self.causal_lm,
-                [prompt.input_ids for prompt in prompts],
-                numbers=numbers,
-                rollout=rollout,
-                stop_token_ids=self.checkpoint.prompt_format.stop_token_ids(self.tokenizer),
-            )
-
-    def _scores(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Rollout]]) -> Scores:
-        """What all answers [S] are worth, group after group."""
-        answered = [
-            Answered(
-                prompt.messages,
-                decode_answer(answer.ids[:-1] if answer.is_ended else answer.ids, self.tokenizer),
-                answer.is_ended,
-                answer.num_tokens,
-                prompt.reference,
-            )
-            for prompt, of_prompt in zip(prompts, answers, strict=True)
-            for answer in of_prompt
-        ]
-        return score_answers(self.rewards, answered)
 
     def _measured(self, rollout: RolloutBuffer, scores: Scores, answers: Sequence[Sequence[Rollout]]) -> Measured:
         old, reference = rollout.columns.get("old"), rollout.columns.get("reference")
@@ -376,46 +303,6 @@ class RolloutStage(SummedLoss, Answering):
                 self.num_rollouts, kl, self.max_kl,
             )  # fmt: skip
             self.trainer.should_stop = True
-
-    # Validation.
-
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
-        """Reward an answer to each held-out prompt."""
-        self._answer_held_out(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log what they are worth."""
-        self._log_answers("val")
-
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
-        """Reward an answer to each prompt of the test corpora."""
-        self._answer_held_out(batch)
-
-    def on_test_epoch_end(self) -> None:
-        """Log what they are worth."""
-        self._log_answers("test")
-
-    @torch.no_grad()
-    def _answer_held_out(self, batch: PromptBatch) -> None:
-        prompts = batch.prompts
-        if not prompts:
-            return  # no data is left for this device
-        numbers = [zlib.crc32(str(prompt.input_ids).encode()) for prompt in prompts]
-        answers = self._draw(prompts, numbers, HELD_OUT, 1)
-        drawn = [answer for (answer,) in answers]
-        self._held_out_answers.append(
-            Measured(
-                self._scores(prompts, answers),
-                torch.tensor([answer.num_tokens for answer in drawn]),
-                torch.tensor([answer.is_ended for answer in drawn]),
-            )
-        )
-
-    def _log_answers(self, split: str) -> None:
-        own, self._held_out_answers = self._held_out_answers, []
-        parts = [part for of_rank in gather(own) for part in of_rank]
-        metrics = Measured.together(parts).metrics(1)
-        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, prog_bar=True, sync_dist=True)
 
     # Checkpoints.
 

@@ -18,7 +18,6 @@ from lit_sft.losses.advantages import (
     separate_group_advantages,
 )
 from lit_sft.losses.policy import POLICY_LOSSES, PolicyLoss, policy_totals
-from lit_sft.rewards._base import RewardFunction
 from lit_sft.stages._policy_sums import MEASURES, PolicySums, policy_means
 from lit_sft.stages._rollout import RolloutStage
 from lit_sft.stages._rollout_buffer import RolloutBuffer
@@ -41,7 +40,6 @@ class Policy(RolloutStage):
     Args:
         checkpoint: Model folder in its original layout.
         tuning: Which weights train.
-        rewards: What answers are worth: the weighted sum of them.
         algorithm: A published combination of loss, baseline and scale; what follows changes a part of it.
         baseline: What an answer is compared with.
         scale: Whose standard deviation divides advantages: that of the answers to a prompt, of all, or none.
@@ -64,7 +62,6 @@ class Policy(RolloutStage):
         checkpoint: str,
         tuning: Tuning,
         *,
-        rewards: list[RewardFunction],
         algorithm: Algorithm = "rloo",
         baseline: Baseline | None = None,
         scale: Scale | None = None,
@@ -78,7 +75,7 @@ class Policy(RolloutStage):
         entropy_weight: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(checkpoint, tuning, rewards=rewards, **kwargs)
+        super().__init__(checkpoint, tuning, **kwargs)
         if self.num_answers < 2:
             raise ConfigError("num_answers is 1: answers are compared with others to the same prompt. Set 4 or 8")
         for name, value in (("beta", beta), ("entropy_weight", entropy_weight)):
@@ -142,7 +139,7 @@ class Policy(RolloutStage):
             old=rollout.of_part("old", part),
             reference=rollout.of_part("reference", part),
             entropy=entropy if self.loss.entropy_weight else None,
-            max_tokens=self.max_new_tokens,
+            max_tokens=self.prompt_data.max_new_tokens,
         )
         return PolicySums.of(found, mask, entropy, part, rollout)
 
