@@ -71,7 +71,9 @@ def best_policy(reference: Tensor, tokenizer: Any, stop: Sequence[int]) -> Tenso
     return (reference.log() + worth / BETA).softmax(-1)
 
 
-def distances(checkpoint: Checkpoint, folder: Path, *, num_steps: int, lr: float = 0.01, **options: Any) -> list[float]:
+def distances(
+    checkpoint: Checkpoint, folder: Path, *, num_steps: int, lr: float, num_answers: int = 96, **options: Any
+) -> list[float]:
     """Total variation from the best policy, before and after a fit."""
     torch.manual_seed(3)
     data = data_of(checkpoint, folder, count=1, max_new_tokens=1, micro_batch_size=1)
@@ -83,7 +85,7 @@ def distances(checkpoint: Checkpoint, folder: Path, *, num_steps: int, lr: float
         FewWords(prompt.input_ids, rank=8),
         family=checkpoint.family.name,
         rewards=[Worth()],
-        num_answers=96,
+        num_answers=num_answers,
         num_parts=1,
         beta=BETA,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
