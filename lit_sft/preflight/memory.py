@@ -3,6 +3,7 @@
     peak = weights + optimizer + copies + the larger of
            where the backward pass begins: carried gradients + activations + max(logits, backward of one block)
            where it ends:                  gradients + max(backward of one block, temporaries of the optimizer)
+           where answers are drawn:        their cache
 
 The derivation, with what was measured, is in docs/scale.md.
 """
@@ -37,10 +38,12 @@ class Plan:
         sharding: How several devices share the work.
         num_devices: Of all machines.
         head_use: What the stage makes of the hidden states.
-        frozen_adapters: Adapters beside the one that trains, such as the reference of DPO after SFT. What it says of the
-            answers is asked for before the policy keeps anything, so that its pass adds time and no memory.
+        frozen_adapters: Adapters beside the one that trains, such as the reference of DPO after SFT. What it says of
+            the answers is asked for before the policy keeps anything, so that its pass adds time and no memory.
         supervised_share: Share of the tokens that carry loss; all is the most there can be.
         accumulates: Whether gradients of earlier micro-batches are there already.
+        cache_tokens: Tokens in the cache while answers are drawn to be trained on.
+        further_bytes: Weights of other networks and adapters that stand beside: a reference, reward models.
         update_copies: What the optimizer's step holds beside: of all weights (torch's default on a GPU), of one at a
             time (on a CPU), or nothing (`fused`).
     """
@@ -58,6 +61,8 @@ class Plan:
     frozen_adapters: int = 0
     supervised_share: float = 1.0
     accumulates: bool = False
+    cache_tokens: int = 0
+    further_bytes: float = 0.0
     update_copies: Literal["none", "largest", "all"] = "none"
 
     @property
@@ -99,11 +104,15 @@ class Memory:
     logits: float
     block: float
     update: float
+    further: float = 0.0
+    cache: float = 0.0
 
     @property
     def parts(self) -> dict[str, float]:
         """What lives at the peak."""
         held = {"weights": self.weights, "optimizer": self.optimizer, "copies": self.copies}
+        if self.further:
+            held["further weights"] = self.further
         working = "logits" if self.logits > self.block else "backward of a block"
         begin = {
             "gradients": self.carried_gradients,
@@ -112,7 +121,8 @@ class Memory:
         }
         last = "update" if self.update > self.block else "backward of a block"
         end = {"gradients": self.gradients, last: max(self.update, self.block)}
-        return held | max(begin, end, key=lambda parts: sum(parts.values()))
+        drawing = {"cache of drawn answers": self.cache}
+        return held | max(begin, end, drawing, key=lambda parts: sum(parts.values()))
 
     @property
     def total(self) -> float:
@@ -206,4 +216,6 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         activations=kept - (block if plan.gradient_checkpointing else 0) + rows,
         logits=speaks * min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies,
         block=backward + (block if plan.gradient_checkpointing else 0),
+        further=plan.further_bytes,
+        cache=plan.cache_tokens * size.num_layers * size.cache_width * plan.activation_bytes,
     )

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.batch import PairBatch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.losses.logprobs import TokenLogProbs, token_log_probs
@@ -21,7 +20,13 @@ from lit_sft.stages._answering import Answering
 from lit_sft.stages._judging import Judging
 from lit_sft.stages._mismatched import mismatched
 from lit_sft.stages._reference import StoredReference
-from lit_sft.stages._sequences import answer_lengths, refuse_dropout, refuse_random_layers, sequence_numbers
+from lit_sft.stages._sequences import (
+    answer_lengths,
+    answer_places,
+    refuse_dropout,
+    refuse_random_layers,
+    sequence_numbers,
+)
 from lit_sft.stages._summed import SummedLoss
 from lit_sft.tuning._base import Tuning
 
@@ -172,7 +177,7 @@ class Preference(SummedLoss, Answering, Judging):
 
     def log_probs(self, batch: PairBatch) -> Tensor:
         """Of each answer under the network as it is [S], summed as the objective wants it."""
-        found, segments = self._log_probs(batch, self._hidden(batch), _answer_places(batch))
+        found, segments = self._log_probs(batch, self._hidden(batch), answer_places(batch))
         return self.objective.summed(segments.grid(found.logps), segments.lengths, self._items(batch))
 
     @torch.no_grad()
@@ -188,7 +193,7 @@ class Preference(SummedLoss, Answering, Judging):
         reference = self._reference(batch) if self.objective.needs_reference else None
         hidden = self._hidden(batch)
         is_measured = self.objective.needs_certainty
-        found, segments = self._log_probs(batch, hidden, _answer_places(batch), is_measured=is_measured)
+        found, segments = self._log_probs(batch, hidden, answer_places(batch), is_measured=is_measured)
         grid = segments.grid(found.logps)
         logps = self.objective.summed(grid, segments.lengths, items)
         answers = Answers(logps, segments.lengths, reference)
@@ -271,11 +276,6 @@ class Preference(SummedLoss, Answering, Judging):
             if str(self.trainer.precision) == "32-true":
                 raise TrainingError(said)
             log.warning("%s, if that stays so", said)
-
-
-def _answer_places(batch: PairBatch) -> Tensor:
-    """Where the tokens of answers stand in the flat rows [N]."""
-    return torch.nonzero_static((batch.labels != IGNORE_INDEX).flatten(), size=batch.num_supervised).squeeze(1)
 
 
 def _predicted_places(batch: PairBatch) -> Tensor:
