@@ -86,7 +86,7 @@ class CLI(LightningCLI):
     _made: Path | None = None
     """Run folder that this process made."""
 
-    def __init__(self, stage: type[Stage], data: type[CorpusData], *, args: list[str], **options: Any) -> None:
+    def __init__(self, stage: type[Any], data: type[Any], *, args: list[str], **options: Any) -> None:
         self._verb = args[0]
         super().__init__(stage, data, args=args, **options)
 
