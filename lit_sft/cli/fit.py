@@ -86,9 +86,9 @@ class CLI(LightningCLI):
     _made: Path | None = None
     """Run folder that this process made."""
 
-    def __init__(self, *classes: Any, args: list[str], **options: Any) -> None:
+    def __init__(self, stage: type[Any], data: type[Any], *, args: list[str], **options: Any) -> None:
         self._verb = args[0]
-        super().__init__(*classes, args=args, **options)
+        super().__init__(stage, data, args=args, **options)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
