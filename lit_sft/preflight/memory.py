@@ -38,8 +38,8 @@ class Plan:
         sharding: How several devices share the work.
         num_devices: Of all machines.
         head_use: What the stage makes of the hidden states.
-        frozen_adapters: Adapters beside the one that trains, such as the reference of DPO after SFT. What it says of
-            the answers is asked for before the policy keeps anything, so that its pass adds time and no memory.
+        frozen_adapters: Adapters beside the one that trains, such as the reference of DPO after SFT. It is asked before
+            the policy keeps anything: its pass adds time and no memory.
         supervised_share: Share of the tokens that carry loss; all is the most there can be.
         accumulates: Whether gradients of earlier micro-batches are there already.
         cache_tokens: Tokens in the cache while answers are drawn to be trained on.
