@@ -66,7 +66,9 @@ def _read(file: Path, above: tuple[Path, ...]) -> tuple[str, yaml.Node, bool]:
         problem = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{file} is not YAML: {problem}") from None
     if not isinstance(root, yaml.MappingNode | yaml.SequenceNode) or not (above or isinstance(root, yaml.MappingNode)):
-        raise ConfigError(f"{file} holds no keys with values, such as `trainer: {{max_epochs: 1}}`; is it the right file?")
+        raise ConfigError(
+            f"{file} holds no keys with values, such as `trainer: {{max_epochs: 1}}`; is it the right file?"
+        )
     _refuse_twins(str(file), root)
     return text, root, not _put_in(root, file, above)
 

@@ -131,7 +131,9 @@ class ShortErrorParser(ArgumentParser):
             classes = CLASS_PROBLEM.findall(message) + CALLED_CLASS.findall(message)
             names = _parameters(classes[-1]) if classes else self._options_near(found[1])
             where = f"{place}: " if place else ""
-            return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names, self._meant(found[1], names))}"
+            return (
+                f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names, self._meant(found[1], names))}"
+            )
         if found := UNKNOWN_TOP_LEVEL.search(message):
             name = found[1] or found[2]
             names = self._options_near(name)

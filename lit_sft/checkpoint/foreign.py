@@ -99,9 +99,7 @@ def inner_state(content: dict[str, Any]) -> str | None:
     return next((str(key) for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)), None)
 
 
-def refuse_dropped_lora(
-    network: PreTrainedModel, state: Mapping[str, Any], prefix: str, *_: Any
-) -> None:
+def refuse_dropped_lora(network: PreTrainedModel, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """A hook of `load_state_dict`: no part of an adapter is left out, as peft would with a warning only.
 
     Raises:

@@ -144,9 +144,7 @@ class Checkpoint(TextInterface):
         tensors = open_weights(self.path)
         settle_quantization(self.path, self.family.network_config, tensors)
         self._check_generation_config()
-        network = load_network(
-            self.path, tensors, lambda: self.family.load_model(dtype or torch.float32, quantization)
-        )
+        network = load_network(self.path, tensors, lambda: self.family.load_model(dtype or torch.float32, quantization))
         network.register_load_state_dict_pre_hook(refuse_dropped_lora)
         return network
 

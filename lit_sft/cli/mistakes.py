@@ -32,7 +32,9 @@ def mistake_behind(error: Exception) -> UserError | None:
     if isinstance(error, RuntimeError) and "more than one stateful callback" in said:
         return ConfigError(f"trainer.callbacks: {said[:400]}")
     if isinstance(error, MisconfigurationException) and NO_DEVICE.search(said):
-        return ConfigError("trainer.accelerator: torch finds no such device. Set it to auto or cpu, or look at nvidia-smi")
+        return ConfigError(
+            "trainer.accelerator: torch finds no such device. Set it to auto or cpu, or look at nvidia-smi"
+        )
     if mistake := _refused_option(error) or _guests_failure(error):
         return mistake
     is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)

@@ -263,7 +263,10 @@ def _setting(key: str, value: Any) -> Change:
         (_setting("peft_type", ["LORA"]), "are not supported"),
         (_setting("peft_type", None), r"of type unknown \(no peft_type\)"),
         (_embedding(1500), r"embed_tokens\.weight has no place: it is \[1500, 64\].* \[1400, 64\].*resized vocabulary"),
-        (_embedding(1400), r"embed_tokens\.weight has no place: it is a weight of the base.*save_embedding_layers=False"),
+        (
+            _embedding(1400),
+            r"embed_tokens\.weight has no place: it is a weight of the base.*save_embedding_layers=False",
+        ),
         (_under("lora_A.", "lora_A.default."), r"'\.default\.' in its name: it is the state of a PeftModel"),
         (_under("", "base_model.model."), "an adapter on an adapter"),
         (_setting("init_lora_weights", "pissa_niter_4"), "trains on a changed base"),
