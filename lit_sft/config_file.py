@@ -26,7 +26,7 @@ SUFFIXES = (".yaml", ".yml")
 HINTS = {
     "'\\t'": "YAML is indented with spaces, not with tabs",
     "cannot start any token": "Put the value in quotes",
-    "mapping values are not allowed": "The line is indented deeper than those around it, or its text with ': ' needs quotes",
+    "mapping values are not allowed": "It is indented deeper than those around it, or its text with ': ' needs quotes",
     "could not find expected ':'": "A colon is missing in the line before, or its text needs quotes",
     "expected ','": "A bracket or brace is not closed",
     "expected <block end>": "The line is indented otherwise than those around it",

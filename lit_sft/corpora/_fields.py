@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 LOSS_KEYS = ("loss", "loss_scale", "weight", "train", "loss_mask")
-"""How ms-swift, OpenAI, Axolotl and ChatGLM3 mark an answer that carries no loss: `loss: false`, `weight: 0` and so on."""
+"""How ms-swift, OpenAI, Axolotl and ChatGLM3 mark an answer that carries no loss: `loss: false`, `weight: 0`."""
 
 SAYS_NOTHING = frozenset(
     """

@@ -75,8 +75,8 @@ def read_adapter(folder: Path) -> AdapterFile:
     for name, tensor in tensors.items():
         if strange := next((part for part in UNUSUAL if part in name), None):
             raise ConfigError(
-                f"adapter {folder}: the tensor {name} has {strange!r} in its name: it is {UNUSUAL[strange]}. No tensor of "
-                "that name belongs to this model; save it with peft's save_pretrained"
+                f"adapter {folder}: the tensor {name} has {strange!r} in its name: it is {UNUSUAL[strange]}. No tensor "
+                "of that name belongs to this model; save it with peft's save_pretrained"
             )
         if not name.startswith(PREFIX):
             raise ConfigError(

@@ -128,8 +128,8 @@ def _beside(name: str, shape: tuple[int, ...], network: PreTrainedModel) -> str:
     if own is not None and tuple(own.shape) != shape and _hint(name):
         return f"it is {list(shape)}, in the model {list(own.shape)}{_hint(name)}"
     return (
-        "it is a weight of the base. Save the adapter with save_pretrained(FOLDER, save_embedding_layers=False), or, if "
-        "that weight was trained, with modules_to_save"
+        "it is a weight of the base. Save the adapter with save_pretrained(FOLDER, save_embedding_layers=False), or, "
+        "if that weight was trained, with modules_to_save"
     )
 
 

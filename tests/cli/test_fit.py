@@ -407,7 +407,7 @@ class TestMistakes:
         assert "model.tuning: option 'rnak' is not accepted. did you mean 'rank'? Accepted:" in line
         assert "did you mean 'max_length'?" in mistake(data={"max_lenght": 4})
         assert "did you mean 'trainer.max_epochs'?" in mistake("--trainer.max_epoch", "3")
-        assert "did you mean 'trainer'?" in mistake(trianer={"max_epochs": 3})
+        assert "did you mean 'trainer.max_epochs'?" in mistake(trianer={"max_epochs": 3})
 
     def test_names_of_other_programs_are_answered_with_ours_and_their_place(self, mistake: Any) -> None:
         assert "did you mean 'rank'?" in mistake(model={"tuning": {"class_path": "LoRA", "init_args": {"r": 4}}})
