@@ -1,7 +1,11 @@
-"""A configuration as text: UTF-8 in every locale, sound YAML, and no key twice, of which YAML would keep the last."""
+"""A configuration as text: UTF-8 in every locale, sound YAML, and no key twice, of which YAML would keep the last.
+
+So are the files that it names in place of its parts, as in `data: data.yaml`; they are put in where they are named.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,13 +13,41 @@ import yaml
 
 from lit_sft.errors import ConfigError
 
+PARTS = frozenset(
+    """
+    model data trainer samples checkpoints predictions init_args tuning optimizer schedule generation objective
+    rewards corpora test_corpora forgetting callbacks logger
+    """.split()  # noqa: SIM905 - a list of them would be twenty lines long
+)
+"""Keys for whose value, or for an entry of whose list, a file may stand."""
+
+SUFFIXES = (".yaml", ".yml")
+
+HINTS = {
+    "'\\t'": "YAML is indented with spaces, not with tabs",
+    "cannot start any token": "Put the value in quotes",
+    "mapping values are not allowed": "It is indented deeper than those around it, or its text with ': ' needs quotes",
+    "could not find expected ':'": "A colon is missing in the line before, or its text needs quotes",
+    "expected ','": "A bracket or brace is not closed",
+    "expected <block end>": "The line is indented otherwise than those around it",
+    "end of stream": "A quote, a bracket or a brace is not closed",
+    "undefined alias": "Put a text that begins with * in quotes",
+}
+"""What YAML says of a mistake -> what was done wrong."""
+
 
 def read_configuration(file: Path) -> str:
-    """The text of a YAML file.
+    """The text of a YAML file, with the files that it names in place of its parts.
 
     Raises:
-        ConfigError: If it cannot be read, is not UTF-8, is not YAML, or says something twice.
+        ConfigError: If one cannot be read, is not UTF-8, is not YAML, has no keys, or says something twice.
     """
+    text, root, is_whole = _read(file, ())
+    return text if is_whole else yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def _read(file: Path, above: tuple[Path, ...]) -> tuple[str, yaml.Node, bool]:
+    """Text and tree of a file, and whether the text says all that the tree does."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -27,13 +59,73 @@ def read_configuration(file: Path) -> str:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        hint = ". YAML is indented with spaces, not with tabs" if "'\\t'" in str(error.problem) else ""
+        said = f"{error.context or ''} {error.problem}"
+        hint = next((f". {remedy}" for mark, remedy in HINTS.items() if mark in said), "")
         raise ConfigError(f"{file}, line {line}: {error.problem}{hint}") from None
     except (yaml.YAMLError, RecursionError) as error:
         problem = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
         raise ConfigError(f"{file} is not YAML: {problem}") from None
+    if not isinstance(root, yaml.MappingNode | yaml.SequenceNode) or not (above or isinstance(root, yaml.MappingNode)):
+        raise ConfigError(
+            f"{file} holds no keys with values, such as `trainer: {{max_epochs: 1}}`; is it the right file?"
+        )
     _refuse_twins(str(file), root)
-    return text
+    return text, root, not _put_in(root, file, above)
+
+
+def _put_in(root: yaml.Node, file: Path, above: tuple[Path, ...]) -> bool:
+    """Replace the names of files in a tree by their trees; whether there were any."""
+    is_changed = False
+    waiting: list[tuple[str, yaml.Node]] = [("", root)]
+    seen = set[int]()
+    while waiting:
+        name, node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))
+        is_map = isinstance(node, yaml.MappingNode)
+        inside = [(key.value, value) for key, value in node.value] if is_map else [(name, item) for item in node.value]
+        for place, (key, value) in enumerate(inside):
+            found = value
+            if key in PARTS and isinstance(value, yaml.ScalarNode) and value.value.endswith(SUFFIXES):
+                found = _part(file, key, value, above)
+                node.value[place] = (node.value[place][0], found) if is_map else found
+                is_changed = True
+            waiting.append((key, found))
+    return is_changed
+
+
+def _part(file: Path, key: str, value: yaml.ScalarNode, above: tuple[Path, ...]) -> yaml.Node:
+    named = file.parent / Path(os.path.expandvars(value.value)).expanduser()
+    where = f"{file}, line {value.start_mark.line + 1}: {key} names {value.value}"
+    if not named.is_file():
+        raise ConfigError(f"{where}, which is not a file beside it")
+    if named.resolve() in above:
+        raise ConfigError(f"{where}, which names this file in its turn")
+    return _read(named, (*above, file.resolve()))[1]
+
+
+def with_parts(words: Iterable[str]) -> list[str]:
+    """The words of a command line with the content of a file in place of its name: `--data data.yaml`.
+
+    Raises:
+        ConfigError: As `read_configuration`.
+    """
+    found = list(words)
+    for place, word in enumerate(found):
+        option, equals, value = word.partition("=")
+        if not equals and place:
+            option, value = found[place - 1], word
+        if option.startswith("--") and option.rpartition(".")[2].removeprefix("--") in PARTS and _is_name(value):
+            if not Path(value).is_file():
+                raise ConfigError(f"{option} names {value}, which is not a file")
+            content = read_configuration(Path(value))
+            found[place] = f"{option}={content}" if equals else content
+    return found
+
+
+def _is_name(value: str) -> bool:
+    return value.endswith(SUFFIXES) and "\n" not in value and "{" not in value
 
 
 def check_words(words: Iterable[str]) -> None:

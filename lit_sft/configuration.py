@@ -5,6 +5,7 @@ Loads no torch.
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import sys
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_sft.config_file import check_words, read_configuration
+from lit_sft.config_file import check_words, read_configuration, with_parts
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import discover
+from lit_sft.spellings import ours, renamed
 
 if TYPE_CHECKING:
     from lit_sft.data._base import CorpusData
@@ -48,6 +50,14 @@ PATH_OPTIONS = {
 
 CONFIG_OPTIONS = {"--config", "-c"}
 
+LEVELS = {
+    "model.init_args.": "lit_sft.stages.sft.SFT",
+    "model.init_args.tuning.init_args.": "lit_sft.tuning.lora.LoRA",
+    "model.init_args.optimizer.init_args.": "torch.optim.AdamW",
+    "data.init_args.": "lit_sft.data.sft.SFTData",
+}
+"""Where the options stand that most configurations have, and whose they are."""
+
 LIGHTNINGS = {"callbacks": "lightning.pytorch.callbacks", "logger": "lightning.pytorch.loggers"}
 """Key of a configuration -> module with the short names that Lightning knows for it."""
 
@@ -68,12 +78,14 @@ MISSING_PACKAGE = re.compile(r"No module named '(?!lit_sft)(\w+)|pip install (?:
 KEY = re.compile(r'Parser key "([\w.\[\]]+)"')
 UNKNOWN_OPTION = re.compile(r"Option '([\w.]+)' is not accepted")
 CALLED_CLASS = re.compile(r"is not accepted\. Got value: Namespace\(class_path='([\w.]+)'")
+NUMBER = re.compile(r"Expected a <class '(?:int|float)'>")
 UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\S+)")
 NO_CALLABLE = re.compile(r"expects a function or a callable class: (.+?)\.? Got value")
+ABSTRACT_CLASS = re.compile(r"Expected an instantiatable class, but [\w.]+ is abstract")
 UNKNOWN_TOP_LEVEL = re.compile(r"does not accept option '([\w.]+)'|[Uu]nrecognized arguments: --([\w.]+)")
 REQUIRED = re.compile(r"the following arguments are required: ([\w., ]+)")
-EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
-GIVEN = re.compile(r"Got value: (.*)|Given value: (.*)")
+EXPECTED = re.compile(r"Expected an? (?!<class 'NoneType'>|path but|dot import)(.+?)(?:\. Got value.*)?$", re.MULTILINE)
+GIVEN = re.compile(r"Got value: (.*)|Given value: (.*?)(?:\. Got value.*)?$", re.MULTILINE)
 
 
 class ShortErrorParser(ArgumentParser):
@@ -94,7 +106,7 @@ class ShortErrorParser(ArgumentParser):
         """
         file = Path(path)
         text = read_configuration(file)
-        with chdir(file.absolute().parent):  # files that it names for its parts lie beside it
+        with chdir(file.absolute().parent):  # files that it names otherwise than as its parts lie beside it
             parsed: Namespace = self.parse_string(text, path=file.name, **options)
         return parsed
 
@@ -104,7 +116,7 @@ class ShortErrorParser(ArgumentParser):
         Raises:
             ConfigError: If a value says something twice.
         """
-        words = _with_expanded_configs(sys.argv[1:] if args is None else args)
+        words = with_parts(_with_expanded_configs(sys.argv[1:] if args is None else args))
         check_words(words)
         parsed: Namespace = _with_expanded_paths(super().parse_args(words, *more, **options))
         return parsed
@@ -132,16 +144,19 @@ class ShortErrorParser(ArgumentParser):
             where = f"{place}: " if place else ""
             if found[1] in SHAPING_OPTIONS and classes and classes[-1].startswith("lit_sft.stages."):
                 return f"{where}option {found[1]!r} is not accepted. {WHY_UNSHAPED}"
-            return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names)}"
+            return (
+                f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names, self._meant(found[1], names))}"
+            )
         if found := UNKNOWN_TOP_LEVEL.search(message):
             name = found[1] or found[2]
             names = self._options_near(name)
             wrong = name if any("." in option for option in names) else name.partition(".")[0]
-            return f"option {name!r} is not accepted. {accepted(wrong, names)}"
-        if found := UNKNOWN_CLASS.search(message):
-            kinds = [self.base_classes.get(key) for key in reversed(place.split("."))]
-            chosen = next(filter(None, kinds), None)
-            names = list(discover(*chosen)) if chosen else _names_of_lightning(place)
+            return f"option {name!r} is not accepted. {accepted(wrong, names, self._meant(name, names))}"
+        chosen = self.base_classes.get(place.rpartition(".")[2])
+        if chosen and ABSTRACT_CLASS.search(message):
+            return f"{place} names no class. {_with_a_class(place, discover(*chosen), message)}"
+        names = list(discover(*chosen)) if chosen else _names_of_lightning(place)
+        if (found := UNKNOWN_CLASS.search(message)) and (names or not NUMBER.search(message)):
             if found[1] in names:
                 return f"{place}: {found[1]} cannot be used: a package that it needs is not installed"
             hint = accepted(found[1], names) if names else "Give its full path, such as package.module.Class"
@@ -158,7 +173,17 @@ class ShortErrorParser(ArgumentParser):
             value = f", not {(given[1] or given[2]).strip()[:80]}" if given else ""
             types = " or ".join(re.sub(r"<class '([\w.]+)'>", r"\1", kind.strip()) for kind in wanted)
             return f"{place} expects {types}{value}"
-        return " ".join(message.split())[:400]
+        return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(message.split())[:400])
+
+    def _meant(self, name: str, names: Iterable[str]) -> str | None:
+        """What an option is called here, or where it stands."""
+        if found := ours(name, names):
+            return found
+        if not self.base_classes:
+            return None
+        options = {action.dest for parser in _with_verbs(self) for action in parser._actions}
+        inner = (f"{place}{option}" for place, owner in LEVELS.items() for option in _parameters(owner))
+        return ours(name, sorted(options, key=lambda option: option.count("."))) or ours(name, inner)
 
     def _options_near(self, name: str) -> list[str]:
         """Dotted options on the level of `name`, of this parser and its verbs."""
@@ -179,6 +204,27 @@ def missing_package(message: str) -> str | None:
     name, classes = found[1] or found[2], CLASS_PROBLEM.findall(message)
     needed = f"{classes[-1].rpartition('.')[2]} needs a package" if classes else "a package is needed"
     return f"{needed} that is not installed: pip install {name}"
+
+
+def _with_a_class(place: str, classes: Mapping[str, type], message: str) -> str:
+    """How to write what was given without a class, as the first of the classes that takes it."""
+    given: Any = None
+    for found in GIVEN.finditer(message):
+        try:
+            given = ast.literal_eval(found[1] or found[2])
+        except (SyntaxError, ValueError):
+            continue
+    for key in place.split(".")[1:]:
+        given = given.get("init_args", given).get(key) if isinstance(given, dict) else None
+    options = renamed(given) if isinstance(given, dict) else {}
+    fitting = [name for name, each in classes.items() if options.keys() <= {*_parameters(_path(each))}]
+    name = (fitting or sorted(classes))[0] if options else "NAME"
+    written = f"{{class_path: {name}, init_args: {{{', '.join(f'{k}: {v}' for k, v in options.items()) or '...'}}}}}"
+    return f"Write {place.rpartition('.')[2]}: {written}. Accepted: {', '.join(sorted(classes))}"
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _names_of_lightning(place: str) -> list[str]:

@@ -64,9 +64,9 @@ class BadRecord(Exception):  # noqa: N818 - it is a verdict on a record, caught 
         return type(self), (self.reason, self.detail)
 
 
-def accepted(name: str, names: Iterable[str]) -> str:
-    """End of an error message about a wrong name: the accepted names and the nearest one."""
+def accepted(name: str, names: Iterable[str], meant: str | None = None) -> str:
+    """End of an error message about a wrong name: the accepted names, and the one that is meant or nearest."""
     names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=1)
+    near = [meant] if meant else difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return f"{hint}Accepted: {', '.join(names)}"

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from lit_sft.config_file import read_configuration
+from lit_sft.config_file import read_configuration, with_parts
 from lit_sft.configuration import ShortErrorParser
 from lit_sft.errors import ConfigError
 
@@ -25,7 +26,13 @@ def written(folder: Path, text: str) -> Path:
         ("trainer:\n  x:\n    - b: 1\n      b: 1\n", r"key trainer\.x\[0\]\.b stands twice, in lines 3 and 4"),
         ("a: {b: 1, b: 2}\n", r"key a\.b stands twice, in lines 1 and 1"),
         ("a:\n\tb: 1\n", r"config\.yaml, line 2: .* spaces, not with tabs"),
-        ("a: [1\nb: 2\n", r"config\.yaml, line 2: "),
+        ("a: [1\nb: 2\n", r"config\.yaml, line 2: .*bracket or brace is not closed"),
+        ("a: 1\n  b: 2\n", r"config\.yaml, line 2: .*indented deeper"),
+        ("a: @b\n", r"config\.yaml, line 1: .*in quotes"),
+        ("", r"config\.yaml holds no keys"),
+        ("- a\n", r"config\.yaml holds no keys"),
+        ("a: 1\ndata: no.yaml\n", r"config\.yaml, line 2: data names no\.yaml, which is not a file"),
+        ("data: config.yaml\n", r"config\.yaml, line 1: data names config\.yaml, which names this file"),
         ("- " * 5000 + "a\n", r"config\.yaml is not YAML: nested too deeply"),
     ],
 )
@@ -41,6 +48,24 @@ def test_the_command_line_may_not_say_a_thing_twice_either(words: list[str]) -> 
     with pytest.raises(ConfigError, match=r"command line: key \[0\]\.path stands twice"):
         parser.parse_args(words)
     assert parser.parse_args(["--corpora", "[{path: a}, {path: b}]"]).corpora == [{"path": "a"}, {"path": "b"}]
+
+
+def test_a_part_in_a_file_of_its_own_is_held_to_the_same(tmp_path: Path) -> None:
+    file, part = written(tmp_path, "data: parts/data.yaml\nlr: 1e-4\n"), tmp_path / "parts" / "data.yaml"
+    part.parent.mkdir()
+    part.write_bytes("name: 中文\ncorpora: [one.yaml]\n".encode())
+    (part.parent / "one.yaml").write_bytes("path: 数据.json\n".encode())
+    read = yaml.safe_load(read_configuration(file))
+    assert read == {"data": {"name": "中文", "corpora": [{"path": "数据.json"}]}, "lr": "1e-4"}
+    assert yaml.safe_load(with_parts(["--data", str(part)])[1]) == read["data"]
+    with pytest.raises(ConfigError, match=r"--data names no\.yaml, which is not a file"):
+        with_parts(["--data=no.yaml"])
+    part.write_bytes(b"name: 1\nname: 2\n")
+    with pytest.raises(ConfigError, match=r"data\.yaml: key name stands twice, in lines 1 and 2"):
+        read_configuration(file)
+    part.write_bytes("name: 中文\n".encode("gbk"))
+    with pytest.raises(ConfigError, match=r"data\.yaml, line 1: not UTF-8"):
+        read_configuration(file)
 
 
 def test_the_same_key_in_two_places_and_an_alias_are_fine(tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def examine(case: Case, cache_folder: Path) -> list[str]:
     """What is wrong with the reading of a file; raises what the reading raises."""
     found = scan_corpus("fuzz", case.corpus(str(case.file)), cache_folder, num_workers=0)
     scan = found.scan
-    talks = ["".join(m.content for m in found.conversation(n).messages) for n in scan.good.tolist()]
+    talks = ["".join(m.content for m in found.record(n).messages) for n in scan.good.tolist()]
     names = [name for name in scan.bad if scan.bad[name]]
     bad = [found.records.read(n) for name in names for n in scan.records_with(name).tolist()]
     has_long = any(len(data) > MAX_RECORD_BYTES for data in bad)

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_sft.errors import CheckpointError
+from lit_sft.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from lit_sft.checkpoint.weights import StoredTensor
 
@@ -34,6 +34,7 @@ WRAPPERS = {
         "model.merge_and_unload().save_pretrained(FOLDER)",
     ),
     ".lora_": ("PEFT, with adapters that are not merged", "model.merge_and_unload().save_pretrained(FOLDER)"),
+    ".base_layer.": ("PEFT, with adapters that are not merged", "model.merge_and_unload().save_pretrained(FOLDER)"),
     "_orig_mod.": ("torch.compile", "model._orig_mod.save_pretrained(FOLDER)"),
     "_fsdp_wrapped_module.": ("FSDP", "a full state dict with save_pretrained"),
     "_checkpoint_wrapped_module.": ("a checkpoint wrapper", "the inner model with save_pretrained"),
@@ -96,6 +97,22 @@ def wrapper_of(names: Iterable[str], wanted: Iterable[str] = ()) -> str | None:
 def inner_state(content: dict[str, Any]) -> str | None:
     """The key of a training checkpoint under which the tensors stand."""
     return next((str(key) for key, value in content.items() if isinstance(value, dict) and _has_tensors(value)), None)
+
+
+def refuse_dropped_lora(network: PreTrainedModel, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """A hook of `load_state_dict`: no part of an adapter is left out, as peft would with a warning only.
+
+    Raises:
+        ConfigError: If a tensor of it belongs to no module, as those of the original's fused ones do.
+    """
+    own = {f"{prefix}{name}" for name, _ in network.named_modules()}
+    names = [name for name in state if name.startswith(prefix) and ".lora_" in name]
+    if lost := [name for name in names if name.partition(".lora_")[0] not in own]:
+        raise ConfigError(
+            f"{len(lost)} of {len(names)} tensors of the adapter belong to no module of this network, the first "
+            f"{lost[0]}: peft would leave them out. Adapters of the original modules load by lit_sft.tuning.lora: "
+            "LoRA(adapter=FOLDER).load(checkpoint, '32-true')"
+        )
 
 
 def _has_tensors(value: dict[Any, Any]) -> bool:

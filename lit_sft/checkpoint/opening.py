@@ -139,7 +139,7 @@ class Checkpoint(TextInterface):
         """
         import torch
 
-        from lit_sft.checkpoint.foreign import settle_quantization
+        from lit_sft.checkpoint.foreign import refuse_dropped_lora, settle_quantization
         from lit_sft.checkpoint.onnx_session import GraphSession
         from lit_sft.checkpoint.weights import load_network, open_weights
 
@@ -153,7 +153,9 @@ class Checkpoint(TextInterface):
         tensors = open_weights(self.path)
         settle_quantization(self.path, self.family.network_config, tensors)
         self._check_generation_config()
-        return load_network(self.path, tensors, lambda: self.family.load_model(dtype or torch.float32, quantization))
+        network = load_network(self.path, tensors, lambda: self.family.load_model(dtype or torch.float32, quantization))
+        network.register_load_state_dict_pre_hook(refuse_dropped_lora)
+        return network
 
     def _check_generation_config(self) -> None:
         """A file that it cannot read transformers would leave out, and with it where answers end."""

@@ -103,7 +103,11 @@ class CLI(LightningCLI):
             help="Run folder whose configuration and last checkpoint are used (validate, test, predict).",
         )
         parser.add_argument(
-            "--base", type=bool, default=False, help="With --run: leave out what was trained and use the base model."
+            "--base",
+            type=bool,
+            default=False,
+            help="With --run: the checkpoint alone, without any adapter, one that training began from included; as "
+            "`compare` has it.",
         )
         parser.add_argument(
             "--resume",
@@ -145,6 +149,9 @@ class CLI(LightningCLI):
             raise ConfigError("--resume is for fit, and takes the checkpoint of the run; leave --ckpt_path out")
         if resume and self._get(self.config, "trainer.fast_dev_run"):
             raise ConfigError("trainer.fast_dev_run keeps nothing; leave it out to resume a run")
+        tuning = self._get(self.config, "model").init_args.get("tuning")
+        if self._get(self.config, "base") and tuning and tuning.get("init_args", {}).get("adapter"):
+            tuning.init_args.adapter = None  # a fresh one changes nothing
         refuse_mps(self._get(self.config, "trainer.accelerator"))
 
     def after_instantiate_classes(self) -> None:

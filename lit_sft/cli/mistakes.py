@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 import traceback
 from typing import Any
 
@@ -12,6 +13,9 @@ from lightning.pytorch.loggers import Logger
 
 from lit_sft.configuration import missing_package, user_error_in
 from lit_sft.errors import ConfigError, UserError
+
+NO_DEVICE = re.compile("No supported gpu backend|can not run on your system")
+"""What Lightning says of `gpu` and of `cuda` on a machine without one."""
 
 
 def mistake_behind(error: Exception) -> UserError | None:
@@ -27,8 +31,10 @@ def mistake_behind(error: Exception) -> UserError | None:
         return ConfigError(missing)
     if isinstance(error, RuntimeError) and "more than one stateful callback" in said:
         return ConfigError(f"trainer.callbacks: {said[:400]}")
-    if isinstance(error, MisconfigurationException) and "No supported gpu backend" in said:
-        return ConfigError("trainer.accelerator: torch finds no GPU. Set it to auto or cpu, or look at nvidia-smi")
+    if isinstance(error, MisconfigurationException) and NO_DEVICE.search(said):
+        return ConfigError(
+            "trainer.accelerator: torch finds no such device. Set it to auto or cpu, or look at nvidia-smi"
+        )
     if mistake := _refused_option(error) or _guests_failure(error):
         return mistake
     is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-LOSS_KEYS = ("loss", "weight", "train")
-"""How ms-swift, OpenAI and Axolotl mark an answer that carries no loss: `loss: false`, `weight: 0`, `train: false`."""
+LOSS_KEYS = ("loss", "loss_scale", "weight", "train", "loss_mask")
+"""How ms-swift, OpenAI, Axolotl and ChatGLM3 mark an answer that carries no loss: `loss: false`, `weight: 0`."""
 
 SAYS_NOTHING = frozenset(
     """

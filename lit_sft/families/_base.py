@@ -112,9 +112,12 @@ class Family(ABC):
         Raises:
             CheckpointError: If one of its values cannot be.
         """
-        from lit_sft.families.shared.network_config import checked_config
+        from lit_sft.families.shared.network_config import LARGEST, checked_config
 
-        return checked_config(self.folder / "config.json", self.read_config)
+        file = self.folder / "config.json"
+        if nothing := next((key for key in self.size_keys or LARGEST if self.config.get(key) == 0), None):
+            raise CheckpointError(f"{file}: {nothing} is 0; expected a whole number from 1")
+        return checked_config(file, self.read_config)
 
     def read_config(self) -> PreTrainedConfig:
         """config.json as transformers reads it, each value of the type that its default has."""

@@ -23,6 +23,15 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 """What peft puts before every name."""
 
+UNUSUAL = {
+    f"{PREFIX}{PREFIX}": "an adapter on an adapter, or under peft's prefix twice",
+    ".default.": "the state of a PeftModel, not the file of an adapter",
+    ".base_layer.": "the state of a PeftModel with the weights of its base, not the file of an adapter",
+    "_orig_mod.": "the state of a network of torch.compile",
+    "module.base_model.": "the state of DistributedDataParallel or DeepSpeed",
+}
+"""Parts of names that are not those of peft's files, and where they are from."""
+
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initializations that subtract from the base what they put into the adapter, so that it fits a changed base only."""
 
@@ -64,6 +73,11 @@ def read_adapter(folder: Path) -> AdapterFile:
             "under ZeRO-3 without gathering the weights; save it again (stage3_gather_16bit_weights_on_model_save)"
         )
     for name, tensor in tensors.items():
+        if strange := next((part for part in UNUSUAL if part in name), None):
+            raise ConfigError(
+                f"adapter {folder}: the tensor {name} has {strange!r} in its name: it is {UNUSUAL[strange]}. No tensor "
+                "of that name belongs to this model; save it with peft's save_pretrained"
+            )
         if not name.startswith(PREFIX):
             raise ConfigError(
                 f"adapter {folder}: the tensor {name} does not begin with {PREFIX}, as peft names them: no tensor of "
@@ -101,6 +115,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     kind = content.get("peft_type")
     if kind != "LORA":
+        kind = kind if "peft_type" in content and kind else "unknown (no peft_type)"
         raise ConfigError(f"{file}: adapters of type {kind} are not supported; LORA (with rsLoRA and DoRA) is")
     if not content.get("target_modules"):
         raise ConfigError(f"{file} names no target_modules; give the layers that the adapter was trained on")

@@ -36,8 +36,17 @@ class PlacedAdapter:
     pieces: dict[str, Piece]
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """The tensors of the network's adapter by name."""
+        """The tensors of the network's adapter by name.
+
+        Raises:
+            ConfigError: If one holds what is not a number.
+        """
         read = {name: tensor[...] for name, tensor in self.file.tensors.items()}
+        if broken := next((name for name, tensor in read.items() if not tensor.isfinite().all()), None):
+            raise ConfigError(
+                f"adapter {self.file.folder}: the tensor {broken} holds NaN or infinite numbers: its training went "
+                "wrong. Take an earlier one"
+            )
         return {
             name: read[piece.source] if piece.rows is None else read[piece.source][piece.rows]
             for name, piece in self.pieces.items()
@@ -98,7 +107,8 @@ def _compare(placed: PlacedAdapter, network: PreTrainedModel, checkpoint: Checkp
     places = {name.removeprefix(PREFIX): tensor.shape for name, tensor in expected.items()}
     for name, piece in sorted(placed.pieces.items()):
         if name not in places:
-            raise ConfigError(f"{misfit}: the tensor {piece.source} has no place; its configuration does not name it")
+            rows = piece.shape(placed.file.tensors[piece.source].shape)
+            raise ConfigError(f"{misfit}: the tensor {piece.source} has no place: {_beside(name, rows, network)}")
         shape = piece.shape(placed.file.tensors[piece.source].shape)
         if shape != tuple(places[name]):
             needed = f"the model needs {list(places[name])}{_hint(name)}"
@@ -108,6 +118,19 @@ def _compare(placed: PlacedAdapter, network: PreTrainedModel, checkpoint: Checkp
             f"{misfit}: it lacks {len(missing)} of {len(places)} tensors, the first {missing[0]}, which its "
             "configuration asks for"
         )
+
+
+def _beside(name: str, shape: tuple[int, ...], network: PreTrainedModel) -> str:
+    """Why a tensor may stand in a file whose configuration does not name it."""
+    if "lora_" in name:
+        return "its configuration does not name it"
+    own = dict(network.named_parameters()).get(name)
+    if own is not None and tuple(own.shape) != shape and _hint(name):
+        return f"it is {list(shape)}, in the model {list(own.shape)}{_hint(name)}"
+    return (
+        "it is a weight of the base. Save the adapter with save_pretrained(FOLDER, save_embedding_layers=False), or, "
+        "if that weight was trained, with modules_to_save"
+    )
 
 
 def _hint(name: str) -> str:

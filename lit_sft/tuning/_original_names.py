@@ -55,15 +55,17 @@ class Piece:
         return (first if self.rows is None else len(self.rows), *rest)
 
 
-def original_modules(network: PreTrainedModel) -> dict[str, list[Part]]:
+def original_modules(network: PreTrainedModel, *, of_forerunner: bool = False) -> dict[str, list[Part]]:
     """The modules of the original code that have weights, and the parts of the network that each became, in order.
 
     Modules whose weights are converted otherwise than by a cut along the rows are left out.
 
     Args:
         network: Of the family; may be on "meta".
+        of_forerunner: Whether, where a script made the checkpoint of another model, that model's code is meant.
     """
-    conversions = get_model_conversion_mapping(network, add_legacy=False)
+    forerunner = getattr(network, "forerunner_conversions", ()) if of_forerunner else ()
+    conversions = [*get_model_conversion_mapping(network, add_legacy=False), *forerunner]
     renamings = [c.reverse_transform() for c in reversed(conversions) if isinstance(c, WeightRenaming)]
     converters = [c for c in reversed(conversions) if isinstance(c, WeightConverter) and len(c.source_patterns) == 1]
     found: dict[str, list[Part]] = {}
@@ -132,7 +134,7 @@ def to_network(
     """
     own = {name for name, _ in network.named_modules()}
     strangers = _strangers(shapes, own)
-    originals = original_modules(network)
+    originals = original_modules(network, of_forerunner=True)
     if not strangers:
         _compare_fused(config, shapes, {name: parts for name, parts in originals.items() if name not in own})
         return config, {name: Piece(name, None) for name in shapes}

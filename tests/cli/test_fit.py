@@ -406,13 +406,23 @@ class TestMistakes:
         assert "model.tuning: option 'rnak' is not accepted. did you mean 'rank'? Accepted:" in line
         assert "did you mean 'max_length'?" in mistake(data={"max_lenght": 4})
         assert "did you mean 'trainer.max_epochs'?" in mistake("--trainer.max_epoch", "3")
-        assert "did you mean 'trainer'?" in mistake(trianer={"max_epochs": 3})
+        assert "did you mean 'trainer.max_epochs'?" in mistake(trianer={"max_epochs": 3})
+
+    def test_names_of_other_programs_are_answered_with_ours_and_their_place(self, mistake: Any) -> None:
+        assert "did you mean 'rank'?" in mistake(model={"tuning": {"class_path": "LoRA", "init_args": {"r": 4}}})
+        assert "did you mean 'model.init_args.optimizer.init_args.lr'?" in mistake("--lr", "1e-4")
+        assert "did you mean 'trainer.max_epochs'?" in mistake("--num_train_epochs=3")
+        assert "did you mean 'data.init_args.micro_batch_size'?" in mistake(batch_size=4)
+
+    def test_a_class_that_is_left_out_is_written_down(self, mistake: Any) -> None:
+        written = "{class_path: LoRA, init_args: {rank: 8}}"
+        assert f"model.tuning names no class. Write tuning: {written}. Accepted:" in mistake(model={"tuning": {"r": 8}})
 
     def test_misspelt_options_of_an_optimizer_are_answered_with_those_of_the_optimizer(self, mistake: Any) -> None:
         optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"learning_rate": 1e-3}}
         line = mistake(model={"optimizer": optimizer})
         assert "model.optimizer: option 'learning_rate' is not accepted" in line
-        assert ", lr, " in line
+        assert "did you mean 'lr'?" in line
         assert "neftune_alpha" not in line
 
     def test_unknown_class(self, mistake: Any) -> None:
@@ -425,6 +435,8 @@ class TestMistakes:
 
     def test_wrong_type(self, mistake: Any) -> None:
         assert mistake(data={"max_length": "long"}) == "error: data.max_length expects int, not long"
+        optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": "2e-4x"}}
+        assert mistake(model={"optimizer": optimizer}) == "error: model.optimizer.lr expects float, not 2e-4x"
         assert mistake(trainer={"max_epochs": "many"}) == "error: trainer.max_epochs expects int, not many"
 
     def test_lora_target_that_matches_nothing(self, mistake: Any) -> None:
@@ -578,6 +590,15 @@ def test_an_apple_gpu_is_refused_with_the_remedy(
     for accelerator in ("auto", "gpu"):
         with pytest.raises(ConfigError, match="MPS"):
             refuse_mps(accelerator)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda"])
+def test_an_accelerator_that_is_not_there_is_refused_with_the_remedy(
+    write_config: WriteConfig, capsys: pytest.CaptureFixture[str], accelerator: str
+) -> None:
+    assert main(["fit", "--config", write_config(), "--trainer.accelerator", accelerator]) == 2
+    assert "trainer.accelerator: torch finds no such device. Set it to auto or cpu" in capsys.readouterr().err
 
 
 def test_a_missing_kernel_for_4_bits_on_a_cpu_is_not_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -52,6 +52,7 @@ def test_every_verb_answers_as_the_weights_merged_by_hand(
     assert main(["fit", "--config", config]) == 0  # at a rate of zero
     (run,) = (tmp_path / "runs").glob("from_it-*")
     assert answers("--run", str(run)) == tuned
+    assert answers("--run", str(run), "--base", "true") == untuned  # without the adapter it began from
 
     assert main(["compare", "--run", str(run), "--output", str(tmp_path / "report")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "report" / "answers.jsonl").read_text("utf-8").splitlines()]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reading import read, said, write_lines
 
 from lit_sft.corpora._base import Corpus
-from lit_sft.corpora._fields import SAYS_NOTHING
+from lit_sft.corpora._fields import LOSS_KEYS, SAYS_NOTHING
 from lit_sft.corpora.belle import Belle
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.jsonl_chat import JsonlChat
@@ -54,7 +54,7 @@ def test_no_key_that_is_added_is_lost_without_a_count(
     except BadRecord:
         return  # refused with a reason
     is_reported = any(reason.startswith("unused-key ") for reason in reading.repairs)
-    says_as_before = key in {"loss", "weight", "train"} and value in (True, 1)
+    says_as_before = key in LOSS_KEYS and value in (True, 1)
     assert is_reported or says_as_before or said(reading.record) != said(plain)  # type: ignore[arg-type]
 
 
@@ -77,7 +77,7 @@ def test_the_history_of_an_alpaca_record_comes_first(tmp_path: Path) -> None:
     assert findings == [("2", "no-answer"), ("3", "history-not-rounds")]
 
 
-@pytest.mark.parametrize("mark", [{"loss": False}, {"weight": 0}, {"train": False}])
+@pytest.mark.parametrize("mark", [{key: 0} for key in LOSS_KEYS])
 def test_an_answer_may_be_marked_as_without_loss(mark: dict[str, Any], tmp_path: Path) -> None:
     (user, answer) = TALK
     file = write_lines(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from original_adapters import merged_by_hand, random_adapter
 from torch.nn import functional as F
 
 from lit_sft import open_checkpoint
 from lit_sft.families.baichuan.norm_head import NormHead
+from lit_sft.tuning._adapter_loading import place_adapter
 
 TOKENS = torch.tensor([[5, 300, 7, 411, 9]])
 
@@ -91,3 +93,14 @@ def test_a_llama_with_a_chat_template_of_its_own_stays_native(pair: tuple[Path, 
 
 def test_any_other_llama_stays_native(tiny: Callable[[str], Path]) -> None:
     assert open_checkpoint(tiny("native")).family.name == "native"
+
+
+def test_adapters_of_the_fused_projection_fit_it_too(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    source, llama = pair
+    adapter = random_adapter(tmp_path / "adapter", source, ("W_pack", "o_proj"))
+    opened = open_checkpoint(llama)
+    model = place_adapter(adapter, opened).attach(opened.load_model(), is_trainable=False)
+    with torch.no_grad():
+        found = model(TOKENS).logits
+        wanted = merged_by_hand(tmp_path / "merged", source, adapter).load_model()(TOKENS).logits
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from original_adapters import FUSED, merged_by_hand, open_adapter, random_adapter, write_adapter
+from peft import PeftModel
 
 from lit_sft import open_checkpoint
 from lit_sft.chat.network import Network, Source
@@ -94,6 +96,21 @@ def test_an_adapter_comes_back_to_its_original_names_bit_for_bit(
     assert after == before
 
 
+@pytest.mark.parametrize("family", FUSED)
+def test_every_subset_of_the_original_modules_makes_the_way_there_and_back_bit_for_bit(
+    tiny: Tiny, tmp_path: Path, family: str
+) -> None:
+    base = tiny(family)
+    checkpoint = open_checkpoint(base)
+    for number, subset in enumerate(SUBSETS):
+        adapter = random_adapter(tmp_path / f"{number}", base, tuple(FUSED[family][i] for i in subset))
+        config, back = place_adapter(adapter, checkpoint).original(checkpoint)
+        wanted = {name.removeprefix("base_model.model."): tensor[...] for name, tensor in open_adapter(adapter).items()}
+        assert back.keys() == wanted.keys()
+        assert all(torch.equal(back[name], wanted[name]) for name in wanted), subset
+        assert (config.r, config.lora_alpha, config.rank_pattern) == (8, 16, {})
+
+
 @pytest.mark.parametrize("options", [{}, {"rslora": True}, {"dora": True}], ids=["lora", "rslora", "dora"])
 @pytest.mark.parametrize("family", FUSED)
 def test_separately_trained_parts_become_blocks_of_one_adapter(
@@ -169,6 +186,22 @@ def _drop_all(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     tensors.clear()
 
 
+def _nan(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    tensors[min(tensors)][0, 0] = torch.nan
+
+
+def _embedding(num_rows: int) -> Change:
+    return lambda tensors, config: tensors.update({"model.embed_tokens.weight": torch.zeros(num_rows, 64)})
+
+
+def _under(before: str, after: str) -> Change:
+    def change(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+        for name in list(tensors):
+            tensors[name.replace(before, after, 1)] = tensors.pop(name)
+
+    return change
+
+
 def _another_prefix(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
     for name in list(tensors):
         tensors[name.replace("model.layers", "layers")] = tensors.pop(name)
@@ -228,6 +261,14 @@ def _setting(key: str, value: Any) -> Change:
         (_setting("peft_type", "PREFIX_TUNING"), "adapters of type PREFIX_TUNING are not supported"),
         (_setting("peft_type", "ADALORA"), "adapters of type ADALORA are not supported"),
         (_setting("peft_type", ["LORA"]), "are not supported"),
+        (_setting("peft_type", None), r"of type unknown \(no peft_type\)"),
+        (_embedding(1500), r"embed_tokens\.weight has no place: it is \[1500, 64\].* \[1400, 64\].*resized vocabulary"),
+        (
+            _embedding(1400),
+            r"embed_tokens\.weight has no place: it is a weight of the base.*save_embedding_layers=False",
+        ),
+        (_under("lora_A.", "lora_A.default."), r"'\.default\.' in its name: it is the state of a PeftModel"),
+        (_under("", "base_model.model."), "an adapter on an adapter"),
         (_setting("init_lora_weights", "pissa_niter_4"), "trains on a changed base"),
         (_setting("layer_replication", [[0, 2], [1, 2]]), "layer_replication are not supported"),
         (_setting("r", "8"), 'r is "8"; it must be a number above 0'),
@@ -248,6 +289,23 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_read(
     with pytest.raises(ConfigError, match=said) as refused:
         SFT(checkpoint=str(base), tuning=LoRA(adapter=str(adapter)))
     assert "\n" not in str(refused.value)
+
+
+def test_an_adapter_that_holds_no_numbers_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("baichuan-7b")
+    adapter = random_adapter(tmp_path / "adapter", base, ("W_pack",))
+    tensors = {name.removeprefix("base_model.model."): t[...].clone() for name, t in open_adapter(adapter).items()}
+    _nan(tensors, {})
+    write_adapter(adapter, tensors, target_modules=["W_pack"])
+    with pytest.raises(ConfigError, match=rf"the tensor {re.escape(min(tensors))} holds NaN"):
+        LoRA(adapter=str(adapter)).load(open_checkpoint(base), "32-true")
+
+
+def test_plain_peft_leaves_out_no_part_of_an_adapter_either(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("moss")
+    adapter = random_adapter(tmp_path / "adapter", base, ("qkv_proj", "out_proj"))
+    with pytest.raises(ConfigError, match=r"4 of 8 tensors of the adapter belong to no module.*qkv_proj.*LoRA\("):
+        PeftModel.from_pretrained(open_checkpoint(base).load_model(), adapter)
 
 
 def test_names_of_the_hub_and_folders_without_weights_are_never_looked_up(tiny: Tiny, tmp_path: Path) -> None:

@@ -37,11 +37,10 @@ DEFAULT_NEW_TOKENS = 2048
 PARTS = ("q_proj", "k_proj", "v_proj")
 
 # The fused weight holds plain thirds. Saving joins them again, so files keep the original names.
-register_checkpoint_conversion_mapping(
-    "baichuan",
-    [WeightConverter("self_attn.W_pack.weight", [f"self_attn.{part}.weight" for part in PARTS], [Chunk(dim=0)])],
-    overwrite=True,
-)
+CONVERSIONS = [
+    WeightConverter("self_attn.W_pack.weight", [f"self_attn.{part}.weight" for part in PARTS], [Chunk(dim=0)])
+]
+register_checkpoint_conversion_mapping("baichuan", CONVERSIONS, overwrite=True)
 
 
 class OriginalConfig(PreTrainedConfig):

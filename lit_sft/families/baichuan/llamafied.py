@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lit_sft.families.baichuan.family import BaichuanFamily, OriginalConfig, generation_of_tokenizer
+from lit_sft.families.baichuan.family import CONVERSIONS, BaichuanFamily, OriginalConfig, generation_of_tokenizer
 from lit_sft.families.shared.packed_rows import separate_packed
 from lit_sft.families.shared.settings import read_object
 
@@ -27,6 +27,9 @@ class LlamafiedForCausalLM(LlamaForCausalLM):
     """A plain Llama, which is saved as one."""
 
     config_class = LlamafiedConfig
+
+    forerunner_conversions = CONVERSIONS
+    """How the weights were converted; adapters that were trained on `W_pack` are, too."""
 
     def __init__(self, config: LlamafiedConfig) -> None:
         super().__init__(config)
