@@ -46,7 +46,9 @@ class Subject:
     @cached_property
     def more(self) -> list[list[int]]:
         """What follows them."""
-        return [torch.randint(5, 500, (NUM_MORE,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(3)]
+        return [
+            torch.randint(5, 500, (NUM_MORE,), generator=torch.Generator().manual_seed(n)).tolist() for n in range(3)
+        ]
 
     @cached_property
     def expected(self) -> list[torch.Tensor]:
@@ -162,5 +164,8 @@ def test_every_strategy_answers_as_with_the_network(
     stop = [0, 3]
     given = {"stop": stop, "room": 8}
     assert generate_ids(exported, subject.rows, strategy, **given) == generate_ids(  # type: ignore[arg-type]
-        subject.model, subject.rows, strategy, **given  # type: ignore[arg-type]
+        subject.model,
+        subject.rows,
+        strategy,
+        **given,  # type: ignore[arg-type]
     )
