@@ -46,10 +46,10 @@ def test_parts_run_on_a_cpu_and_a_failing_one_stops_no_other(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("scripts")
 def test_a_part_that_fails_says_why_and_one_without_its_packages_or_time_is_left_out(tmp_path: Path) -> None:
-    run, Part = import_module("run"), import_module("plan").Part
-    failing = Part("unknown", 30, "unknown", "")
+    run, plan = import_module("run"), import_module("plan")
+    failing = plan.Part("unknown", 30, "unknown", "")
     assert "invalid choice" in run._run(failing, tmp_path, "tiny", 60)["failed"]
-    assert run._run(Part("x", 30, "x", "", needs=("no_such_package",)), tmp_path, "tiny", 60) == {
+    assert run._run(plan.Part("x", 30, "x", "", needs=("no_such_package",)), tmp_path, "tiny", 60) == {
         "skipped": "no_such_package not installed"
     }
     assert run._run(failing, tmp_path, "tiny", 5) == {"skipped": "no time was left"}
