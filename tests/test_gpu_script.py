@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("scripts")
 def test_the_plan_names_each_part_with_its_time_and_question() -> None:
-    import plan
-    import run
-
+    plan, run = import_module("plan"), import_module("run")
     lines = run.plan(plan.PARTS, minutes=12).splitlines()
     assert len(lines) == len(plan.PARTS)
     assert lines[0].split()[:4] == ["0:00", "families", "60", "s"]
@@ -47,12 +46,10 @@ def test_parts_run_on_a_cpu_and_a_failing_one_stops_no_other(tmp_path: Path) -> 
 
 @pytest.mark.usefixtures("scripts")
 def test_a_part_that_fails_says_why_and_one_without_its_packages_or_time_is_left_out(tmp_path: Path) -> None:
-    import run
-    from plan import Part
-
-    failing = Part("unknown", 30, "unknown", "")
+    run, plan = import_module("run"), import_module("plan")
+    failing = plan.Part("unknown", 30, "unknown", "")
     assert "invalid choice" in run._run(failing, tmp_path, "tiny", 60)["failed"]
-    assert run._run(Part("x", 30, "x", "", needs=("no_such_package",)), tmp_path, "tiny", 60) == {
+    assert run._run(plan.Part("x", 30, "x", "", needs=("no_such_package",)), tmp_path, "tiny", 60) == {
         "skipped": "no_such_package not installed"
     }
     assert run._run(failing, tmp_path, "tiny", 5) == {"skipped": "no time was left"}
@@ -60,8 +57,7 @@ def test_a_part_that_fails_says_why_and_one_without_its_packages_or_time_is_left
 
 @pytest.mark.usefixtures("scripts")
 def test_the_pages_are_those_of_the_results() -> None:
-    import page
-
+    page = import_module("page")
     results = json.loads(page.RESULTS.read_text()) if page.RESULTS.is_file() else None
     for language, text in page.TEXTS.items():
         assert (page.DOCS / text["file"]).read_text(encoding="utf-8") == page.page(language, results)
@@ -69,8 +65,7 @@ def test_the_pages_are_those_of_the_results() -> None:
 
 @pytest.mark.usefixtures("scripts")
 def test_a_page_shows_what_was_measured_and_what_was_not() -> None:
-    import page
-
+    page = import_module("page")
     machine = {"date": "2026-01-01", "device": "X1", "cuda": "13.0", "torch": "2", "transformers": "5"}
     parts = {"7b-lora": {"tokens_per_second": 15000.4, "wall_seconds": 50.0}, "head": {"ours": {"milliseconds": 2.5}}}
     said = page.page("en", {"machine": machine, "parts": parts})

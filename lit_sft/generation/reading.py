@@ -52,7 +52,7 @@ class Reading:
         length = max(self.ids.shape[1], other.ids.shape[1])
         for reading in (self, other):
             reading._pad(length)
-        for layer, added in zip(self.cache.layers, other.cache.layers, strict=True):
+        for layer, added in zip(_layers(self.cache), _layers(other.cache), strict=True):
             layer.keys = torch.cat([layer.keys, added.keys])
             layer.values = torch.cat([layer.values, added.values])
         self.ids, self.mask, self.logits = (
@@ -65,7 +65,7 @@ class Reading:
         num_added = length - self.ids.shape[1]
         self.ids = F.pad(self.ids, (num_added, 0), value=self.padding_id)
         self.mask = F.pad(self.mask, (num_added, 0))
-        for layer in self.cache.layers:
+        for layer in _layers(self.cache):
             layer.keys, layer.values = (F.pad(part, (0, 0, num_added, 0)) for part in (layer.keys, layer.values))
 
     def trim(self) -> None:
@@ -73,7 +73,7 @@ class Reading:
         assert self.cache is not None
         num_padded = int(self.mask.shape[1] - self.mask.sum(1).max())
         self.ids, self.mask = self.ids[:, num_padded:], self.mask[:, num_padded:]
-        for layer in self.cache.layers:
+        for layer in _layers(self.cache):
             layer.keys, layer.values = layer.keys[:, :, num_padded:], layer.values[:, :, num_padded:]
 
     def go_on(self, tokens: Tensor) -> None:
@@ -99,3 +99,8 @@ class Reading:
         self.cache = output.past_key_values
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+def _layers(cache: Cache) -> list[Any]:
+    """Each with `keys` and `values` [B, K, T, D]."""
+    return list(cache.layers)

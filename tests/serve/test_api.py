@@ -179,7 +179,9 @@ def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> No
 
 
 def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Served) -> None:
-    expected = {question: served.expected(question, Greedy(max_new_tokens=16)).text for question in QUESTIONS}
+    expected: dict[str, str] = {
+        question: served.expected(question, Greedy(max_new_tokens=16)).text for question in QUESTIONS
+    }
 
     def client(number: int) -> bool:
         drawn = random.Random(number)
