@@ -204,7 +204,7 @@ def test_a_file_that_is_cut_off_is_refused(exported: Path, tmp_path: Path, name:
     assert "\n" not in str(refused.value)
 
 
-def test_predict_answers_with_a_graph_as_with_its_network_and_fit_refuses_it(
+def test_a_graph_answers_in_predict_and_compare_as_its_network_and_fit_refuses_it(
     exported: Path,
     checkpoint: Checkpoint,
     write_config: Callable[..., str],
@@ -221,6 +221,12 @@ def test_predict_answers_with_a_graph_as_with_its_network_and_fit_refuses_it(
         (file,) = (tmp_path / path.name).rglob("predictions*.jsonl")
         answers.append([json.loads(line)["answer"] for line in file.read_text(encoding="utf-8").splitlines()])
     assert answers[0] == answers[1]
+    words = ["compare", "--config", config, "--before", str(checkpoint.path), "--after", str(exported)]
+    assert main([*words, "--output", str(tmp_path / "comparison")]) == 0
+    measured = json.loads((tmp_path / "comparison" / "metrics.json").read_text(encoding="utf-8"))
+    assert "perplexity" in json.dumps(measured)
+    rows = (tmp_path / "comparison" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(rows) == 2 * len(answers[0]) / 2
     capsys.readouterr()
     assert main(["fit", "--config", config]) == 2
     assert "is an exported graph, which answers and does not train" in capsys.readouterr().err
