@@ -4,12 +4,14 @@
 # make develop      what tests and linters need, too
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
+# make cpp          the programs that run exported models, into build/cpp
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
 
 PYTHON ?= python3
 BIN := .venv/bin
 NEWEST := .venv-newest
+CPP_BUILD ?= build/cpp
 TINY := models/tiny-baichuan-7b
 TAUGHT := models/quickstart
 
@@ -18,7 +20,7 @@ export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests clean
+.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -73,6 +75,12 @@ tests:
 quick: .venv/developed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
+# CPP_OPTIONS=-DLIT_SFT_SANITIZE=ON CPP_BUILD=build/cpp-sanitized: with the sanitizers.
+cpp:
+	@cpp/packages.sh
+	cmake -S cpp -B $(CPP_BUILD) $(CPP_OPTIONS)
+	cmake --build $(CPP_BUILD) --parallel 2
+
 # An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.
 newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
@@ -85,4 +93,4 @@ newest:
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
 
 clean:
-	rm -rf .venv $(NEWEST) $(TINY) $(TAUGHT) runs
+	rm -rf .venv $(NEWEST) $(TINY) $(TAUGHT) runs build

@@ -1,0 +1,120 @@
+// Damages the files of an exported folder, in memory and as they stand in the file, and uses what is still read: only
+// a UserError may come of it. `lit-sft-mutate FOLDER NUMBER [SEED]`; of a build with sanitizers it finds more.
+
+#include <array>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <random>
+
+#include "error.h"
+#include "json_file.h"
+#include "prompt.h"
+#include "stream.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr std::size_t kMostBytes = std::size_t{1} << 28;
+
+class Mutator {
+   public:
+    explicit Mutator(unsigned seed) : chance_(seed) {}
+
+    std::string mutated(const std::string& content) {
+        auto parsed = json::parse(content);
+        if (below(4) == 0) return damaged(content);
+        change(parsed);
+        return parsed.dump();
+    }
+
+   private:
+    std::size_t below(std::size_t limit) { return chance_() % limit; }
+
+    std::string damaged(std::string content) {
+        for (std::size_t i = 1 + below(4); i > 0 && !content.empty(); --i)
+            content[below(content.size())] = static_cast<char>(below(256));
+        if (below(3) == 0) content.resize(below(content.size()));
+        return content;
+    }
+
+    /// Another value somewhere.
+    void change(json& value) {
+        auto* at = &value;
+        while (at->is_structured() && !at->empty() && below(8) > 0) {
+            auto element = at->begin();
+            std::advance(element, static_cast<std::ptrdiff_t>(below(at->size())));
+            at = &*element;
+        }
+        static const std::array<json, 12> kValues = {
+            nullptr, true, 0, -1, 1, 255, 1e300, 9223372036854775807, "", "{content}{", json::array(), json::object()};
+        if (at->is_structured() && !at->empty() && below(2) == 0) {
+            auto element = at->begin();
+            std::advance(element, static_cast<std::ptrdiff_t>(below(at->size())));
+            at->erase(element);
+        } else if (at->is_number_integer() && below(2) == 0) {
+            *at = at->get<std::int64_t>() + static_cast<std::int64_t>(below(64)) - 32;
+        } else {
+            *at = kValues[below(kValues.size())];
+        }
+    }
+
+    std::mt19937 chance_;
+};
+
+void use(const fs::path& folder) {
+    using namespace lit_sft;
+    const auto tokenizer = Tokenizer::read(folder);
+    const auto ids = tokenizer->encode("Hello\n\n  \xE4\xBD\xA0\xE5\xA5\xBD 123 <eom> <|blank_5|>");
+    AnswerStream stream(*tokenizer);
+    for (const auto id : ids) stream.push({&id, 1});
+    TokenIds all(600);
+    for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<TokenId>(i);
+    (void)tokenizer->polished(tokenizer->decode(all));
+    const PromptFormat format(folder, *tokenizer);
+    const auto said = [](const char* role, const char* content) { return Message{role, content, "", "", ""}; };
+    std::vector<Message> messages = {said("system", "s"), said("user", "u"), said("assistant", ""), said("tool", "t")};
+    for (int i = 0; i < 40; ++i)
+        messages.insert(messages.end(), {said("assistant", "a"), said("user", "u u u u u u u")});
+    for (const std::ptrdiff_t begin : {0, 1, 4}) {
+        try {
+            (void)format.encode({messages.begin() + begin, messages.end()});
+        } catch (const BadConversation&) {
+            continue;
+        }
+    }
+}
+
+void write(const fs::path& file, const std::string& content) { std::ofstream(file, std::ios::binary) << content; }
+
+int run(const fs::path& folder, int number, unsigned seed) {
+    Mutator mutator(seed);
+    const auto copy = fs::temp_directory_path() / ("lit-sft-mutate-" + std::to_string(std::random_device()()));
+    fs::copy(folder, copy, fs::copy_options::recursive);
+    const std::array files = {fs::path("tokenizer/config.json"), fs::path("prompt.json")};
+    std::array<std::string, files.size()> contents;
+    for (std::size_t i = 0; i < files.size(); ++i) contents[i] = lit_sft::read_file(folder / files[i], kMostBytes);
+    int refused = 0;
+    for (int i = 0; i < number; ++i) {
+        const auto which = static_cast<std::size_t>(i) % files.size();
+        write(copy / files[which], mutator.mutated(contents[which]));
+        try {
+            use(copy);
+        } catch (const lit_sft::UserError&) {
+            ++refused;
+        }
+        write(copy / files[which], contents[which]);
+    }
+    fs::remove_all(copy);
+    std::cout << refused << " of " << number << " refused\n";
+    return 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc < 3) return 2;
+    return run(argv[1], std::stoi(argv[2]), argc > 3 ? static_cast<unsigned>(std::stoi(argv[3])) : 1);
+}
