@@ -286,10 +286,12 @@ class Prompt:
 class PromptBatch(Batch):
     """A micro-batch of prompts for a policy to answer, a row each; no label is supervised.
 
-    `prompts` [B] are what the rows hold; their `reference_ids` are not known.
+    `prompts` [B] are what the rows hold; their `reference_ids` are not known. A batch comes as many times as a rollout
+    has parts to train on; `turn` counts them from 0.
     """
 
     prompts: list[Prompt]
+    turn: int = 0
 
 
 class PromptFormat(ABC):

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,14 @@ class Position:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Rows of examples, each a (corpus, record); `epoch_progress` is the part of the epoch that is done with it."""
+    """Rows of examples, each a (corpus, record); `epoch_progress` is the part of the epoch that is done with it.
+
+    `turn` says the how manieth time it comes, from 0, where each comes several times.
+    """
 
     rows: list[list[tuple[int, int]]]
     epoch_progress: float
+    turn: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Batching:
     def num_blocks(self) -> int:
         """Blocks of a micro-batch."""
         return self.num_rows if self.packing else 1
+
+    @property
+    def num_turns(self) -> int:
+        """How many times each micro-batch comes, one after the other."""
+        return 1
 
     @property
     def budget(self) -> int:
@@ -153,7 +162,7 @@ class EpochOrder(Sampler[MicroBatch]):
         self._encoder.need(first)
         blocks = self._batching.cut(self._encoder.num_tokens(first), seed=self._mixture.seed, epoch=0, window=0)
         num_blocks = len(blocks) * len(records[0]) / len(corpus_of)
-        return ceil(num_blocks / (self._batching.num_blocks * self._num_ranks))
+        return ceil(num_blocks / (self._batching.num_blocks * self._num_ranks)) * self._batching.num_turns
 
     def first_window(self, epoch: int) -> Selection:
         """The records with which an epoch begins."""
@@ -167,18 +176,25 @@ class EpochOrder(Sampler[MicroBatch]):
         # fetched. A resumed run cuts only the windows from its position on.
         position = self._start if self._start.epoch == self._epoch else Position(self._epoch)
         blocks = self._blocks(position)
-        share_of_rank = self._batching.num_blocks
+        share_of_rank, num_turns = self._batching.num_blocks, self._batching.num_turns
         following = list(islice(blocks, share_of_rank * self._num_ranks))
         while handed_out := following:
             following = list(islice(blocks, share_of_rank * self._num_ranks))
             own = handed_out[self._rank * share_of_rank : (self._rank + 1) * share_of_rank]
-            rows = [row for block, _, _ in own for row in block]
-            _, share, after = handed_out[-1]
-            position = Position(position.epoch, position.num_batches + 1, *after)
-            self._positions[position.epoch, position.num_batches] = position
-            if len(self._positions) > MAX_AHEAD:
-                self._positions.popitem(last=False)
-            yield MicroBatch(rows, share if following else 1.0)
+            rows = [row for block in own for row in block.rows]
+            begun, done = handed_out[0].begun, handed_out[-1].done if following else 1.0
+            before = position.window, position.offset
+            for turn in range(position.num_batches % num_turns, num_turns):
+                is_last = turn + 1 == num_turns
+                place = handed_out[-1].behind if is_last else before
+                position = Position(position.epoch, position.num_batches + 1, *place)
+                self._remember(position)
+                yield MicroBatch(rows, done if is_last else begun + (done - begun) * (turn + 1) / num_turns, turn)
+
+    def _remember(self, position: Position) -> None:
+        self._positions[position.epoch, position.num_batches] = position
+        if len(self._positions) > MAX_AHEAD:
+            self._positions.popitem(last=False)
 
     def _records_of(self, epoch: int) -> Selection:
         """Those of an epoch; the last one asked for is kept, as a run does not go back."""
@@ -186,8 +202,8 @@ class EpochOrder(Sampler[MicroBatch]):
             self._records = epoch, self._mixture.epoch(epoch)
         return self._records[1]
 
-    def _blocks(self, position: Position) -> Iterator[tuple[Any, float, tuple[int, int]]]:
-        """Rows of each block, share of the epoch that is done with it, and (window, offset) behind it."""
+    def _blocks(self, position: Position) -> Iterator[_Block]:
+        """From a position to the end of its epoch."""
         records = self._records_of(position.epoch)
         total = len(records[0])
         offset = position.offset
@@ -200,9 +216,18 @@ class EpochOrder(Sampler[MicroBatch]):
             corpus_of, record = (part.tolist() for part in chosen)
             for place in range(offset, len(cut)):
                 rows = [[(corpus_of[index], record[index]) for index in row] for row in cut[place]]
-                done = window * WINDOW + len(lengths) * (place + 1) / len(cut)
-                yield rows, done / total, (window, place + 1)
+                begun, done = (window * WINDOW + len(lengths) * end / len(cut) for end in (place, place + 1))
+                yield _Block(rows, begun / total, done / total, (window, place + 1))
             offset = 0
+
+
+class _Block(NamedTuple):
+    """The shares of the epoch that are done before and with it, and the (window, offset) `behind` it."""
+
+    rows: list[list[tuple[int, int]]]
+    begun: float
+    done: float
+    behind: tuple[int, int]
 
 
 def _part(selection: Selection, wanted: slice) -> Selection:

@@ -49,9 +49,16 @@ class PromptBatching(Batching):
 
     Args:
         num_ranks: Processes that train together; what does not make a batch for each is left out.
+        num_parts: Parts of a rollout that are trained on one after the other: the turns of its batch of prompts.
     """
 
     num_ranks: int
+    num_parts: int = 1
+
+    @property
+    def num_turns(self) -> int:
+        """A turn for each part."""
+        return self.num_parts
 
     @property
     def num_blocks(self) -> int:
@@ -71,7 +78,7 @@ class PreparedPrompts(Prepared):
     def __getitem__(self, micro_batch: MicroBatch) -> PromptBatch:
         places = [place for row in micro_batch.rows for place in row]
         prompts = [_prompt(self.corpora[number], record) for number, record in places]
-        return PromptBatch(**vars(super().__getitem__(micro_batch)), prompts=prompts)
+        return PromptBatch(**vars(super().__getitem__(micro_batch)), prompts=prompts, turn=micro_batch.turn)
 
 
 def _prompt(corpus: TokenizedCorpus, record: int) -> Prompt:
@@ -92,7 +99,7 @@ class PromptData(AskingData):
 
     `batch` is a `PromptBatch`. In training it has `micro_batch_size` prompts, always; what is left at the end of an
     epoch, or of 4,096 prompts, has its turn in another. A prompt is left out if it and `max_new_tokens` more do not fit
-    into `max_length`.
+    into `max_length`. A batch comes again for each part of its rollout that a stage trains on.
 
     Args:
         text: How the model reads text; linked to the checkpoint of the model.
@@ -132,7 +139,9 @@ class PromptData(AskingData):
     @property
     def batching(self) -> PromptBatching:
         """How prompts become batches."""
-        return PromptBatching(self.max_length, self.micro_batch_size, False, self._ranks()["num_ranks"])
+        stage = self.trainer.lightning_module if self.trainer else None
+        num_parts = getattr(stage, "parts_of_rollout", 1)
+        return PromptBatching(self.max_length, self.micro_batch_size, False, self._ranks()["num_ranks"], num_parts)
 
     def forgetting_dataloader(self) -> DataLoader[Batch] | list[Any]:
         """Conversations with the loss on their last answers; nothing where none are named."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.conversation import IGNORE_INDEX, Batch, PairBatch
 from lit_sft.errors import ConfigError
 from lit_sft.tuning._base import Tuning
 
@@ -22,11 +22,17 @@ def last_positions(batch: PairBatch) -> Tensor:
     return torch.nonzero_static(is_last.flatten(), size=len(batch.sequences)).squeeze(1)
 
 
-def sequence_numbers(batch: PairBatch) -> Tensor:
+def sequence_numbers(batch: Batch) -> Tensor:
     """Of each place in the flat rows the number of its segment [B * T], of padding that of the segment before it."""
     segments = batch.segment_ids
     is_first = (segments != 0) & (F.pad(segments[:, :-1], (1, 0)) != segments)
     return is_first.flatten().cumsum(0) - 1
+
+
+def answer_places(batch: Batch) -> Tensor:
+    """Places of the supervised tokens in the flat rows [N]; what predicts each is one place before."""
+    places = torch.nonzero_static((batch.labels != IGNORE_INDEX).flatten(), size=batch.num_supervised)
+    return places.squeeze(1)
 
 
 def answer_lengths(batch: PairBatch) -> Tensor:

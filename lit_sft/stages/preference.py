@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from lit_sft.conversation import IGNORE_INDEX, PairBatch
+from lit_sft.conversation import PairBatch
 from lit_sft.errors import ConfigError, TrainingError
 from lit_sft.losses.logprobs import TokenLogProbs, token_log_probs
 from lit_sft.losses.segments import Segments
@@ -20,7 +20,13 @@ from lit_sft.stages._answering import Answering
 from lit_sft.stages._judging import Judging
 from lit_sft.stages._mismatched import mismatched
 from lit_sft.stages._reference import StoredReference
-from lit_sft.stages._sequences import answer_lengths, refuse_dropout, refuse_random_layers, sequence_numbers
+from lit_sft.stages._sequences import (
+    answer_lengths,
+    answer_places,
+    refuse_dropout,
+    refuse_random_layers,
+    sequence_numbers,
+)
 from lit_sft.stages._summed import SummedLoss
 from lit_sft.tuning._base import Tuning
 
@@ -239,8 +245,7 @@ class Preference(SummedLoss, Answering, Judging):
             is_wanted = (batch.segment_ids != 0) & (F.pad(batch.segment_ids[:, :-1], (1, 0)) == batch.segment_ids)
             places = torch.nonzero(is_wanted.flatten()).squeeze(1)
         else:
-            places = torch.nonzero_static((batch.labels != IGNORE_INDEX).flatten(), size=batch.num_supervised)
-            places = places.squeeze(1)
+            places = answer_places(batch)
         found = token_log_probs(
             hidden.flatten(0, 1).index_select(0, places - 1),
             batch.input_ids.flatten()[places],
