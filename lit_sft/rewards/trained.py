@@ -71,17 +71,7 @@ class Trained(RewardFunction):
         return (score - float(self.about["mean"])) / float(std) if std else score
 
     def join(self, tuning: Tuning, model: Any, checkpoint: Checkpoint, name: str) -> bool:
-        """Score as a frozen adapter on the network of a policy from now on, which then is in memory once.
-
-        Args:
-            tuning: Of the policy.
-            model: What it loaded.
-            checkpoint: Its base.
-            name: Of the adapter to add.
-
-        Returns:
-            Whether it does; otherwise the reward model has a network of its own.
-        """
+        """Score as a frozen adapter beside that of the policy: the base is in memory once."""
         if reason := self._why_apart(tuning, checkpoint):
             log.warning("the reward model %s is loaded as a second network: %s", self.folder, reason)
             return False
@@ -118,12 +108,12 @@ class Trained(RewardFunction):
     def to(self, device: Any) -> None:
         """Move a network of its own."""
         network, _ = self.load()
-        if not self._in_use:
+        if not self.is_joined:
             network.to(device)
 
     def unload(self) -> None:
         """Leave the memory to others, unless the network is a policy's; the next score loads it again."""
-        if self._in_use:
+        if self.is_joined:
             return
         self._loaded = None
         gc.collect()
@@ -146,6 +136,11 @@ class Trained(RewardFunction):
         tuning = LoRA(**options) if quantization is None else QLoRA(**quantization, **options)
         model = tuning.load(self.checkpoint, self.precision)
         return tuning.causal_lm(model.requires_grad_(False))
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it scores on the network of a policy."""
+        return self._in_use is not None
 
     @property
     def is_adapter(self) -> bool:

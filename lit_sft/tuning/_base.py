@@ -130,7 +130,7 @@ class Tuning(ABC):
             model: What `load` returned.
             name: Of the adapter, without a dot.
             checkpoint: The base.
-            folder: Of the adapter; a fresh one that changes nothing yet if not given.
+            folder: Of the adapter; if not given, it computes as the model does before anything trained.
             is_trainable: Whether it trains, too.
         """
         raise NotImplementedError

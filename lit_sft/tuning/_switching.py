@@ -73,10 +73,10 @@ def add(model: PeftModel, name: str, config: LoraConfig, *, is_trainable: bool) 
     cast_inputs(model)
 
 
-def add_frozen_copy(model: PeftModel, name: str) -> None:
-    """A further adapter with the weights that the policy's has now, which do not train."""
+def add_copy(model: PeftModel, name: str, *, is_trainable: bool = False) -> None:
+    """A further adapter with the weights that the policy's has now."""
     config = model.peft_config[POLICY]
-    add(model, name, config, is_trainable=False)  # type: ignore[arg-type]  # there are no others than LoRA
+    add(model, name, config, is_trainable=is_trainable)  # type: ignore[arg-type]  # there are no others than LoRA
     originals = dict(model.named_parameters())
     with torch.no_grad():
         for key, copy in weights_of(model, name).items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,9 +161,9 @@ class LoRA(Tuning):
     def keep_reference(self, model: Any) -> None:
         """A frozen copy of the adapter to start from; a fresh adapter changes nothing, so that the base does."""
         if self.adapter:
-            from lit_sft.tuning._switching import REFERENCE, add_frozen_copy
+            from lit_sft.tuning._switching import REFERENCE, add_copy
 
-            add_frozen_copy(model, REFERENCE)
+            add_copy(model, REFERENCE)
 
     def reference_of(self, model: Any) -> AbstractContextManager[Any]:
         """With the adapter to start from, or without any."""
@@ -175,14 +174,16 @@ class LoRA(Tuning):
     def add(
         self, model: Any, name: str, checkpoint: Checkpoint, *, folder: Path | None = None, is_trainable: bool = False
     ) -> None:
-        """As the adapter in a folder, or a fresh one of the same kind as that which trains."""
+        """Of the rank and the layers of its own, or of the adapter in the folder."""
         from lit_sft.tuning._adapter_loading import place_adapter
-        from lit_sft.tuning._switching import POLICY, add
+        from lit_sft.tuning._switching import POLICY, add, add_copy
 
         if folder:
             place_adapter(folder, checkpoint).add_to(model, name, is_trainable=is_trainable)
+        elif self.adapter:
+            add_copy(model, name, is_trainable=is_trainable)
         else:
-            add(model, name, replace(model.peft_config[POLICY], init_lora_weights=True), is_trainable=is_trainable)
+            add(model, name, model.peft_config[POLICY], is_trainable=is_trainable)
 
     def use(self, model: Any, name: str | None) -> None:
         """Nothing is frozen or thawed."""

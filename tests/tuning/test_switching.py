@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_sft.checkpoint.opening import open_checkpoint
-from lit_sft.tuning._switching import POLICY, REFERENCE, add_frozen_copy, use, using, weights_of
+from lit_sft.tuning._switching import POLICY, REFERENCE, add_copy, use, using, weights_of
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
@@ -37,7 +37,7 @@ def test_a_frozen_copy_answers_as_the_adapter_did_while_that_one_goes_on_trainin
     model = trained(tiny)
     before = logits(model)
     training = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    add_frozen_copy(model, REFERENCE)
+    add_copy(model, REFERENCE)
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == training
     assert torch.equal(logits(model), before)
     with torch.no_grad():
@@ -53,14 +53,14 @@ def test_a_frozen_copy_answers_as_the_adapter_did_while_that_one_goes_on_trainin
 def test_every_kind_of_adapter_is_copied_whole(tiny: Callable[[str], Path], tuning: LoRA) -> None:
     model = trained(tiny, tuning)
     before = logits(model)
-    add_frozen_copy(model, REFERENCE)
+    add_copy(model, REFERENCE)
     with torch.no_grad(), using(model, REFERENCE):
         assert torch.equal(logits(model), before)
 
 
 def test_switching_changes_no_gradient_and_is_undone(tiny: Callable[[str], Path]) -> None:
     model = trained(tiny)
-    add_frozen_copy(model, REFERENCE)
+    add_copy(model, REFERENCE)
     training = [parameter.requires_grad for parameter in model.parameters()]
     before = logits(model)
     with torch.no_grad(), using(model, None):
@@ -82,7 +82,7 @@ def test_the_adapter_that_is_saved_is_the_one_that_trained(tiny: Callable[[str],
     checkpoint = open_checkpoint(str(tiny("baichuan-7b")))
     tuning = LoRA(rank=2)
     model = trained(tiny)
-    add_frozen_copy(model, REFERENCE)
+    add_copy(model, REFERENCE)
     tuning.save(model, tmp_path / "adapter", checkpoint)
     assert sorted(file.name for file in (tmp_path / "adapter").iterdir() if file.suffix != ".md") == [
         "adapter_config.json",
