@@ -236,8 +236,6 @@ class RolloutStage(SummedLoss, Rewarded):
         own = self._measured(rollout, scores, answers)
         everybody = Measured.together(gather(own))
         self.credit(rollout, own, everybody)
-        # Autocast keeps what it converted, and here without a graph: training would find weights that cannot learn.
-        torch.clear_autocast_cache()
         self.rollout = rollout
         self.num_tokens += int(everybody.lengths.sum())
         self._log_rollout(everybody, seconds=drawn - began)
