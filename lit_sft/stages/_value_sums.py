@@ -52,7 +52,8 @@ class ValueSums(NamedTuple):
             measured = [losses.double(), *(grid.sum(1).double() for grid in grids)]
             nothing = torch.zeros_like(measured[0])
             table = torch.stack([measured[0], *[nothing] * (len(MEASURES) + 2), *measured], dim=1)
-            return cls(losses.sum(), sums_by_group(table, groups, num))
+            by_group = sums_by_group(table, groups, num)
+        return cls(losses.sum(), by_group)
 
 
 def beside_values(sums: PolicySums) -> PolicySums:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from lit_sft.distributed.processes import gather
 from lit_sft.errors import ConfigError
-from lit_sft.losses.gae import clipped_values, generalized_advantages, token_rewards, value_losses
+from lit_sft.losses.gae import Advantages, clipped_values, generalized_advantages, token_rewards, value_losses
 from lit_sft.losses.kl import adapted_coefficient, k1
 from lit_sft.losses.moments import moments, whitened
 from lit_sft.losses.policy import POLICY_LOSSES, policy_totals
@@ -171,18 +172,28 @@ class PPO(RolloutStage):
         """Advantages and returns of tokens [S, T]; an answer without a score teaches nothing."""
         with self.tuning.using(self.model, VALUE):
             rollout.fill("values", lambda part: self.values(part)[0], self.device)
-        columns, first = rollout.columns, self.trainer.global_rank * len(rollout)
+        first = self.trainer.global_rank * len(rollout)
         of_all = self.reward_scaling(everybody.scores.total)
         scores = of_all[first : first + len(rollout)]
         mask = rollout.mask & ~scores.isnan()[:, None]
-        kl = k1(columns["old"], columns["reference"]) if self.needs_reference else torch.zeros_like(columns["old"])
-        rewards = token_rewards(scores.nan_to_num(), kl, mask, self.kl_coefficient)
-        advantages, returns = generalized_advantages(rewards, columns["values"], mask, gamma=self.gamma, lam=self.lam)
+        advantages, returns = self.token_advantages(scores, mask, rollout.columns)
         if self.whitens:
             sums = torch.stack(gather(moments(advantages, mask))).sum(0)
             advantages = whitened(advantages, mask, sums)
-        columns |= {"advantages": advantages, "returns": returns, "is_scored": mask.float()}
+        rollout.columns |= {"advantages": advantages, "returns": returns, "is_scored": mask.float()}
         self._steer(of_all, everybody)
+
+    def token_advantages(self, scores: Tensor, mask: Tensor, columns: Mapping[str, Tensor]) -> Advantages:
+        """Of each token [R, T], before they are whitened.
+
+        Args:
+            scores: Of the answers [R].
+            mask: Bool [R, T]: the tokens that count.
+            columns: `old`, `reference` and `values` of the tokens.
+        """
+        kl = k1(columns["old"], columns["reference"]) if self.needs_reference else torch.zeros_like(columns["old"])
+        rewards = token_rewards(scores.nan_to_num(), kl, mask, self.kl_coefficient)
+        return generalized_advantages(rewards, columns["values"], mask, gamma=self.gamma, lam=self.lam)
 
     def _steer(self, scores: Tensor, everybody: Measured) -> None:
         """Log what was rewarded, and adapt the weight of the KL for the next rollout."""
@@ -264,12 +275,11 @@ class PPO(RolloutStage):
 
     def divide_gradients(self, count: float, norm: float) -> float:
         """Clip policy and values each by its own norm: wrong values must not shorten the steps of the policy."""
-        of_policy, of_values = (
-            [p for name, p in self.named_parameters() if p.grad is not None and is_of_values(name) == is_value]
-            for is_value in (False, True)
-        )
-        norms = [float(nn.utils.get_total_norm([p.grad for p in part])) for part in (of_policy, of_values)]
-        return math.hypot(self.scale_gradients(of_policy, count, norms[0]), self.scale_gradients(of_values, count, norms[1]))
+        norms = []
+        for is_value in (False, True):
+            own = [p for name, p in self.named_parameters() if p.grad is not None and is_of_values(name) == is_value]
+            norms.append(self.scale_gradients(own, count, float(nn.utils.get_total_norm([p.grad for p in own]))))
+        return math.hypot(*norms)
 
     # Checkpoints.
 
