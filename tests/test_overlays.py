@@ -30,6 +30,7 @@ OVERLAYS: dict[str, dict[str, Any]] = {
         }
         for name, objective in OBJECTIVES.items()
     },
+    **{name: {"model.class_path": "lit_sft.stages.ppo.PPO"} for name in ("ppo", "moss_rlhf")},
 }
 ON_ANSWERS = ("reward", *OBJECTIVES)
 
