@@ -1,12 +1,12 @@
 """Small runs of policies that learn from their own answers."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning import Callback, Trainer
+from lightning import Callback
 from streams import Notes, trainer_of
 
 from lit_sft.checkpoint.opening import Checkpoint
@@ -39,12 +39,12 @@ def prompts_in(folder: Path, count: int = 8) -> PromptRecords:
     return PromptRecords(str(file))
 
 
-def data_of(checkpoint: Checkpoint, folder: Path, **options: Any) -> PromptData:
+def data_of(checkpoint: Checkpoint, folder: Path, *, count: int = 8, **options: Any) -> PromptData:
     """Batches of two of eight prompts, answers of up to six tokens."""
     options = {"max_new_tokens": 6, "micro_batch_size": 2, "validation_fraction": 0.0, **options}
     return PromptData(
         checkpoint,
-        [prompts_in(folder)],
+        [prompts_in(folder, count)],
         max_length=min(128, checkpoint.context_length),
         cache=str(folder / "cache"),
         **options,
@@ -62,25 +62,15 @@ def policy_of(folder: Path, *, lr: float = 0.01, **options: Any) -> Policy:
 
 def fitted(
     stage: Any, data: PromptData, folder: Path, *callbacks: Callback, ckpt_path: Path | None = None, **options: Any
-) -> tuple[Trainer, dict[str, list[float]]]:
-    """Without validation; the trainer, and all values that were logged by name."""
+) -> dict[str, list[float]]:
+    """Without validation; all values that were logged by name."""
     notes = Notes()
     options = {"max_steps": 4, "max_epochs": -1, "limit_val_batches": 0, "logger": notes, **options}
     trainer = trainer_of(*callbacks, default_root_dir=folder, **options)
     trainer.fit(stage, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
-    return trainer, {name: [value for _, value in points] for name, points in notes.found.items()}
+    return {name: [value for _, value in points] for name, points in notes.found.items()}
 
 
 def trained(stage: Any) -> dict[str, torch.Tensor]:
     """The weights that train."""
     return {name: weight.detach().clone() for name, weight in stage.named_parameters() if weight.requires_grad}
-
-
-def watching(see: Callable[[Any], None]) -> Callback:
-    """Calls back with the stage after each micro-batch."""
-
-    class Watch(Callback):
-        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-            see(pl_module)
-
-    return Watch()

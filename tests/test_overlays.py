@@ -30,9 +30,14 @@ OVERLAYS: dict[str, dict[str, Any]] = {
         }
         for name, objective in OBJECTIVES.items()
     },
+    **{
+        name: {"model.class_path": "lit_sft.stages.policy.Policy", "model.init_args.algorithm": name}
+        for name in ("rloo", "grpo")
+    },
     **{name: {"model.class_path": "lit_sft.stages.ppo.PPO"} for name in ("ppo", "moss_rlhf")},
 }
 ON_ANSWERS = ("reward", *OBJECTIVES)
+ON_PROMPTS = ("rloo", "grpo", "ppo", "moss_rlhf")
 
 
 class OnlyParsed(CLI):
@@ -73,8 +78,9 @@ def test_overlays_stack_on_a_configuration(number: int, parser: Parser) -> None:
         assert {name: parsed[name] for name in wanted} == wanted
         # What the overlay does not say is as the configuration has it.
         assert parsed.trainer.gradient_clip_val == 1.0
-        if overlay in ON_ANSWERS:
-            assert parsed.data.class_path == "lit_sft.data.preference.PreferenceData"
+        if overlay in (*ON_ANSWERS, *ON_PROMPTS):
+            kind = "preference.PreferenceData" if overlay in ON_ANSWERS else "rollout_prompts.PromptData"
+            assert parsed.data.class_path == f"lit_sft.data.{kind}"
             tuning = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["tuning"]
             assert parsed.model.init_args.tuning.class_path.endswith(f".{tuning['class_path']}")
             assert parsed.model.init_args.tuning.init_args.dropout == 0
@@ -129,4 +135,23 @@ def test_overlays_on_answers_train_adapters_and_whole_models(
     assert main(words) == 0
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "summary.json").read_text())["optimizer_steps"] == 2
+    assert (run / ("model" if tuning["class_path"] == "Full" else "adapter")).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("overlay", "tuning"), [("rloo", LORA), ("grpo", FULL), ("ppo", LORA)], ids=["rloo-LoRA", "grpo-Full", "ppo-LoRA"]
+)
+def test_overlays_on_prompts_train_adapters_and_whole_models(
+    overlay: str, tuning: dict[str, Any], write_config: Callable[..., str], tmp_path: Path
+) -> None:
+    words = ["fit", "--config", write_config(model={"tuning": tuning}, trainer={"max_steps": 2})]
+    words += ["--config", str(CONFIGS / "overlays" / f"{overlay}.yaml")]
+    words += [f"--data.init_args.corpora=[{{class_path: Belle, init_args: {{path: {tmp_path / 'belle.json'}}}}}]"]
+    words += ["--data.init_args.max_new_tokens", "8", "--data.init_args.micro_batch_size", "2"]
+    words += ["--data.init_args.validation_fraction", "0.3", "--data.init_args.cache", str(tmp_path / "cache")]
+    assert main(words) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["optimizer_steps"] == 2
+    assert "val/reward" in json.dumps(summary)
     assert (run / ("model" if tuning["class_path"] == "Full" else "adapter")).is_dir()

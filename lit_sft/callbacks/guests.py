@@ -59,7 +59,7 @@ def _tell_unused(callbacks: list[Callback]) -> None:
 def _refuse_unknown_metrics(callbacks: list[Callback], stage: SummedLoss, corpora: list[str]) -> None:
     means = stage.means(1.0, 1.0, *[0.0] * len(stage.measures))
     of_corpora = [f"/{name}" for name in corpora] if len(corpora) > 1 else []
-    names = OWN_METRICS | {f"{split}/{name}" for split in ("train", "val") for name in means}
+    names = OWN_METRICS | {f"{split}/{name}" for split in ("train", "val") for name in means} | {*stage.shown_metrics}
     names |= {f"val/{name}{corpus}" for name in means for corpus in of_corpora}
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)

@@ -44,7 +44,7 @@ class PolicySums(NamedTuple):
 def policy_means(*sums: float, has_reference: bool) -> dict[str, float]:
     """Metrics of a step by name, from its sums of `MEASURES`: means over tokens, and shares of ratios."""
     total = dict(zip(MEASURES, sums, strict=True))
-    num_tokens, num_ratios = total["num_tokens"], total["num_ratios"]
+    num_tokens, num_ratios = total["num_tokens"] or 1.0, total["num_ratios"] or 1.0
     low, high = total["clipped_low"] / num_ratios, total["clipped_high"] / num_ratios
     return {
         "entropy": total["entropies"] / num_tokens,

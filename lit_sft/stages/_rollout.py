@@ -8,11 +8,12 @@ part of a training checkpoint: a run goes on within a rollout as if it had never
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,9 @@ from lit_sft.stages._sequences import answer_places, refuse_dropout, refuse_rand
 from lit_sft.stages._summed import SummedLoss, Totals
 from lit_sft.tuning._base import Tuning
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 log = logging.getLogger(__name__)
 
 
@@ -47,7 +51,7 @@ class ReadAnswers(NamedTuple):
     segments: Segments
 
 
-class RolloutStage(SummedLoss, Rewarded):
+class RolloutStage(Rewarded, SummedLoss):
     """A policy that learns from what its own answers are worth.
 
     Args:
@@ -87,6 +91,8 @@ class RolloutStage(SummedLoss, Rewarded):
         self.num_iterations = num_iterations
         self.packing = packing
         self.max_kl = max_kl
+        self.reference_network: PreTrainedModel | None = None
+        """What training starts from, where the policy cannot answer as it any more: full tuning."""
         self.rollout: RolloutBuffer | None = None
         """What is trained on; None between two rollouts."""
         self.num_rollouts = 0
@@ -164,11 +170,6 @@ class RolloutStage(SummedLoss, Rewarded):
                 f"num_parts is {self.num_parts}, but data.micro_batch_size {num_prompts} prompts with num_answers "
                 f"{self.num_answers} make fewer answers. Lower it"
             )
-        if self.needs_reference and not self.tuning.keeps_reference:
-            raise ConfigError(
-                f"{type(self.tuning).__name__} keeps no reference to measure the KL from, for its own weights change. "
-                "Take LoRA or QLoRA, or set beta to 0 and leave out max_kl"
-            )
 
     def _check_strategy(self) -> None:
         super()._check_strategy()
@@ -183,6 +184,8 @@ class RolloutStage(SummedLoss, Rewarded):
         refuse_random_layers(self.causal_lm, self.checkpoint)
         if self.needs_reference and self.tuning.keeps_reference:
             self.tuning.keep_reference(self.model)
+        elif self.needs_reference:
+            self.reference_network = copy.deepcopy(self.causal_lm).requires_grad_(False).train()
         for number, reward in enumerate(self.rewards):
             reward.join(self.tuning, self.model, self.checkpoint, f"reward_{number}")
 
@@ -230,7 +233,9 @@ class RolloutStage(SummedLoss, Rewarded):
         self.num_rollouts += 1
         if self.needs_old:
             rollout.fill("old", lambda part: self.log_probs(part)[0], self.device)
-        if self.needs_reference:
+        if self.reference_network is not None:
+            rollout.fill("reference", lambda part: self.log_probs(part, self.reference_network)[0], self.device)
+        elif self.needs_reference:
             with self.tuning.reference_of(self.model):
                 rollout.fill("reference", lambda part: self.log_probs(part)[0], self.device)
         own = self._measured(rollout, scores, answers)
@@ -251,14 +256,16 @@ class RolloutStage(SummedLoss, Rewarded):
             differences=None if old is None else old[rollout.mask] - torch.cat(drawn),
         )
 
-    def read(self, part: Part) -> ReadAnswers:
-        """The part as the network reads it now."""
+    def read(self, part: Part, network: PreTrainedModel | None = None) -> ReadAnswers:
+        """The part as a network reads it, the policy as it is now if none is given."""
         batch = part.batch
         if batch.position_ids is not None:
             self.refuse_mixing()
-        hidden = self.causal_lm.get_decoder()(
-            input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-        ).last_hidden_state
+        hidden = (
+            (network or self.causal_lm)
+            .get_decoder()(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
+            .last_hidden_state
+        )
         places = answer_places(batch)
         return ReadAnswers(
             hidden.flatten(0, 1).index_select(0, places - 1),
@@ -266,18 +273,21 @@ class RolloutStage(SummedLoss, Rewarded):
             Segments.of(sequence_numbers(batch)[places], len(part.members), part.width),
         )
 
-    def log_probs(self, part: Part, *, differentiates_entropy: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def log_probs(
+        self, part: Part, network: PreTrainedModel | None = None, *, differentiates_entropy: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities of the tokens of a part and entropies there, and the mask, [R, T] each.
 
         Args:
             part: On the device.
+            network: Which says so; the policy as it is now if not given.
             differentiates_entropy: Whether the loss is made of entropies, too.
         """
-        read = self.read(part)
+        read = self.read(part, network)
         found = token_log_probs(
             read.hidden,
             read.targets,
-            self.behavior.head(self.causal_lm),
+            self.behavior.head(network or self.causal_lm),
             temperature=self.temperature,
             is_measured=torch.is_grad_enabled(),
             differentiates_entropy=differentiates_entropy,

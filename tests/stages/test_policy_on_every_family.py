@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from bandits import distances
 from policies import data_of, fitted, policy_of, trained
 
 from lit_sft.checkpoint.opening import Checkpoint
@@ -16,10 +17,17 @@ def test_before_the_first_step_every_ratio_is_one_to_the_bit_and_the_step_change
 ) -> None:
     """With adapters, in packed rows, under gradient checkpointing."""
     stage = policy_of(checkpoint.path, family=checkpoint.family.name, packing=True, gradient_checkpointing=True)
-    with_loss_ratio = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": 2}
-    trainer, found = fitted(stage, data_of(checkpoint, tmp_path), tmp_path, **with_loss_ratio)
+    options = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": 2}
+    found = fitted(stage, data_of(checkpoint, tmp_path), tmp_path, **options)
     assert found["train/policy/approxkl_avg"] == [0.0, 0.0]
     assert found["train/objective/kl"][0] == 0.0
     assert min(found["train/gradient_norm"]) > 0
     moved = [name for name, weight in trained(stage).items() if "lora_B" in name and weight.any()]
     assert len(moved) == sum("lora_B" in name for name in trained(stage))
+
+
+@pytest.mark.slow
+def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    before, after = distances(checkpoint, tmp_path, num_steps=60, lr=0.02)
+    assert before > 0.2
+    assert after < 0.05

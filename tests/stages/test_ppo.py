@@ -82,14 +82,14 @@ class Turns(Callback):
 def test_a_part_trains_the_policy_and_then_the_values(base: Checkpoint, tmp_path: Path) -> None:
     turns = Turns()
     stage = ppo_of(base.path, value_lr_ratio=3.0)
-    trainer, _ = fitted(stage, data_of(base, tmp_path), tmp_path, turns, **STEP, max_steps=4)
+    fitted(stage, data_of(base, tmp_path), tmp_path, turns, **STEP, max_steps=4)
     of_policy, both = turns.seen[0], turns.seen[3]
     assert of_policy
     assert not any(map(is_of_values, of_policy))
     assert any(map(is_of_values, both))
     assert {name for name in turns.seen[1] if not is_of_values(name)} == set(of_policy)
     assert turns.in_use == {"default"}
-    rates = {group["lr"] for group in trainer.optimizers[0].param_groups}
+    rates = {group["lr"] for group in stage.trainer.optimizers[0].param_groups}
     assert sorted(rates) == pytest.approx([0.01, 0.03])
     moved = {name for name, weight in trained(stage).items() if "lora_B" in name and weight.any()}
     assert moved == {name for name in trained(stage) if "lora_B" in name}
@@ -110,7 +110,7 @@ def test_gradients_are_the_same_under_gradient_checkpointing(base: Checkpoint, t
 
 
 def test_without_a_reward_model_values_begin_at_zero(base: Checkpoint, tmp_path: Path) -> None:
-    _, found = fitted(ppo_of(base.path), data_of(base, tmp_path), tmp_path, **STEP, max_steps=2)
+    found = fitted(ppo_of(base.path), data_of(base, tmp_path), tmp_path, **STEP, max_steps=2)
     assert found["train/value/mean"][0] == 0
     assert found["train/policy/approxkl_avg"][0] == 0
     assert found["train/value/clipfrac_avg"][0] == 0
@@ -163,12 +163,12 @@ def test_a_run_that_is_killed_at_any_part_of_a_rollout_goes_on_to_the_same_weigh
 ) -> None:
     options = {"reward_norm": "mean_std", "target_kl": 0.01, "kl_horizon": 20}
     whole = ppo_of(base.path, **options)
-    _, expected = fitted(whole, data_of(base, tmp_path), tmp_path, Keep(tmp_path), **STEP, max_steps=9)
+    expected = fitted(whole, data_of(base, tmp_path), tmp_path, Keep(tmp_path), **STEP, max_steps=9)
     assert len(set(expected["train/objective/kl_coefficient"])) == 3
     for step in range(1, 9):
         stage = ppo_of(base.path, **options)
         kept = tmp_path / f"{step}.ckpt"
-        _, found = fitted(stage, data_of(base, tmp_path), tmp_path, ckpt_path=kept, **STEP, max_steps=9)
+        found = fitted(stage, data_of(base, tmp_path), tmp_path, ckpt_path=kept, **STEP, max_steps=9)
         assert found["train/loss"] == expected["train/loss"][step:]
         assert found["train/objective/scores"][-1] == expected["train/objective/scores"][-1]
         assert found["train/objective/kl_coefficient"][-1] == expected["train/objective/kl_coefficient"][-1]
@@ -191,7 +191,7 @@ def test_an_answer_without_a_score_teaches_nothing(base: Checkpoint, tmp_path: P
             seen.append(pl_module.rollout and pl_module.rollout.columns)
 
     stage = ppo_of(base.path, rewards=[Silent()])
-    _, found = fitted(stage, data_of(base, tmp_path), tmp_path, Look(), **STEP, max_steps=2)
+    found = fitted(stage, data_of(base, tmp_path), tmp_path, Look(), **STEP, max_steps=2)
     columns = seen[1]
     assert columns["is_scored"][0].any()
     assert not columns["is_scored"][1:].any()
