@@ -16,6 +16,7 @@ from lit_sft.generation.generate import TOKEN_BUDGET, decode_answer
 from lit_sft.generation.rollouts import Rollout, RolloutSampler
 from lit_sft.rewards._base import Answered, RewardFunction
 from lit_sft.rewards._together import Scores, check_rewards, score_answers
+from lit_sft.rewards.trained import Trained
 from lit_sft.stages._answering import Answering
 from lit_sft.stages._compile import uncompiled
 from lit_sft.stages._rollout_metrics import Measured
@@ -112,6 +113,9 @@ class Rewarded(Answering):
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Rollout]]) -> Scores:
         """What all answers [S] are worth, group after group."""
+        for reward in self.rewards:
+            if isinstance(reward, Trained):
+                reward.to(self.device)
         answered = [
             Answered(
                 prompt.messages,

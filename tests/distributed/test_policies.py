@@ -1,0 +1,105 @@
+"""Two processes, each with prompts of its own, learn what one does that has all of them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from policies import prompts_in
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_sft.__main__ import main
+
+pytestmark = pytest.mark.slow
+
+WORKER = str(Path(__file__).parents[1] / "several_fits.py")
+
+
+def words(root: Path, checkpoint: Path, name: str, *, devices: int, **changes: Any) -> list[str]:
+    """A fit of two steps on each of two rollouts of four prompts, shared out over devices."""
+    config = {
+        "seed_everything": 7,
+        "runs": str(root / "runs"),
+        "model": {
+            "class_path": "Policy",
+            "init_args": {
+                "checkpoint": str(checkpoint),
+                "tuning": {"class_path": "LoRA", "init_args": {"rank": 4}},
+                "rewards": [{"class_path": "policies.Length"}],
+                "num_answers": 4,
+                "num_parts": 2 // devices,
+                "num_iterations": 2,
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "eps": 1e-5}},
+                **changes,
+            },
+        },
+        "data": {
+            "class_path": "PromptData",
+            "init_args": {
+                "corpora": [{"class_path": "PromptRecords", "init_args": {"path": prompts_in(root, 12).path}}],
+                "max_length": 96,
+                "max_new_tokens": 6,
+                "micro_batch_size": 4 // devices,
+                "validation_fraction": 0.25,
+            },
+        },
+        "trainer": {
+            "max_steps": 4,
+            "accelerator": "cpu",
+            "devices": devices,
+            "strategy": "ddp" if devices > 1 else "auto",
+            "accumulate_grad_batches": 2 // devices,
+            "num_sanity_val_steps": -1,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+        },
+        "samples": {"count": 0},
+    }
+    file = root / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    return ["fit", "--config", str(file)]
+
+
+def curves(root: Path, name: str) -> dict[str, list[float]]:
+    (run,) = (root / "runs").glob(f"{name}-2*")
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    wanted = [tag for tag in events.Tags()["scalars"] if tag.startswith(("train/", "val/"))]
+    return {tag: [event.value for event in events.Scalars(tag)] for tag in wanted}
+
+
+def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
+    (run,) = (root / "runs").glob(f"{name}-2*")
+    content: dict[str, Any] = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    found: dict[str, torch.Tensor] = content["state_dict"]
+    return found
+
+
+OPTIONS: dict[str, dict[str, Any]] = {"rloo": {}, "grpo": {"algorithm": "grpo", "scale": "batch", "kl": "loss"}}
+
+
+def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    """In RLOO and, with a spread over the answers of both, in GRPO."""
+    checkpoint = tiny("baichuan-7b")
+    jobs = [
+        {"words": words(tmp_path, checkpoint, f"{name}_2", devices=2, **changes), "codes": [0, 0], "port": None}
+        for name, changes in OPTIONS.items()
+    ]
+    file = tmp_path / "jobs.json"
+    file.write_text(json.dumps(jobs), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER, str(file)]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    for name, changes in OPTIONS.items():
+        assert main(words(tmp_path, checkpoint, f"{name}_1", devices=1, **changes)) == 0
+        mine, theirs = (curves(tmp_path, f"{name}_{devices}") for devices in (2, 1))
+        assert mine.keys() == theirs.keys()
+        for tag, values in theirs.items():
+            assert mine[tag] == pytest.approx(values, abs=2e-5, rel=2e-5), tag
+        torch.testing.assert_close(weights(tmp_path, f"{name}_2"), weights(tmp_path, f"{name}_1"), rtol=0, atol=1e-6)
