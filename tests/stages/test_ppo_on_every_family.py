@@ -23,8 +23,8 @@ def test_rewarded_tokens_become_more_frequent(
 ) -> None:
     checkpoint = open_checkpoint(tiny(family), family)
     options = {"stage_class": PPO, "tuning_class": KINDS[kind], "num_answers": 32}
-    before, after = distances(checkpoint, tmp_path, num_steps=16, lr=0.03, **options)  # type: ignore[arg-type]
-    assert after < 0.8 * before
+    before, after = distances(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)  # type: ignore[arg-type]
+    assert after < 0.5 * before
 
 
 @pytest.mark.slow
