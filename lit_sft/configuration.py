@@ -51,6 +51,17 @@ CONFIG_OPTIONS = {"--config", "-c"}
 LIGHTNINGS = {"callbacks": "lightning.pytorch.callbacks", "logger": "lightning.pytorch.loggers"}
 """Key of a configuration -> module with the short names that Lightning knows for it."""
 
+SHAPING_OPTIONS = {
+    *("top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "no_repeat_ngram_size", "num_beams"),
+}
+"""Options of strategies by which answers are drawn from another distribution than the network's."""
+
+WHY_UNSHAPED = (
+    "Answers that are trained on are drawn from the policy itself, with a temperature and nothing else: under another "
+    "distribution every probability of theirs would be wrong. For predict and samples give it to a strategy of "
+    "generation"
+)
+
 # What jsonargparse says, in the order in which the parts of one message are looked for.
 CLASS_PROBLEM = re.compile(r"Problem with given class_path '([\w.]+)'")
 MISSING_PACKAGE = re.compile(r"No module named '(?!lit_sft)(\w+)|pip install (?:-U )?['\"]?([A-Za-z][\w.-]*)")
@@ -119,6 +130,8 @@ class ShortErrorParser(ArgumentParser):
             classes = CLASS_PROBLEM.findall(message) + CALLED_CLASS.findall(message)
             names = _parameters(classes[-1]) if classes else self._options_near(found[1])
             where = f"{place}: " if place else ""
+            if found[1] in SHAPING_OPTIONS and classes and classes[-1].startswith("lit_sft.stages."):
+                return f"{where}option {found[1]!r} is not accepted. {WHY_UNSHAPED}"
             return f"{where}option {found[1]!r} is not accepted. {accepted(found[1], names)}"
         if found := UNKNOWN_TOP_LEVEL.search(message):
             name = found[1] or found[2]

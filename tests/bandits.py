@@ -82,7 +82,8 @@ def distances(
     folder: Path,
     *,
     num_steps: int,
-    lr: float = 0.01,
+    lr: float,
+    num_answers: int = 96,
     stage_class: type[RolloutStage] = Policy,
     tuning_class: type[FewWords] = FewWords,
     **options: Any,
@@ -98,11 +99,12 @@ def distances(
         tuning_class(prompt.input_ids, rank=8),
         family=checkpoint.family.name,
         rewards=[Worth()],
+        num_answers=num_answers,
         num_parts=1,
         beta=BETA,
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
         schedule=Cosine(warmup_fraction=0.0),
-        **{"num_answers": 96, **options},
+        **options,
     )
     stage.configure_model()
     tokenizer = stage.tokenizer

@@ -18,7 +18,11 @@ from lit_sft.stages._base import Stage, is_logged
 SHOWN = {
     "train/loss": ("loss", ".3g"),
     "val/loss": ("val", ".3g"),
+    "train/reward": ("reward", ".3g"),
+    "val/reward": ("val reward", ".3g"),
+    "train/objective/kl": ("kl", ".2g"),
     "speed/memory_gib": ("GiB", ".1f"),
+    "speed/rollout_tokens_per_second": ("drawn tok/s", "si"),
     "speed/tokens_per_second": ("tok/s", "si"),
     "train/learning_rate": ("lr", ".0e"),
     "train/token_accuracy": ("acc", ".2f"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -12,7 +14,10 @@ from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
 from lit_sft.display import as_markdown
 from lit_sft.errors import ConfigError
+from lit_sft.generation.generate import Answer
+from lit_sft.rewards._base import Answered
 from lit_sft.stages._answering import Answering
+from lit_sft.stages._rewarded import Rewarded
 
 
 class Samples(BeforeAfter):
@@ -37,26 +42,59 @@ class Samples(BeforeAfter):
         self.prompts = self.prompts or data.held_out_prompts(self.count)
         if not self.prompts:
             return False
-        answers = stage.answer(self.prompts)
-        before = {(row["prompt"], row.get("strategy")): row["before"] for row in self.rows}
-        self.rows = [
-            {
+        found = [
+            (prompt, strategy, answer)
+            for prompt, by_strategy in zip(self.prompts, stage.answer(self.prompts), strict=True)
+            for strategy, answer in by_strategy.items()
+        ]
+        before = {(row["prompt"], row.get("strategy")): row for row in self.rows}
+        worth = _worth(stage, [(prompt, answer) for prompt, _, answer in found])
+        rows: list[dict[str, Any]] = []
+        for (prompt, strategy, answer), rewards in zip(found, worth, strict=True):
+            first = before.get((prompt.text, strategy), {"before": answer.text, "rewards": {"before": rewards}})
+            row = {
                 "prompt": prompt.text,
                 "strategy": strategy,
                 "reference": prompt.reference,
-                "before": before.get((prompt.text, strategy), answer.text),
+                "before": first["before"],
                 "after": answer.text,
             }
-            for prompt, by_strategy in zip(self.prompts, answers, strict=True)
-            for strategy, answer in by_strategy.items()
-        ]
-        ends: list[str] = [answer.finish_reason for by_strategy in answers for answer in by_strategy.values()]
+            if rewards:
+                row["rewards"] = {"before": first["rewards"]["before"], "after": rewards}
+            rows.append(row)
+        self.rows = rows
         columns = ("prompt", "strategy", "before", "after", "reference")
-        lines = [[*(row[name] or "" for name in columns), end] for row, end in zip(self.rows, ends, strict=True)]
+        names = list(worth[0])
+        lines = [
+            [*(row[name] or "" for name in columns), answer.finish_reason, *(_number(rewards[name]) for name in names)]
+            for row, (_, _, answer), rewards in zip(rows, found, worth, strict=True)
+        ]
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", table([*columns, "finish"], lines), trainer.global_step)
+                text = table([*columns, "finish", *names], lines)
+                logger.experiment.add_text("samples", text, trainer.global_step)
         return True
+
+
+def _worth(stage: Answering, answers: Sequence[tuple[Prompt, Answer]]) -> list[dict[str, float | None]]:
+    """Of each answer its reward, and those that it is the sum of, by name; nothing where a stage has none."""
+    if not isinstance(stage, Rewarded):
+        return [{} for _ in answers]
+    scores = stage.worth(
+        [
+            Answered(prompt.messages, answer.text, answer.finish_reason == "stop", answer.num_tokens, prompt.reference)
+            for prompt, answer in answers
+        ]
+    )
+    columns = {"reward": scores.total, **scores.by_name()}
+    return [
+        {name: None if math.isnan(values[row]) else float(values[row]) for name, values in columns.items()}
+        for row in range(len(answers))
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -84,7 +84,7 @@ def _why_early(trainer: Trainer, stage: LightningModule) -> str | None:
     """Where a run ended and why, if that is not where `max_steps` or `max_epochs` end it."""
     if not isinstance(stage, Stage) or not trainer.global_step or stage.progress >= 1:
         return None
-    reasons = []
+    reasons = [stage.stopped_because] if stage.stopped_because else []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # Lightning declares no callbacks
         if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
             reasons.append(f"EarlyStopping: {' '.join(callback.stopping_reason_message.split())}")

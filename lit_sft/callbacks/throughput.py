@@ -10,7 +10,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from lit_sft.conversation import Batch
-from lit_sft.stages._base import is_logged
+from lit_sft.stages._base import Stage, is_logged
 
 GIB = 1 << 30
 
@@ -19,7 +19,7 @@ class Throughput(Callback):
     """Logs speed, memory, and the shares of padding and of waiting for data, over the steps since the last log.
 
     Speed is in tokens and supervised tokens a second, without padding; every device is taken to have as many as the
-    first. Waiting for data counts as training time, validation between two steps does not.
+    first. Waiting for data counts as training time; validation between two steps does not, nor does drawing answers.
     """
 
     def __init__(self) -> None:
@@ -60,15 +60,17 @@ class Throughput(Callback):
     ) -> None:
         """Count, and log with the other metrics of the step."""
         now = self._idle_since = time.perf_counter()
-        self._num_tokens += batch.num_tokens
-        self._num_supervised += batch.num_supervised
-        self._num_positions += batch.input_ids.numel()
+        part = pl_module.part_of(batch) if isinstance(pl_module, Stage) else batch
+        self._num_tokens += part.num_tokens
+        self._num_supervised += part.num_supervised
+        self._num_positions += part.input_ids.numel()
         is_step_done = trainer.global_step != self._step
         self._step = trainer.global_step
         if not is_step_done or not is_logged(trainer, trainer.global_step):
             return
         elapsed = now - self._started
-        rate = trainer.world_size / elapsed
+        beside = pl_module.seconds_beside() if isinstance(pl_module, Stage) else 0.0
+        rate = trainer.world_size / (elapsed - beside)
         pl_module.log_dict(
             {
                 "speed/tokens_per_second": rate * self._num_tokens,

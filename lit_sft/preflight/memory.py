@@ -3,6 +3,7 @@
     peak = weights + optimizer + copies + the larger of
            where the backward pass begins: carried gradients + activations + max(logits, backward of one block)
            where it ends:                  gradients + max(backward of one block, temporaries of the optimizer)
+           where answers are drawn:        their cache
 
 The derivation, with what was measured, is in docs/scale.md.
 """
@@ -35,6 +36,10 @@ class Plan:
         num_devices: Of all machines.
         supervised_share: Share of the tokens that carry loss; all is the most there can be.
         accumulates: Whether gradients of earlier micro-batches are there already.
+        keeps_head_rows: Whether a gradient is kept from the forward pass for the log-probability of each such token, a
+            row of float32 as wide as the network.
+        cache_tokens: Tokens in the cache while answers are drawn to be trained on.
+        further_bytes: Weights of other networks and adapters that stand beside: a reference, reward models.
         update_copies: What the optimizer's step holds beside: of all weights (torch's default on a GPU), of one at a
             time (on a CPU), or nothing (`fused`).
     """
@@ -50,6 +55,9 @@ class Plan:
     num_devices: int = 1
     supervised_share: float = 1.0
     accumulates: bool = False
+    keeps_head_rows: bool = False
+    cache_tokens: int = 0
+    further_bytes: float = 0.0
     update_copies: Literal["none", "largest", "all"] = "none"
 
     @property
@@ -91,11 +99,15 @@ class Memory:
     logits: float
     block: float
     update: float
+    further: float = 0.0
+    cache: float = 0.0
 
     @property
     def parts(self) -> dict[str, float]:
         """What lives at the peak."""
         held = {"weights": self.weights, "optimizer": self.optimizer, "copies": self.copies}
+        if self.further:
+            held["further weights"] = self.further
         working = "logits" if self.logits > self.block else "backward of a block"
         begin = {
             "gradients": self.carried_gradients,
@@ -104,7 +116,8 @@ class Memory:
         }
         last = "update" if self.update > self.block else "backward of a block"
         end = {"gradients": self.gradients, last: max(self.update, self.block)}
-        return held | max(begin, end, key=lambda parts: sum(parts.values()))
+        drawing = {"cache of drawn answers": self.cache}
+        return held | max(begin, end, drawing, key=lambda parts: sum(parts.values()))
 
     @property
     def total(self) -> float:
@@ -184,6 +197,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     # Its gradient is made with the loss, before any other.
     head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.tuning.trains_base else 0
     supervised = plan.tokens * plan.supervised_share
+    head_rows = supervised * size.hidden_size * 4 if plan.keeps_head_rows and not plan.tuning.trains_base else 0.0
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(
         update=updates[plan.update_copies],
@@ -192,7 +206,9 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         carried_gradients=head + (gradients if plan.accumulates else 0.0),
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
-        activations=kept - (block if plan.gradient_checkpointing else 0),
+        activations=kept - (block if plan.gradient_checkpointing else 0) + head_rows,
         logits=min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies,
         block=backward + (block if plan.gradient_checkpointing else 0),
+        further=plan.further_bytes,
+        cache=plan.cache_tokens * size.num_layers * size.cache_width * plan.activation_bytes,
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
+from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,13 +14,16 @@ import torch
 from lit_sft.errors import ConfigError
 from lit_sft.families._base import Family
 from lit_sft.plugins import discover
-from lit_sft.preflight.memory import Memory, Plan, estimate
-from lit_sft.preflight.network import NetworkSize
+from lit_sft.preflight.memory import Memory, Plan, estimate, num_trained
+from lit_sft.preflight.network import NetworkSize, measure_network
+from lit_sft.rewards.trained import exported
 from lit_sft.tuning._base import Tuning
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
 GB = 1e9
+
+FSDP2_ON_EIGHT: dict[str, Any] = {"sharding": "fsdp2", "num_devices": 8}
 
 OPTIMIZER_BYTES = {"SGD": 0, "Adafactor": 0, "AdamW8bit": 2, "Adam8bit": 2, "PagedAdamW8bit": 2, "Lion": 4}
 """State of an optimizer, bytes a trained parameter; two float32 moments for all others."""
@@ -51,8 +56,11 @@ def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is
         sharding="fsdp2" if strategy == "fsdp2" else "ddp" if num_devices > 1 else "none",
         num_devices=num_devices,
         accumulates=int(trainer.accumulate_grad_batches or 1) > 1,
+        keeps_head_rows=bool(model.get("objective") or model.get("rewards")),
         update_copies="none" if is_fused else "all" if is_gpu else "largest",
     )
+    if model.get("rewards"):
+        plan = _with_rollouts(plan, model, data, tuning, family)
     name = _optimizer_name(optimizer)
     if name == "SGD" and _argument(optimizer, "momentum"):
         return replace(plan, optimizer_bytes=plan.trained_bytes)
@@ -101,9 +109,15 @@ def device_memory(accelerator: str) -> float:
 def remedies(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory: float) -> list[str]:
     """Changes that make it fit, each alone, the cheapest first; what must be combined where none does."""
     lora, qlora = (tuning().footprint(family_targets) for tuning in (LoRA, QLoRA))
+    smaller_rows = (
+        "model.init_args.num_parts and trainer.accumulate_grad_batches: as many as there are answers"
+        if plan.cache_tokens
+        else "data.init_args.micro_batch_size: 1, with more trainer.accumulate_grad_batches"
+    )
     changes = [
         ("model.init_args.gradient_checkpointing: true", {"gradient_checkpointing": True}),
-        ("data.init_args.micro_batch_size: 1, with more trainer.accumulate_grad_batches", {"rows": 1}),
+        (smaller_rows, {"rows": 1}),
+        (f"model.init_args.rollout_tokens: {plan.cache_tokens // 4}", {"cache_tokens": plan.cache_tokens // 4}),
         (
             f"data.init_args.max_length: {plan.row_length // plan.sequences_in_row // 2}",
             {"row_length": plan.row_length // 2},
@@ -111,7 +125,7 @@ def remedies(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memor
         ("trainer.precision: bf16-mixed", {"precision": "bf16-mixed"}),
         ("tuning LoRA", {"tuning": lora, "optimizer_bytes": 8}),
         ("tuning QLoRA", {"tuning": qlora, "optimizer_bytes": 8}),
-        ("trainer.strategy: fsdp2 on 8 devices", {"sharding": "fsdp2", "num_devices": 8}),
+        *(() if plan.cache_tokens else [("trainer.strategy: fsdp2 on 8 devices", FSDP2_ON_EIGHT)]),
         (
             "tuning QLoRA with gradient_checkpointing and micro_batch_size 1",
             {"tuning": qlora, "optimizer_bytes": 8, "gradient_checkpointing": True, "rows": 1},
@@ -140,6 +154,35 @@ def verdict(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memory
         if working
         else "No single change would: take more or larger devices"
     )
+
+
+def _with_rollouts(plan: Plan, model: Any, data: Any, tuning: Tuning, family: Family) -> Plan:
+    """Where a policy learns from its own answers: a micro-batch is a part of a rollout, not what the data hands out."""
+    return replace(
+        plan,
+        rows=ceil(data.micro_batch_size * model.num_answers / model.num_parts),
+        supervised_share=min(1.0, data.max_new_tokens / data.max_length),
+        cache_tokens=max(model.rollout_tokens, data.max_length),
+        further_bytes=_reference_bytes(plan, model, tuning, family) + sum(map(_reward_bytes, model.rewards)),
+    )
+
+
+def _reference_bytes(plan: Plan, model: Any, tuning: Tuning, family: Family) -> float:
+    """Of what training starts from, where the network cannot answer as it without weights of their own."""
+    if not (model.beta or model.max_kl):
+        return 0.0
+    size = measure_network(family)
+    if not tuning.keeps_reference:
+        return float(size.num_parameters * plan.trained_bytes)
+    return float(num_trained(size, plan) * plan.trained_bytes) if tuning.adapter else 0.0
+
+
+def _reward_bytes(reward: Any) -> float:
+    """Of a reward model, as large as what its run exported; a rule has none."""
+    options = reward.get("init_args") or {}
+    if not str(reward.class_path).endswith(".Trained"):
+        return 0.0
+    return float(sum(file.stat().st_size for file in exported(Path(options["path"])).glob("*.safetensors")))
 
 
 def _sequences_in_row(class_path: str) -> int:

@@ -32,6 +32,9 @@ def render(folder: Path, content: dict[str, Any]) -> str:
             lines.append(f"  strategy   {shortened(sample['strategy'], MAX_SHOWN)}")
         lines.append(f"  before     {shortened(sample['before'], MAX_SHOWN)}")
         lines.append(f"  after      {shortened(sample['after'], MAX_SHOWN)}")
+        if rewards := sample.get("rewards"):
+            numbers = " -> ".join(_number(rewards[when].get("reward")) for when in ("before", "after"))
+            lines.append(f"  reward     {numbers}")
         if sample["reference"] is not None:
             lines.append(f"  reference  {shortened(sample['reference'], MAX_SHOWN)}")
     for pair in content.get("pairs", []):
@@ -51,18 +54,19 @@ def render(folder: Path, content: dict[str, Any]) -> str:
 def one_line(folder: Path, content: dict[str, Any]) -> str:
     """What came of the run, and how to see more of it."""
     steps = content["optimizer_steps"]
-    measured = f"{steps} steps{_held_out_loss(content)}"
+    measured = f"{steps} steps{_held_out(content)}"
     return f"{measured}. See {command('python')} -m lit_sft summary --run {folder}"
 
 
-def _held_out_loss(content: dict[str, Any]) -> str:
-    """Of the state that it was measured on, which may not be the last one."""
-    before, after = (content[when].get("val/loss") for when in ("before", "after"))
+def _held_out(content: dict[str, Any]) -> str:
+    """The first metric, of the state that it was measured on, which may not be the last one."""
+    key, name = next(iter((content.get("metrics") or {"val/loss": "loss"}).items()))
+    before, after = (content[when].get(key) for when in ("before", "after"))
     if after is None:
-        return "" if before is None else f", held-out loss {_number(before)} before, not measured since"
-    losses = " -> ".join(_number(loss) for loss in (before, after) if loss is not None)
+        return "" if before is None else f", held-out {name} {_number(before)} before, not measured since"
+    values = " -> ".join(_number(value) for value in (before, after) if value is not None)
     is_last = content["after_step"] == content["optimizer_steps"]
-    return f", held-out loss {losses}" + ("" if is_last else f" at step {content['after_step']}")
+    return f", held-out {name} {values}" + ("" if is_last else f" at step {content['after_step']}")
 
 
 def _number(value: float | None) -> str:

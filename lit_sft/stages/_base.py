@@ -79,6 +79,8 @@ class Stage(Resuming):
         self.is_compiled = compile
         self.model: nn.Module | None = None
         self.behavior = Behavior()
+        self.stopped_because: str | None = None
+        """Why the stage itself ended the training, if it did."""
         self._epoch_progress = 0.0
         self._base_rates: list[float] = []
         self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
@@ -285,6 +287,14 @@ class Stage(Resuming):
             shares.append((trainer.current_epoch + self._epoch_progress) / trainer.max_epochs)
         # Beyond its end a schedule would turn the rate negative, or up again.
         return min(1.0, max(shares))
+
+    def part_of(self, batch: Batch) -> Batch:
+        """What of a batch was trained on; its tokens are those of the step."""
+        return batch
+
+    def seconds_beside(self) -> float:
+        """Spent on other things than training since it was last asked; the speed of training leaves them out."""
+        return 0.0
 
     def export(self, folder: Path, state: dict[str, Any]) -> Path:
         """Write what trained in the standard format of its kind.

@@ -113,21 +113,27 @@ class Rewarded(Answering):
 
     def scores(self, prompts: Sequence[Prompt], answers: Sequence[Sequence[Rollout]]) -> Scores:
         """What all answers [S] are worth, group after group."""
+        return self.worth(
+            [
+                Answered(
+                    prompt.messages,
+                    decode_answer(answer.ids[:-1] if answer.is_ended else answer.ids, self.tokenizer),
+                    answer.is_ended,
+                    answer.num_tokens,
+                    prompt.reference,
+                )
+                for prompt, of_prompt in zip(prompts, answers, strict=True)
+                for answer in of_prompt
+            ]
+        )
+
+    @torch.no_grad()
+    def worth(self, answers: Sequence[Answered]) -> Scores:
+        """What answers are worth, whoever wrote them."""
         for reward in self.rewards:
             if isinstance(reward, Trained):
                 reward.to(self.device)
-        answered = [
-            Answered(
-                prompt.messages,
-                decode_answer(answer.ids[:-1] if answer.is_ended else answer.ids, self.tokenizer),
-                answer.is_ended,
-                answer.num_tokens,
-                prompt.reference,
-            )
-            for prompt, of_prompt in zip(prompts, answers, strict=True)
-            for answer in of_prompt
-        ]
-        return score_answers(self.rewards, answered)
+        return score_answers(self.rewards, answers)
 
     def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
         """Reward an answer to each held-out prompt."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lit_sft.conversation import PromptBatch
+from lit_sft.conversation import Batch, PromptBatch
 from lit_sft.distributed.fsdp2 import FSDP2
 from lit_sft.distributed.processes import gather
 from lit_sft.errors import ConfigError
@@ -99,6 +99,8 @@ class RolloutStage(Rewarded, SummedLoss):
         """Begun so far."""
         self.num_tokens = 0
         """Drawn so far, on all devices."""
+        self._trained: Batch | None = None
+        self._seconds_beside = 0.0
 
     # What a stage of this kind says of itself.
 
@@ -244,6 +246,16 @@ class RolloutStage(Rewarded, SummedLoss):
         self.rollout = rollout
         self.num_tokens += int(everybody.lengths.sum())
         self._log_rollout(everybody, seconds=drawn - began)
+        self._seconds_beside += time.perf_counter() - began
+
+    def part_of(self, batch: Batch) -> Batch:
+        """The micro-batch of answers."""
+        return self._trained or batch
+
+    def seconds_beside(self) -> float:
+        """Those in which answers were drawn, scored and measured."""
+        seconds, self._seconds_beside = self._seconds_beside, 0.0
+        return seconds
 
     def _measured(self, rollout: RolloutBuffer, scores: Scores, answers: Sequence[Sequence[Rollout]]) -> Measured:
         old, reference = rollout.columns.get("old"), rollout.columns.get("reference")
@@ -258,7 +270,7 @@ class RolloutStage(Rewarded, SummedLoss):
 
     def read(self, part: Part, network: PreTrainedModel | None = None) -> ReadAnswers:
         """The part as a network reads it, the policy as it is now if none is given."""
-        batch = part.batch
+        batch = self._trained = part.batch
         if batch.position_ids is not None:
             self.refuse_mixing()
         hidden = (
@@ -307,11 +319,11 @@ class RolloutStage(Rewarded, SummedLoss):
         self.log("speed/rollout_tokens_per_second", int(measured.lengths.sum()) / seconds, prog_bar=True)
         kl = metrics.get("objective/kl", 0.0)
         if self.max_kl is not None and kl > self.max_kl:
-            log.warning(
-                "training stops in rollout %d: the KL of an answer from the reference is %.3g, above max_kl %.3g. "
-                "Lower the learning rate, or raise beta",
-                self.num_rollouts, kl, self.max_kl,
-            )  # fmt: skip
+            self.stopped_because = (
+                f"in rollout {self.num_rollouts} the KL of an answer from the reference was {kl:.3g}, above max_kl "
+                f"{self.max_kl:.3g}. Lower the learning rate, or raise beta"
+            )
+            log.warning("training stops: %s", self.stopped_because)
             self.trainer.should_stop = True
 
     # Checkpoints.

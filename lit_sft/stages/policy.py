@@ -83,8 +83,8 @@ class Policy(RolloutStage):
                 raise ConfigError(f"{name} is {value}; it must be at least 0, and finite")
         if reward_clip and reward_clip[0] >= reward_clip[1]:
             raise ConfigError(f"reward_clip is {list(reward_clip)}; give the lower bound first")
-        _refuse_combinations(baseline, scale, kl, beta, reward_clip)
         self.baseline: Baseline = baseline or ("others" if algorithm == "rloo" else "group")
+        _refuse_combinations(self.baseline, scale, kl, beta, reward_clip)
         self.scale: Scale = scale or SCALES.get(algorithm, "group")
         self.beta = beta
         self.kl = kl
@@ -149,7 +149,7 @@ class Policy(RolloutStage):
 
 
 def _refuse_combinations(
-    baseline: Baseline | None, scale: Scale | None, kl: str, beta: float, reward_clip: tuple[float, float] | None
+    baseline: Baseline, scale: Scale | None, kl: str, beta: float, reward_clip: tuple[float, float] | None
 ) -> None:
     if baseline == "others" and scale == "group":
         raise ConfigError("scale is group, which baseline others does not know. Set it to none or batch")

@@ -93,7 +93,8 @@ def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path
     ]
     file = tmp_path / "jobs.json"
     file.write_text(json.dumps(jobs), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", WORKER, str(file)]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [sys.executable, *launcher, WORKER, str(file)]
     done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()[-4000:]
     for name, changes in OPTIONS.items():

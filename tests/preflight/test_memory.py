@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from lit_sft.checkpoint.opening import open_checkpoint
+from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.preflight.memory import Plan, base_bytes, estimate, num_trained
 from lit_sft.preflight.network import measure_network
 from lit_sft.preflight.plan import remedies
@@ -98,3 +99,26 @@ def test_the_page_shows_what_the_formulas_say() -> None:
 def test_a_configuration_opens_with_the_memory_that_the_formulas_say(config: Path) -> None:
     text = config.read_text(encoding="utf-8")
     assert scale.headed(text) == text, "python experiments/scale/run.py"
+
+
+def test_the_cache_of_drawn_answers_is_reckoned_as_large_as_it_is(checkpoint: Checkpoint) -> None:
+    size = measure_network(checkpoint.family)
+    plan = Plan(LoRA(rank=4).footprint(checkpoint.family.lora_targets), precision="32-true", cache_tokens=21)
+    cache = checkpoint.load_model()(input_ids=torch.full((3, 7), 30), use_cache=True).past_key_values
+    layers = [layer for layer in cache.layers if layer.keys is not None]
+    stored = sum(part.nbytes for layer in layers for part in (layer.keys, layer.values))
+    # ALiBi takes eight columns of each head; of the 136 in a released model they are few, of the 24 here a third.
+    columns = 1.5 if "13b" in checkpoint.family.name else 1.0
+    assert columns * estimate(size, plan).cache == pytest.approx(stored, rel=0.02)
+
+
+def test_the_peak_is_that_of_drawing_or_of_training(checkpoint: Checkpoint) -> None:
+    size = measure_network(checkpoint.family)
+    plan = Plan(LoRA(rank=4).footprint(checkpoint.family.lora_targets), rows=1, row_length=64)
+    training = estimate(size, plan)
+    assert estimate(size, replace(plan, cache_tokens=1)).total == training.total
+    drawing = estimate(size, replace(plan, cache_tokens=1 << 20))
+    assert drawing.parts.keys() >= {"weights", "cache of drawn answers"}
+    assert "activations" not in drawing.parts
+    assert estimate(size, replace(plan, further_bytes=1e6)).total == training.total + 1e6
+    assert estimate(size, replace(plan, keeps_head_rows=True)).total == training.total + 64 * size.hidden_size * 4
