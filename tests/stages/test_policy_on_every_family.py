@@ -46,5 +46,5 @@ def test_rewarded_tokens_become_more_frequent(
 ) -> None:
     checkpoint = open_checkpoint(tiny(family), family)
     options: dict[str, Any] = {"tuning_class": KINDS[kind], "num_answers": 32, "algorithm": algorithm}
-    before, after = distances(checkpoint, tmp_path, num_steps=16, lr=0.03, **options)
+    before, after = distances(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)
     assert after < 0.8 * before
