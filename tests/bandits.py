@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.generation.generate import decode_answer
 from lit_sft.rewards._base import Answered, RewardFunction
+from lit_sft.stages._rollout import RolloutStage
 from lit_sft.stages.policy import Policy
 from lit_sft.stages.schedules import Cosine
 from lit_sft.tuning.lora import LoRA
+from lit_sft.tuning.qlora import QLoRA
 
 BETA = 0.3
 NUM_LIKELY = 16
@@ -71,18 +73,30 @@ def best_policy(reference: Tensor, tokenizer: Any, stop: Sequence[int]) -> Tenso
     return (reference.log() + worth / BETA).softmax(-1)
 
 
+class FewWordsInFourBits(FewWords, QLoRA):
+    """The same on a base in 4 bits."""
+
+
 def distances(
-    checkpoint: Checkpoint, folder: Path, *, num_steps: int, lr: float, num_answers: int = 96, **options: Any
+    checkpoint: Checkpoint,
+    folder: Path,
+    *,
+    num_steps: int,
+    lr: float,
+    num_answers: int = 96,
+    stage_class: type[RolloutStage] = Policy,
+    tuning_class: type[FewWords] = FewWords,
+    **options: Any,
 ) -> list[float]:
     """Total variation from the best policy, before and after a fit."""
     torch.manual_seed(3)
-    data = data_of(checkpoint, folder, count=1, max_new_tokens=1, micro_batch_size=1)
-    data.setup("fit")
-    (batch,) = data.train_dataloader()
+    asked, data = (data_of(checkpoint, folder, count=1, max_new_tokens=1, micro_batch_size=1) for _ in range(2))
+    asked.setup("fit")
+    (batch,) = asked.train_dataloader()
     (prompt,) = batch.prompts
-    stage = Policy(
+    stage = stage_class(
         str(checkpoint.path),
-        FewWords(prompt.input_ids, rank=8),
+        tuning_class(prompt.input_ids, rank=8),
         family=checkpoint.family.name,
         rewards=[Worth()],
         num_answers=num_answers,
@@ -96,5 +110,5 @@ def distances(
     tokenizer = stage.tokenizer
     before = probabilities(stage, prompt.input_ids)
     best = best_policy(before, tokenizer, checkpoint.prompt_format.stop_token_ids(tokenizer))
-    fitted(stage, data, folder, max_steps=num_steps)
+    fitted(stage, data, folder, max_steps=num_steps, accumulate_grad_batches=stage.parts_of_pass)
     return [float((policy - best).abs().sum() / 2) for policy in (before, probabilities(stage, prompt.input_ids))]

@@ -34,9 +34,10 @@ OVERLAYS: dict[str, dict[str, Any]] = {
         name: {"model.class_path": "lit_sft.stages.policy.Policy", "model.init_args.algorithm": name}
         for name in ("rloo", "grpo")
     },
+    **{name: {"model.class_path": "lit_sft.stages.ppo.PPO"} for name in ("ppo", "moss_rlhf")},
 }
 ON_ANSWERS = ("reward", *OBJECTIVES)
-ON_PROMPTS = ("rloo", "grpo")
+ON_PROMPTS = ("rloo", "grpo", "ppo", "moss_rlhf")
 
 
 class OnlyParsed(CLI):
@@ -143,7 +144,9 @@ def test_overlays_on_answers_train_adapters_and_whole_models(
     assert (run / ("model" if tuning["class_path"] == "Full" else "adapter")).is_dir()
 
 
-@pytest.mark.parametrize(("overlay", "tuning"), [("rloo", LORA), ("grpo", FULL)], ids=["rloo-LoRA", "grpo-Full"])
+@pytest.mark.parametrize(
+    ("overlay", "tuning"), [("rloo", LORA), ("grpo", FULL), ("ppo", LORA)], ids=["rloo-LoRA", "grpo-Full", "ppo-LoRA"]
+)
 def test_overlays_on_prompts_train_adapters_and_whole_models(
     overlay: str, tuning: dict[str, Any], write_config: Callable[..., str], tmp_path: Path
 ) -> None:

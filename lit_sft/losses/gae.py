@@ -66,8 +66,19 @@ def value_losses(values: Tensor, old: Tensor, returns: Tensor, mask: Tensor, cli
     """
     errors = (values - returns).square()
     if clip is not None:
-        errors = torch.maximum(errors, (old + (values - old).clamp(-clip, clip) - returns).square())
+        errors = torch.maximum(errors, _held_errors(values, old, returns, clip))
     return 0.5 * torch.where(mask, errors, 0.0).sum(1)
+
+
+def clipped_values(values: Tensor, old: Tensor, returns: Tensor, clip: float | None = 0.2) -> Tensor:
+    """Where that loss is the one of a value held near the old one, bool [R, T]."""
+    if clip is None:
+        return torch.zeros_like(values, dtype=torch.bool)
+    return _held_errors(values, old, returns, clip) > (values - returns).square()
+
+
+def _held_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tensor:
+    return (old + (values - old).clamp(-clip, clip) - returns).square()
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:

@@ -7,9 +7,14 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from lit_sft.conversation import Message
 from lit_sft.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lit_sft.checkpoint.opening import Checkpoint
+    from lit_sft.tuning._base import Tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,20 @@ class RewardFunction(ABC):
     def name(self) -> str:
         """The given name, or that of its class: `no_end`."""
         return self._name or re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
+
+    def join(self, tuning: Tuning, model: Any, checkpoint: Checkpoint, name: str) -> bool:
+        """Score on the network of a policy from now on, if the reward is a network that can.
+
+        Args:
+            tuning: Of the policy.
+            model: What it loaded.
+            checkpoint: Its base.
+            name: Of an adapter to add.
+
+        Returns:
+            Whether it does.
+        """
+        return False
 
     @abstractmethod
     def score(self, answers: Sequence[Answered]) -> list[float | None]:

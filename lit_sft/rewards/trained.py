@@ -6,7 +6,9 @@ import gc
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from lit_sft.rewards._base import Answered, RewardFunction
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
+
+    from lit_sft.tuning._base import Tuning
 
 log = logging.getLogger(__name__)
 
@@ -46,14 +50,19 @@ class Trained(RewardFunction):
         self._read_head()  # a damaged one is refused before any network is loaded
         self._loaded: tuple[PreTrainedModel, nn.Module] | None = None
         self._tokenizer: Any = None
+        self._in_use: Callable[[], AbstractContextManager[Any]] | None = None
+        """On the network of a policy: while it is open, the reward model computes there."""
 
     def score(self, answers: Sequence[Answered]) -> list[float | None]:
         """The score of each answer; None where it is not finite, does not fit, or the format cannot write it."""
+        import torch
+
         from lit_sft.rewards._scoring import score_sequences
 
         sequences = [self._sequence(answered) for answered in answers]
         network, head = self.load()
-        found = iter(score_sequences(network, head, [ids for ids in sequences if ids]))
+        with torch.no_grad(), self._in_use() if self._in_use else nullcontext():
+            found = iter(score_sequences(network, head, [ids for ids in sequences if ids]))
         scores = (self.normalized(next(found)) if ids else math.nan for ids in sequences)
         return [score if math.isfinite(score) else None for score in scores]
 
@@ -62,29 +71,59 @@ class Trained(RewardFunction):
         std = self.about.get("std")
         return (score - float(self.about["mean"])) / float(std) if std else score
 
+    def join(self, tuning: Tuning, model: Any, checkpoint: Checkpoint, name: str) -> bool:
+        """Score as a frozen adapter beside that of the policy: the base is in memory once."""
+        if reason := self._why_apart(tuning, checkpoint):
+            log.warning("the reward model %s is loaded as a second network: %s", self.folder, reason)
+            return False
+        if self.about["quantization"] != tuning.quantization():
+            log.warning(
+                "%s was trained on a base with the quantization %s and scores on one with %s: its scores are a little "
+                "different", self.folder, self.about["quantization"], tuning.quantization(),
+            )  # fmt: skip
+        tuning.add(model, name, checkpoint, folder=self.folder)
+        self._loaded = tuning.causal_lm(model), self._read_head()
+        self._in_use = partial(tuning.using, model, name)
+        return True
+
+    def _why_apart(self, tuning: Tuning, checkpoint: Checkpoint) -> str | None:
+        """Why it cannot be an adapter there."""
+        if not self.is_adapter:
+            return "all of its weights have trained"
+        if not tuning.exports_adapter:
+            return "all weights of the policy train"
+        if checkpoint.fingerprint() != self.about["base"]:
+            return f"it was trained on another model than {checkpoint.path}"
+        return None
+
     def load(self) -> tuple[PreTrainedModel, nn.Module]:
         """Network and head, loaded when first needed."""
-        if self._loaded is None:
-            from lit_sft.rewards._scoring import device_of
+        from lit_sft.rewards._scoring import device_of
 
+        if self._loaded is None:
             network = self._network()
-            self._loaded = network.eval(), self._read_head().to(device_of(network))
-        return self._loaded
+            self._loaded = network.eval(), self._read_head()
+        network, head = self._loaded
+        return network, head.to(device_of(network))
 
     def to(self, device: Any) -> None:
-        """Move the network."""
-        network, head = self.load()
-        self._loaded = network.to(device), head.to(device)
+        """Move a network of its own."""
+        network, _ = self.load()
+        if not self.is_joined:
+            network.to(device)
 
     def unload(self) -> None:
-        """Leave the memory to others; the next score loads it again."""
+        """Leave the memory to others, unless the network is a policy's; the next score loads it again."""
+        if self.is_joined:
+            return
         self._loaded = None
         gc.collect()
 
     def _read_head(self) -> nn.Module:
         from lit_sft.tuning._heads import ScalarHead, hidden_size_of
 
-        return ScalarHead.load(self.folder / HEAD_FILE, hidden_size_of(self.checkpoint.family.skeleton()))
+        hidden_size = hidden_size_of(self.checkpoint.family.skeleton())
+        return ScalarHead.load(self.folder / HEAD_FILE, hidden_size).requires_grad_(False)
 
     def _network(self) -> PreTrainedModel:
         from lit_sft.tuning.full import Full
@@ -98,6 +137,11 @@ class Trained(RewardFunction):
         tuning = LoRA(**options) if quantization is None else QLoRA(**quantization, **options)
         model = tuning.load(self.checkpoint, self.precision)
         return tuning.causal_lm(model.requires_grad_(False))
+
+    @property
+    def is_joined(self) -> bool:
+        """Whether it scores on the network of a policy."""
+        return self._in_use is not None
 
     @property
     def is_adapter(self) -> bool:

@@ -251,7 +251,7 @@ class Stage(Resuming):
         groups: defaultdict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                groups[self.tuning.lr_multiplier(name), parameter.ndim >= 2].append(parameter)
+                groups[self.lr_multiplier(name), parameter.ndim >= 2].append(parameter)
         optimizer = self.make_optimizer(
             [
                 {"params": parameters, **({} if is_decayed else {"weight_decay": 0.0})}
@@ -271,6 +271,10 @@ class Stage(Resuming):
         ]
         self.configure_loaded_optimizer(optimizer)
         return optimizer
+
+    def lr_multiplier(self, name: str) -> float:
+        """Learning rate of the parameter `name`, as a multiple of the optimizer's."""
+        return self.tuning.lr_multiplier(name)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Keep the share of the epoch that is done with this batch; what ends the epoch first counts."""

@@ -184,12 +184,14 @@ class RolloutStage(Rewarded, SummedLoss):
             )
 
     def add_parts(self) -> None:
-        """What answers as the reference."""
+        """What answers as the reference, and reward models on the same base."""
         refuse_random_layers(self.causal_lm, self.checkpoint)
         if self.needs_reference and self.tuning.keeps_reference:
             self.tuning.keep_reference(self.model)
         elif self.needs_reference:
             self.reference_network = copy.deepcopy(self.causal_lm).requires_grad_(False).train()
+        for number, reward in enumerate(self.rewards):
+            reward.join(self.tuning, self.model, self.checkpoint, f"reward_{number}")
 
     def check_first_batch(self, batch: Any) -> str | None:
         """Are there prompts in it?"""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from lit_sft.data.batch import Batch
@@ -121,6 +122,10 @@ class SummedLoss(Stage):
         Returns:
             The norm of the mean's gradients, before they are clipped.
         """
+        return self.scale_gradients(self.parameters(), count, norm)
+
+    def scale_gradients(self, parameters: Iterable[nn.Parameter], count: float, norm: float) -> float:
+        """The same of some parameters, `norm` being theirs."""
         # The strategy averaged over the ranks.
         factor = self.trainer.world_size / (LOSS_SCALE * count)
         norm *= factor
@@ -128,7 +133,7 @@ class SummedLoss(Stage):
         if clip and self.trainer.gradient_clip_algorithm != "value":
             factor *= min(1.0, clip / (norm + 1e-6))
         if factor != 1:
-            torch._foreach_mul_([p.grad for p in self.parameters() if p.grad is not None], factor)
+            torch._foreach_mul_([p.grad for p in parameters if p.grad is not None], factor)
         return norm
 
     def configure_gradient_clipping(

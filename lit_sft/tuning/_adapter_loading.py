@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModelForCausalLM
+from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
 from lit_sft.errors import ConfigError
 from lit_sft.tuning._adapter_file import PREFIX, AdapterFile, read_adapter
 from lit_sft.tuning._original_names import Piece, to_network, to_original
+from lit_sft.tuning._switching import add
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,6 +59,14 @@ class PlacedAdapter:
         wrapped = PeftModelForCausalLM(network, self.config)
         set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": tensor for name, tensor in self.tensors().items()})
         return wrapped
+
+    def add_to(self, model: PeftModel, name: str, *, is_trainable: bool) -> None:
+        """A further adapter on a network that has one, which drops nothing."""
+        self.config.lora_dropout = 0.0
+        add(model, name, self.config, is_trainable=is_trainable)
+        set_peft_model_state_dict(
+            model, {f"{PREFIX}{key}": tensor for key, tensor in self.tensors().items()}, adapter_name=name
+        )
 
     def original(self, checkpoint: Checkpoint) -> tuple[LoraConfig, dict[str, torch.Tensor]]:
         """The adapter as one of the original modules: its configuration, and its tensors by name.

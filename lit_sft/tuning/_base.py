@@ -128,6 +128,31 @@ class Tuning(ABC):
             "or an objective without a reference"
         )
 
+    def add(
+        self, model: Any, name: str, checkpoint: Checkpoint, *, folder: Path | None = None, is_trainable: bool = False
+    ) -> None:
+        """Put a further adapter beside what trains, on the same base; only where the tuning `exports_adapter`.
+
+        Args:
+            model: What `load` returned.
+            name: Of the adapter, without a dot.
+            checkpoint: The base.
+            folder: Of the adapter; if not given, it computes as the model does before anything trained.
+            is_trainable: Whether it trains, too.
+        """
+        raise NotImplementedError
+
+    def use(self, model: Any, name: str | None) -> None:
+        """Let an added adapter compute from now on, that of the tuning (`default`), or the base alone (None).
+
+        The one that is in use in a forward pass must be in its backward pass, which may compute again.
+        """
+        raise NotImplementedError
+
+    def using(self, model: Any, name: str | None) -> AbstractContextManager[Any]:
+        """The same while it is open; only where no gradients are recorded."""
+        raise NotImplementedError
+
     def why_not_sharded(self) -> str | None:
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""
         return None

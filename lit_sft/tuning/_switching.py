@@ -1,20 +1,23 @@
-"""Several adapters on one base: which of them computes.
+"""Several adapters on one base: how one is added, and which of them computes.
 
-peft's own switches freeze adapters: `set_adapter` all others, and the end of `disable_adapter` all but the active one.
-Of two adapters that train, one would stop to learn without a word. Here nothing but the choice changes.
+peft's own switches freeze adapters: `add_adapter` and `set_adapter` all others, and the end of `disable_adapter` all
+but the active one. Of two adapters that train, one would stop to learn without a word. Here an addition leaves the
+others as they are, and of a switch nothing but the choice changes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
 POLICY = "default"
 """Name of the adapter that trains; peft's own, so that its folder opens anywhere."""
@@ -53,18 +56,57 @@ def using(model: PeftModel, name: str | None) -> Iterator[None]:
             layer._active_adapter, layer._disable_adapters = active, is_disabled
 
 
-def add_frozen_copy(model: PeftModel, name: str) -> None:
-    """A second adapter with the weights that the first has now, which do not train."""
+def add(model: PeftModel, name: str, config: LoraConfig, *, is_trainable: bool) -> None:
+    """A fresh adapter beside the others, which train or not as before; the policy's computes."""
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    model.add_adapter(name, model.peft_config[POLICY])
+    model.add_adapter(name, config)
     use(model, POLICY)
+    added = weights_of(model, name).values()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter in trained)
-    parameters = dict(model.named_parameters())
-    copies: dict[str, Any] = {key: p for key, p in parameters.items() if f".{name}." in key or key.endswith(f".{name}")}
+    for parameter in added:
+        parameter.requires_grad_(is_trainable)
+    for layer in _layers(model):
+        # peft measured the rows before it made the adapters float32, with the rounding of half precision.
+        if isinstance(layer, LoraLayer) and name in layer.lora_variant:
+            layer.lora_variant[name].init(layer, name)
+    cast_inputs(model)
+
+
+def add_copy(model: PeftModel, name: str, *, is_trainable: bool = False) -> None:
+    """A further adapter with the weights that the policy's has now."""
+    config = model.peft_config[POLICY]
+    add(model, name, config, is_trainable=is_trainable)  # type: ignore[arg-type]  # there are no others than LoRA
+    originals = dict(model.named_parameters())
     with torch.no_grad():
-        for key, copy in copies.items():
-            copy.data = parameters[_of(POLICY, name, key)].detach().clone()
+        for key, copy in weights_of(model, name).items():
+            copy.data = originals[_of(POLICY, name, key)].detach().clone()
+
+
+def weights_of(model: PeftModel, name: str) -> dict[str, Any]:
+    """The parameters of an adapter by their names in the model."""
+    return {key: p for key, p in model.named_parameters() if is_of(name, key)}
+
+
+def is_of(name: str, key: str) -> bool:
+    """Whether a parameter of this key belongs to the adapter of this name."""
+    return re.search(rf"\.lora_\w+\.{name}(\.|$)", key) is not None
+
+
+def cast_inputs(model: PeftModel) -> None:
+    """Where autocast converts, let it; peft converts inputs of adapters to float32, only to be undone."""
+    for layer in _layers(model):
+        if not isinstance(layer, LoraLayer):
+            continue
+        # DoRA computes with the weights beside the input: the lengths of rows in float32, as they were measured.
+        if layer.lora_variant:
+            vars(layer).pop("_cast_input_dtype", None)
+        else:
+            layer._cast_input_dtype = _unless_autocast  # type: ignore[method-assign]
+
+
+def _unless_autocast(x: Any, dtype: torch.dtype) -> Any:
+    return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _of(adapter: str, name: str, key: str) -> str:

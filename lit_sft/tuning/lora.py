@@ -13,7 +13,6 @@ from lit_sft.tuning._adapter_file import read_adapter_config
 from lit_sft.tuning._base import Footprint, Tuning
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -97,13 +96,10 @@ class LoRA(Tuning):
 
         peft makes adapters float32 beside half-precision weights: their updates are smaller than a step of bfloat16.
         """
-        from peft.tuners.lora import LoraLayer
+        from lit_sft.tuning._switching import cast_inputs
 
         wrapped = self._wrap(checkpoint, precision)
-        for layer in wrapped.modules():
-            # DoRA computes with the weights beside the input: the lengths of rows in float32, as they were measured.
-            if isinstance(layer, LoraLayer) and not layer.lora_variant:
-                layer._cast_input_dtype = _unless_autocast  # type: ignore[method-assign]
+        cast_inputs(wrapped)
         return wrapped
 
     def _wrap(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
@@ -165,9 +161,9 @@ class LoRA(Tuning):
     def keep_reference(self, model: Any) -> None:
         """A frozen copy of the adapter to start from; a fresh adapter changes nothing, so that the base does."""
         if self.adapter:
-            from lit_sft.tuning._switching import REFERENCE, add_frozen_copy
+            from lit_sft.tuning._switching import REFERENCE, add_copy
 
-            add_frozen_copy(model, REFERENCE)
+            add_copy(model, REFERENCE)
 
     def reference_of(self, model: Any) -> AbstractContextManager[Any]:
         """With the adapter to start from, or without any."""
@@ -175,18 +171,37 @@ class LoRA(Tuning):
 
         return using(model, REFERENCE if REFERENCE in model.peft_config else None)
 
+    def add(
+        self, model: Any, name: str, checkpoint: Checkpoint, *, folder: Path | None = None, is_trainable: bool = False
+    ) -> None:
+        """Of the rank and the layers of its own, or of the adapter in the folder."""
+        from lit_sft.tuning._adapter_loading import place_adapter
+        from lit_sft.tuning._switching import POLICY, add, add_copy
+
+        if folder:
+            place_adapter(folder, checkpoint).add_to(model, name, is_trainable=is_trainable)
+        elif self.adapter:
+            add_copy(model, name, is_trainable=is_trainable)
+        else:
+            add(model, name, model.peft_config[POLICY], is_trainable=is_trainable)
+
+    def use(self, model: Any, name: str | None) -> None:
+        """Nothing is frozen or thawed."""
+        from lit_sft.tuning._switching import use
+
+        use(model, name)
+
+    def using(self, model: Any, name: str | None) -> AbstractContextManager[Any]:
+        """Nothing is frozen or thawed."""
+        from lit_sft.tuning._switching import using
+
+        return using(model, name)
+
     def save(self, model: Any, folder: Path, checkpoint: Checkpoint, weights: dict[str, Any] | None = None) -> None:
         """A PEFT folder that `peft.PeftModel.from_pretrained` opens on the loaded base."""
         model.peft_config["default"].base_model_name_or_path = str(checkpoint.path.resolve())
         # "auto" would ask the hub whether the vocabulary was resized.
         model.save_pretrained(folder, selected_adapters=["default"], save_embedding_layers=False, state_dict=weights)
-
-
-def _unless_autocast(x: Any, dtype: torch.dtype) -> Any:
-    """Where autocast converts, it converts the small adapter; peft converts its input to float32, only to be undone."""
-    import torch
-
-    return x if x is None or torch.is_autocast_enabled(x.device.type) else x.to(dtype)
 
 
 def _refuse_contradictions(adapter: str, given: dict[str, Any], stored: dict[str, Any]) -> None:
