@@ -21,13 +21,14 @@ pytestmark = pytest.mark.slow
 WORKER = str(Path(__file__).parents[1] / "several_fits.py")
 
 
-def words(root: Path, checkpoint: Path, name: str, *, devices: int, **changes: Any) -> list[str]:
+def words(root: Path, checkpoint: Path, name: str, *, devices: int, stage: str = "Policy", **changes: Any) -> list[str]:
     """A fit of two steps on each of two rollouts of four prompts, shared out over devices."""
+    of_ppo = stage == "PPO"
     config = {
         "seed_everything": 7,
         "runs": str(root / "runs"),
         "model": {
-            "class_path": "Policy",
+            "class_path": stage,
             "init_args": {
                 "checkpoint": str(checkpoint),
                 "tuning": {"class_path": "LoRA", "init_args": {"rank": 4}},
@@ -53,8 +54,8 @@ def words(root: Path, checkpoint: Path, name: str, *, devices: int, **changes: A
             "max_steps": 4,
             "accelerator": "cpu",
             "devices": devices,
-            "strategy": "ddp" if devices > 1 else "auto",
-            "accumulate_grad_batches": 2 // devices,
+            "strategy": "auto" if devices == 1 else "ddp_find_unused_parameters_true" if of_ppo else "ddp",
+            "accumulate_grad_batches": (2 if of_ppo else 1) * 2 // devices,
             "num_sanity_val_steps": -1,
             "log_every_n_steps": 1,
             "enable_progress_bar": False,
@@ -81,11 +82,21 @@ def weights(root: Path, name: str) -> dict[str, torch.Tensor]:
     return found
 
 
-OPTIONS: dict[str, dict[str, Any]] = {"rloo": {}, "grpo": {"algorithm": "grpo", "scale": "batch", "kl": "loss"}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "rloo": {},
+    "grpo": {"algorithm": "grpo", "scale": "batch", "kl": "loss"},
+    "ppo": {
+        "stage": "PPO",
+        "reward_norm": "mean_std",
+        "target_kl": 0.01,
+        "kl_horizon": 50,
+        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "eps": 1e-5}},
+    },
+}
 
 
 def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    """In RLOO and, with a spread over the answers of both, in GRPO."""
+    """In RLOO; with a spread over the answers of both, in GRPO; and in PPO, where each has its own values."""
     checkpoint = tiny("baichuan-7b")
     jobs = [
         {"words": words(tmp_path, checkpoint, f"{name}_2", devices=2, **changes), "codes": [0, 0], "port": None}
