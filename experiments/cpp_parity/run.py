@@ -1,7 +1,7 @@
 """Answers of the C++ program beside those of Python: text in, text out, for exported folders of all families.
 
-    make cpp
-    python experiments/cpp_parity/run.py --output /tmp/parity --prompts 50
+make cpp
+python experiments/cpp_parity/run.py --output /tmp/parity --prompts 50
 """
 
 from __future__ import annotations
