@@ -130,7 +130,8 @@ def test_no_size_of_a_network_is_believed_without_its_weights(own: Path, factor:
         said = in_one_line(lambda: loaded(own), key)
         (own / "config.json").write_text(json.dumps(config))
         assert "config.json" in said, key
-        assert key in said
+        if family.size_keys or factor < 1:  # a model type of transformers may say it of what follows from the size
+            assert key in said
 
 
 def test_a_size_that_the_files_do_not_hold_is_refused_before_memory_is_taken(
