@@ -2,7 +2,6 @@
 
 import json
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +13,7 @@ import yaml
 from lightning import Trainer
 from rankings import ranked, written
 from safetensors.torch import load_file
-from several_fits import Job, launch
+from several_fits import Job, free_port, launch
 from started import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -45,12 +44,6 @@ ROWS_OF_A_STEP = 8
 ON_PAIRS = (("Reward", "LoRA"), ("Preference", "LoRA"), ("Preference", "Full"))
 SAVED_STEP = 6
 """In the middle of the second epoch."""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
 
 
 def when(callback: str, **arguments: Any) -> list[str]:
