@@ -97,6 +97,7 @@ def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path
     jobs = [
         Job(words(tmp_path, checkpoint, f"{name}_2", devices=2, **changes), [0, 0]) for name, changes in OPTIONS.items()
     ]
+    log = tmp_path / "log.txt"
     agent = start(
         launch, jobs, 2, 1, 0, free_port(), log=tmp_path / "log.txt", environment={"GLOO_SOCKET_IFNAME": "lo"}
     )
