@@ -21,7 +21,7 @@ def test_before_the_first_step_every_ratio_is_one_to_the_bit_and_the_step_change
 ) -> None:
     """With adapters, in packed rows, under gradient checkpointing."""
     stage = policy_of(checkpoint.path, family=checkpoint.family.name, packing=True, gradient_checkpointing=True)
-    options = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": 2}
+    options: dict[str, Any] = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": 2}
     found = fitted(stage, data_of(checkpoint, tmp_path), tmp_path, **options)
     assert found["train/policy/approxkl_avg"] == [0.0, 0.0]
     assert found["train/objective/kl"][0] == 0.0
