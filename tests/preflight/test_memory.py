@@ -121,4 +121,3 @@ def test_the_peak_is_that_of_drawing_or_of_training(checkpoint: Checkpoint) -> N
     assert drawing.parts.keys() >= {"weights", "cache of drawn answers"}
     assert "activations" not in drawing.parts
     assert estimate(size, replace(plan, further_bytes=1e6)).total == training.total + 1e6
-    assert estimate(size, replace(plan, keeps_head_rows=True)).total == training.total + 64 * size.hidden_size * 4
