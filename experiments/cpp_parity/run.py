@@ -1,7 +1,7 @@
 """Answers of the C++ program beside those of Python: text in, text out, for exported folders of all families.
 
-    make cpp
-    python experiments/cpp_parity/run.py --output /tmp/parity --prompts 50
+make cpp
+python experiments/cpp_parity/run.py --output /tmp/parity --prompts 50
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import json
 import random
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,9 +20,9 @@ import torch
 
 from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.configuration import build
 from lit_sft.conversation import Conversation, Message
-from lit_sft.demo import demo_texts
 from lit_sft.export.check import Sample
 from lit_sft.export.folder import Source, export_onnx
 from lit_sft.generation.generate import Answer, generate_answers
@@ -132,7 +133,9 @@ def main() -> None:
             if name == "native":
                 folder = output / "native-checkpoint"
                 if not folder.is_dir():
-                    subprocess.run(["lit_sft", "tiny", "--family", "native", "--output", folder], check=True)
+                    subprocess.run(
+                        ["python", "-m", "lit_sft", "tiny", "--family", "native", "--output", folder], check=True
+                    )
             checkpoint = open_checkpoint(folder)
             exported(checkpoint, output / name)
             for strategy, num_equal in compared(given.binary, checkpoint, output / name, given.prompts):
