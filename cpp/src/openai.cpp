@@ -94,7 +94,7 @@ const char* api_name(FinishReason reason) {
 ApiRequest read_api_request(const std::string& body, bool is_chat, const Model& model) {
     auto parsed = json::parse(body, nullptr, false);
     if (!parsed.is_object()) throw UserError("the body is not a JSON object");
-    const JsonObject given(std::move(parsed), "request");
+    const JsonObject given(std::move(parsed), "request", "");
     ApiRequest found;
     found.is_chat = is_chat;
     if (given.has("n") && given.at("n") != 1) throw UserError("request: n must be 1");

@@ -133,9 +133,7 @@ def main() -> None:
             if name == "native":
                 folder = output / "native-checkpoint"
                 if not folder.is_dir():
-                    subprocess.run(
-                        ["python", "-m", "lit_sft", "tiny", "--family", "native", "--output", folder], check=True
-                    )
+                    find_family("native").write_tiny(folder, demo_texts(), TINY)
             checkpoint = open_checkpoint(folder)
             exported(checkpoint, output / name)
             for strategy, num_equal in compared(given.binary, checkpoint, output / name, given.prompts):

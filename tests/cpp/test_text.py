@@ -61,7 +61,9 @@ def test_ids_texts_and_prompts_are_those_of_python(
             rows = ids_are_equal(folder, tokenizer, texts)
             rows += [random_ids(chance, len(tokenizer)) for _ in range(NUM_TEXTS)]
             answers_are_equal(folder, checkpoint, tokenizer, rows)
-        prompts_are_equal(folder, checkpoint, tokenizer, [random_conversation(chance) for _ in range(NUM_CONVERSATIONS)])
+        prompts_are_equal(
+            folder, checkpoint, tokenizer, [random_conversation(chance) for _ in range(NUM_CONVERSATIONS)]
+        )
 
 
 def ids_are_equal(folder: Path, tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -103,9 +105,7 @@ def streamed(checkpoint: Checkpoint, tokenizer: Any, row: list[int]) -> list[str
     return pieces
 
 
-def prompts_are_equal(
-    folder: Path, checkpoint: Checkpoint, tokenizer: Any, conversations: list[Conversation]
-) -> None:
+def prompts_are_equal(folder: Path, checkpoint: Checkpoint, tokenizer: Any, conversations: list[Conversation]) -> None:
     keys = ("role", "content", "thoughts", "commands", "name")
     records = [{"messages": [{key: getattr(m, key) for key in keys} for m in c.messages]} for c in conversations]
     found = run("prompt", folder, records)
