@@ -41,7 +41,8 @@ JsonObject JsonObject::read(const std::filesystem::path& file) {
 }
 
 const json& JsonObject::at(const char* key) const {
-    if (!content_.contains(key)) throw UserError(where_ + ": " + key + " is missing; export the model again");
+    if (!content_.contains(key))
+        throw UserError(where_ + ": " + key + " is missing" + (remedy_.empty() ? "" : "; " + remedy_));
     return content_[key];
 }
 
@@ -73,7 +74,7 @@ std::vector<std::int64_t> JsonObject::numbers(const char* key, std::int64_t leas
     if (!list.is_array()) refuse(key, "a list of numbers");
     std::vector<std::int64_t> found;
     for (const auto& each : list) {
-        const JsonObject one({{key, each}}, where_);
+        const JsonObject one({{key, each}}, where_, remedy_);
         found.push_back(one.number(key, least, most));
     }
     return found;
@@ -109,7 +110,7 @@ bool JsonObject::flag(const char* key) const {
 
 JsonObject JsonObject::object(const char* key) const {
     if (!at(key).is_object()) refuse(key, "an object");
-    return {at(key), where_ + ": " + key};
+    return {at(key), where_ + ": " + key, remedy_};
 }
 
 std::vector<JsonObject> JsonObject::objects(const char* key) const {
@@ -118,14 +119,14 @@ std::vector<JsonObject> JsonObject::objects(const char* key) const {
     std::vector<JsonObject> found;
     for (const auto& each : list) {
         if (!each.is_object()) refuse(key, "a list of objects");
-        found.emplace_back(each, where_ + ": " + key);
+        found.emplace_back(each, where_ + ": " + key, remedy_);
     }
     return found;
 }
 
 void JsonObject::refuse(const char* key, const std::string& expected) const {
     throw UserError(where_ + ": " + key + " is " + shown(at(key)) + "; expected " + expected +
-                    ". Export the model again");
+                    (remedy_.empty() ? "" : "; " + remedy_));
 }
 
 }  // namespace lit_sft

@@ -22,7 +22,10 @@ class JsonObject {
     /// @throws UserError where the file is not a JSON object in UTF-8.
     static JsonObject read(const std::filesystem::path& file);
 
-    JsonObject(nlohmann::json content, std::string where) : content_(std::move(content)), where_(std::move(where)) {}
+    /// @param where names it in errors.
+    /// @param remedy what errors end with: nothing for what a user wrote.
+    JsonObject(nlohmann::json content, std::string where, std::string remedy = "export the model again")
+        : content_(std::move(content)), where_(std::move(where)), remedy_(std::move(remedy)) {}
 
     [[nodiscard]] const std::string& where() const { return where_; }
     [[nodiscard]] bool has(const char* key) const { return content_.contains(key) && !content_[key].is_null(); }
@@ -47,6 +50,7 @@ class JsonObject {
    private:
     nlohmann::json content_;
     std::string where_;
+    std::string remedy_;
 };
 
 }  // namespace lit_sft

@@ -36,7 +36,7 @@ std::vector<std::pair<std::size_t, std::string>> read_lines(const std::string& f
 
 TokenIds ids_of(const json& record, const char* key, const std::string& where) {
     if (!record.is_object()) throw UserError(where + " is not a JSON object");
-    return JsonObject(record, where).numbers(key, 0, kMostTokens);
+    return JsonObject(record, where, "").numbers(key, 0, kMostTokens);
 }
 
 struct ChatVerb {

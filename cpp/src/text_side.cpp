@@ -63,7 +63,7 @@ std::pair<TokenIds, TokenIds> TextSide::answered(const std::vector<Message>& mes
 
 std::vector<Message> read_messages(const json& record, const std::string& where) {
     if (!record.is_object()) throw UserError(where + " is not a JSON object");
-    const JsonObject given(record, where);
+    const JsonObject given(record, where, "");
     std::vector<Message> messages;
     if (given.has("messages")) {
         for (const auto& each : given.objects("messages")) messages.push_back(read_message(each));

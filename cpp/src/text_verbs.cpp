@@ -21,7 +21,7 @@ void each_line(std::istream& in, std::ostream& out, const std::function<json(con
         const auto where = "line " + std::to_string(number);
         auto content = json::parse(line, nullptr, /*allow_exceptions=*/false);
         if (!content.is_object()) throw UserError(where + " is not a JSON object");
-        out << answer(JsonObject(std::move(content), where)).dump() << '\n' << std::flush;
+        out << answer(JsonObject(std::move(content), where, "")).dump() << '\n' << std::flush;
     }
 }
 

@@ -19,9 +19,9 @@ import torch
 
 from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.configuration import build
 from lit_sft.conversation import Conversation, Message
-from lit_sft.demo import demo_texts
 from lit_sft.export.check import Sample
 from lit_sft.export.folder import Source, export_onnx
 from lit_sft.generation.generate import Answer, generate_answers
@@ -132,7 +132,7 @@ def main() -> None:
             if name == "native":
                 folder = output / "native-checkpoint"
                 if not folder.is_dir():
-                    subprocess.run(["lit_sft", "tiny", "--family", "native", "--output", folder], check=True)
+                    find_family("native").write_tiny(folder, demo_texts(), TINY)
             checkpoint = open_checkpoint(folder)
             exported(checkpoint, output / name)
             for strategy, num_equal in compared(given.binary, checkpoint, output / name, given.prompts):

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "model.h"
+
+namespace lit_sft {
+
+/// An answer that another thread is writing.
+class Ticket {
+   public:
+    /// What has happened since the last look.
+    struct News {
+        TokenIds ids;                  ///< without the one that ends an answer
+        std::optional<Answer> answer;  ///< once it is complete
+    };
+
+    /// Waits a moment for news; there may be none.
+    News wait();
+
+    /// Nobody wants it any more.
+    void cancel() { is_cancelled_ = true; }
+
+   private:
+    friend class Service;
+
+    void see(const ChosenTokens& answer);
+    void finish(const Answer& answer);
+
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    News news_;
+    std::size_t num_seen_ = 0;
+    std::atomic<bool> is_cancelled_{false};
+};
+
+struct ServiceCounts {
+    std::size_t requests = 0;
+    std::size_t refused = 0;  ///< because the queue was full
+    std::size_t cancelled = 0;
+    std::size_t failed = 0;
+    std::size_t prompt_tokens = 0;
+    std::size_t reused_tokens = 0;  ///< of prompts, which the cache still had
+    std::size_t answer_tokens = 0;
+    std::size_t open = 0;  ///< answers that are being written or wait
+};
+
+/// A model in a thread of its own, asked by many others. No exception leaves that thread: tickets end with an error.
+class Service {
+   public:
+    /// @param most answers that may be written or wait at once.
+    Service(Model& model, std::size_t most) : model_(model), most_(most), thread_([this] { run(); }) {}
+    Service(const Service&) = delete;
+    Service& operator=(const Service&) = delete;
+    ~Service();
+
+    /// Nothing if the queue is full. `done` and `goes_on` of the request are the ticket's.
+    std::shared_ptr<Ticket> submit(Request request);
+
+    [[nodiscard]] ServiceCounts counts();
+    /// False where the runtime has failed: only a new start helps.
+    [[nodiscard]] bool is_healthy() const { return is_healthy_; }
+
+   private:
+    struct Incoming {
+        Request request;
+        std::shared_ptr<Ticket> ticket;
+    };
+
+    void run();
+    [[nodiscard]] bool receive(bool is_idle);
+    void begin(Incoming incoming);
+    void finish(Ticket& ticket, const Answer& answer, std::size_t num_prompt);
+    void fail_all(const std::string& error);
+
+    Model& model_;
+    std::size_t most_;
+    std::mutex mutex_;
+    std::condition_variable arrived_;
+    std::deque<Incoming> incoming_;
+    std::deque<std::shared_ptr<Ticket>> open_;
+    ServiceCounts counts_;
+    bool is_stopping_ = false;
+    std::atomic<bool> is_healthy_{true};
+    std::thread thread_;  // the last: it uses all others
+};
+
+}  // namespace lit_sft
