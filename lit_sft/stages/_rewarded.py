@@ -136,7 +136,7 @@ class Rewarded(Answering):
                 reward.to(self.device)
         return score_answers(self.rewards, answers)
 
-    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
+    def validation_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Reward an answer to each held-out prompt."""
         self._answer_held_out(batch)
 
@@ -144,7 +144,7 @@ class Rewarded(Answering):
         """Log what they are worth."""
         self._log_answers("val")
 
-    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:  # type: ignore[override]
+    def test_step(self, batch: PromptBatch, batch_idx: int) -> None:
         """Reward an answer to each prompt of the test corpora."""
         self._answer_held_out(batch)
 

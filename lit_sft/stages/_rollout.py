@@ -51,7 +51,7 @@ class ReadAnswers(NamedTuple):
     segments: Segments
 
 
-class RolloutStage(Rewarded, SummedLoss):
+class RolloutStage(Rewarded, SummedLoss):  # type: ignore[misc]  # held out are prompts, not batches of tokens
     """A policy that learns from what its own answers are worth.
 
     Args:

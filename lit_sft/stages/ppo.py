@@ -25,9 +25,8 @@ from lit_sft.stages._rollout_buffer import Part, RolloutBuffer
 from lit_sft.stages._rollout_metrics import Measured
 from lit_sft.stages._summed import Totals
 from lit_sft.stages._value_sums import VALUE_MEASURES, ValueSums, beside_values, value_means
-from lit_sft.stages.reward import hidden_size_of
 from lit_sft.tuning._base import Tuning
-from lit_sft.tuning._heads import ScalarHead
+from lit_sft.tuning._heads import ScalarHead, hidden_size_of
 
 POLICY, VALUE = "default", "value"
 """Adapters of what answers, and of the value function."""
@@ -278,7 +277,11 @@ class PPO(RolloutStage):
         norms = []
         for is_value in (False, True):
             own = [p for name, p in self.named_parameters() if p.grad is not None and is_of_values(name) == is_value]
-            norms.append(self.scale_gradients(own, count, float(nn.utils.get_total_norm([p.grad for p in own]))))
+            norms.append(
+                self.scale_gradients(
+                    own, count, float(nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]))
+                )
+            )
         return math.hypot(*norms)
 
     # Checkpoints.

@@ -50,7 +50,8 @@ class Table(PreTrainedModel, GenerationMixin):
     config_class = PretrainedConfig
 
     def __init__(self, rows: torch.Tensor) -> None:
-        super().__init__(PretrainedConfig(vocab_size=len(rows), is_encoder_decoder=False, num_hidden_layers=1))
+        options: dict[str, Any] = {"vocab_size": len(rows), "is_encoder_decoder": False, "num_hidden_layers": 1}
+        super().__init__(PretrainedConfig(**options))
         self.rows = torch.nn.Parameter(rows)
 
     def forward(self, input_ids: torch.Tensor, **_: Any) -> CausalLMOutput:

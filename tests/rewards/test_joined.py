@@ -64,7 +64,7 @@ def test_it_scores_as_by_itself_while_the_policy_learns(tiny: Tiny, tmp_path: Pa
     assert reward.score(ANSWERS) == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
         for parameter in (p for p in model.parameters() if p.requires_grad):
-            parameter += 0.1
+            parameter.add_(0.1)
     before = [p.requires_grad for p in model.parameters()]
     assert reward.score(ANSWERS) == pytest.approx(expected, rel=1e-4)
     assert [p.requires_grad for p in model.parameters()] == before

@@ -27,7 +27,7 @@ from lit_sft.stages.schedules import Constant
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 
-STEP = {"accumulate_grad_batches": 2}
+STEP: dict[str, Any] = {"accumulate_grad_batches": 2}
 """Of one part: a micro-batch for the policy, one for the values."""
 
 
@@ -162,7 +162,7 @@ class Keep(Callback):
 def test_a_run_that_is_killed_at_any_part_of_a_rollout_goes_on_to_the_same_weights(
     base: Checkpoint, tmp_path: Path
 ) -> None:
-    options = {"reward_norm": "mean_std", "target_kl": 0.01, "kl_horizon": 20}
+    options: dict[str, Any] = {"reward_norm": "mean_std", "target_kl": 0.01, "kl_horizon": 20}
     whole = ppo_of(base.path, **options)
     expected = fitted(whole, data_of(base, tmp_path), tmp_path, Keep(tmp_path), **STEP, max_steps=9)
     assert len(set(expected["train/objective/kl_coefficient"])) == 3
@@ -214,13 +214,14 @@ def test_rewards_are_scaled_by_all_so_far() -> None:
 def test_what_cannot_be_trained_is_refused_with_the_reason(base: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="two adapters on one base, and Full has none"):
         ppo_of(base.path, tuning=Full())
-    for options, said in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"lam": 1.5}, "lam is 1.5; it must be between 0 and 1"),
         ({"value_clip": 0.0}, "value_clip is 0.0; it must be above 0"),
         ({"beta": -1}, "beta is -1; it must be at least 0"),
         ({"beta": 0, "target_kl": 1.0}, "beta is 0, which no target_kl can steer"),
         ({"reward_clip": (1.0, -1.0)}, "give the lower bound first"),
-    ]:
+    ]
+    for options, said in refused:
         with pytest.raises(ConfigError, match=said):
             ppo_of(base.path, **options)
     with pytest.raises(ConfigError, match="accumulate_grad_batches is 1, but policy and values take turns"):

@@ -14,7 +14,7 @@ from sentencepiece import SentencePieceProcessor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import Chunk, WeightConverter
+from transformers.core_model_loading import Chunk, WeightConverter, WeightRenaming
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
@@ -40,7 +40,7 @@ DEFAULT_NEW_TOKENS = 2048
 PARTS = ("q_proj", "k_proj", "v_proj")
 
 # The fused weight holds plain thirds. Saving joins them again, so files keep the original names.
-CONVERSIONS = [
+CONVERSIONS: list[WeightConverter | WeightRenaming] = [
     WeightConverter("self_attn.W_pack.weight", [f"self_attn.{part}.weight" for part in PARTS], [Chunk(dim=0)])
 ]
 register_checkpoint_conversion_mapping("baichuan", CONVERSIONS, overwrite=True)
