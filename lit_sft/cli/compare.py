@@ -122,7 +122,7 @@ class CompareCLI(FitReader):
             model.init_args.checkpoint = place
             model.init_args.family = "auto"
             if is_exported(folder):
-                model.init_args.tuning = Namespace({"class_path": "lit_sft.tuning.full.Full"})
+                model.init_args.tuning = Namespace({"class_path": "lit_sft.tuning.full.Full"})  # type: ignore[no-untyped-call]
             return State(folder.name, model)
         return State(place, model, _checkpoint(folder))
 

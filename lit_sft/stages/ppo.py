@@ -277,11 +277,8 @@ class PPO(RolloutStage):
         norms = []
         for is_value in (False, True):
             own = [p for name, p in self.named_parameters() if p.grad is not None and is_of_values(name) == is_value]
-            norms.append(
-                self.scale_gradients(
-                    own, count, float(nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]))
-                )
-            )
+            norm = float(nn.utils.get_total_norm([p.grad for p in own if p.grad is not None]))
+            norms.append(self.scale_gradients(own, count, norm))
         return math.hypot(*norms)
 
     # Checkpoints.
