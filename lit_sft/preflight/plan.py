@@ -131,7 +131,7 @@ def remedies(size: NetworkSize, plan: Plan, family_targets: Sequence[str], memor
             {"tuning": qlora, "optimizer_bytes": 8, "gradient_checkpointing": True, "rows": 1},
         ),
     ]
-    tried = [(text, replace(plan, **change)) for text, change in changes]  # type: ignore[arg-type]
+    tried = [(text, replace(plan, **change)) for text, change in changes]
     working = [text for text, other in tried if other != plan and estimate(size, other).total <= memory]
     return working[:3]
 

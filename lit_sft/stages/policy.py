@@ -89,7 +89,7 @@ class Policy(RolloutStage):
         self.beta = beta
         self.kl = kl
         self.reward_clip = reward_clip
-        changes = {"clip_low": clip_low, "clip_high": clip_high, "largest_ratio": largest_ratio}
+        changes: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "largest_ratio": largest_ratio}
         self.loss: PolicyLoss = replace(
             POLICY_LOSSES[algorithm],
             **{name: value for name, value in changes.items() if value is not None},

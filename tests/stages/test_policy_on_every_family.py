@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from bandits import distances
+from bandits import FewWords, FewWordsInFourBits, distances
 from policies import data_of, fitted, policy_of, trained
 
-from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
+
+KINDS = {"lora": FewWords, "qlora": FewWordsInFourBits}
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
@@ -17,7 +21,7 @@ def test_before_the_first_step_every_ratio_is_one_to_the_bit_and_the_step_change
 ) -> None:
     """With adapters, in packed rows, under gradient checkpointing."""
     stage = policy_of(checkpoint.path, family=checkpoint.family.name, packing=True, gradient_checkpointing=True)
-    options = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": 2}
+    options: dict[str, Any] = {"precision": precision, "accumulate_grad_batches": 2, "max_steps": 2}
     found = fitted(stage, data_of(checkpoint, tmp_path), tmp_path, **options)
     assert found["train/policy/approxkl_avg"] == [0.0, 0.0]
     assert found["train/objective/kl"][0] == 0.0
@@ -31,3 +35,16 @@ def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(checkpoint:
     before, after = distances(checkpoint, tmp_path, num_steps=60, lr=0.02)
     assert before > 0.2
     assert after < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo"])
+@pytest.mark.parametrize("family", ["baichuan-7b", "baichuan-13b", "moss", "chatglm-6b", "chatglm2-6b"])
+def test_rewarded_tokens_become_more_frequent(
+    family: str, algorithm: Any, kind: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny(family), family)
+    options: dict[str, Any] = {"tuning_class": KINDS[kind], "num_answers": 32, "algorithm": algorithm}
+    before, after = distances(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)
+    assert after < 0.8 * before
