@@ -170,6 +170,21 @@ def test_the_verb_says_in_one_line_what_it_lacks(
         assert error.count("\n") == 1
 
 
+def test_a_run_is_exported_with_its_adapter_and_its_strategy(
+    write_config: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_epochs": 1, "limit_train_batches": 2})]) == 0
+    (run,) = [path for path in (tmp_path / "runs").iterdir() if (path / "adapter").is_dir()]
+    capsys.readouterr()
+    assert main(["export", "--run", str(run), "--output", str(tmp_path / "out"), "--dtype", "int8"]) == 0
+    assert "logits differ by" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["source"]["adapter"] == str((run / "adapter").resolve())
+    assert manifest["quality"]["num_tokens"] > 0
+    generation = json.loads((tmp_path / "out" / "generation.json").read_text(encoding="utf-8"))
+    assert generation["strategy"]["init_args"]["max_new_tokens"] == 8
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
