@@ -17,7 +17,7 @@ from lit_sft.__main__ import main
 from lit_sft.checkpoint.onnx_session import GraphSession
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import CheckpointError, ConfigError, UserError
-from lit_sft.export import check, folder
+from lit_sft.export import check, folder, reference
 from lit_sft.export.check import Sample
 from lit_sft.export.folder import Form, Source, export_onnx
 from lit_sft.export.weights import DataFile
@@ -122,7 +122,7 @@ def test_nothing_is_left_when_the_disk_is_full(
 def test_a_graph_that_computes_something_else_is_not_exported(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_torch = check.outputs_of
+    of_torch = reference.outputs_of
     monkeypatch.setattr(check, "outputs_of", lambda *given: [each + 0.01 for each in of_torch(*given)])
     with pytest.raises(ConfigError, match=r"logits differ by 0\.01, .* nothing is exported"):
         export_onnx(Source(checkpoint, SAMPLES), tmp_path / "out")
@@ -228,7 +228,7 @@ def test_a_graph_answers_in_predict_and_compare_as_its_network_and_fit_refuses_i
 ) -> None:
     answers = []
     for path in (checkpoint.path, exported):
-        model = {"checkpoint": str(path), "tuning": {"class_path": "Full"}}
+        model: dict[str, Any] = {"checkpoint": str(path), "tuning": {"class_path": "Full"}}
         model["generation"] = [{"class_path": "Greedy", "init_args": {"max_new_tokens": 4}},
                                {"class_path": "TopP", "init_args": {"max_new_tokens": 4}}]  # fmt: skip
         config = write_config(model=model)
