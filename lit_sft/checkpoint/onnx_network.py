@@ -52,7 +52,7 @@ class Reader(torch.nn.Module):
             parts = [row[start:end] for start, end in pairwise([*starts, len(row)])]
             logits = [self.session.forward([part], self.session.new_cache(1), keep=len(part))[0] for part in parts]
             found.append(torch.from_numpy(np.concatenate(logits)))
-        return BaseModelOutputWithPast(last_hidden_state=torch.stack(found))  # type: ignore[arg-type]
+        return BaseModelOutputWithPast(last_hidden_state=torch.stack(found))
 
 
 class OnnxForCausalLM(PreTrainedModel, GenerationMixin):
@@ -94,7 +94,7 @@ class OnnxForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]  # a class method of some releases
         return False
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: SessionCache | None = None,

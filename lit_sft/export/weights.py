@@ -256,11 +256,12 @@ def _diverted(take: Callable[[str, Tensor], None]) -> Iterator[None]:
         if all(name != each[0] for each in info.mismatched_keys):
             take(name, value.detach())
 
-    loading.spawn_materialize, loading.set_param_for_module = in_turn, taken
+    module: Any = loading
+    module.spawn_materialize, module.set_param_for_module = in_turn, taken
     try:
         yield
     finally:
-        loading.spawn_materialize, loading.set_param_for_module = materialize, set_parameter
+        module.spawn_materialize, module.set_param_for_module = materialize, set_parameter
 
 
 def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str, Tensor], Tensor]:

@@ -112,7 +112,7 @@ def test_a_prompt_that_is_read_in_pieces_gives_the_same(
 
 
 def test_greedy_answers_are_the_same(session: GraphSession, subject: Subject) -> None:
-    expected = generate_ids(subject.model, subject.rows, Greedy(), stop=[0], room=32)
+    expected = generate_ids(subject.model, [*subject.rows], Greedy(), stop=[0], room=32)
     cache = session.new_cache(3)
     new = subject.rows
     answers: list[list[int]] = [[], [], []]
@@ -150,9 +150,9 @@ def test_every_strategy_answers_as_with_the_network(
     exported = open_checkpoint(subject.folder / f"float32-{session.description.graph == 'portable'}").load_model()
     stop = [0, 3]
     given = {"stop": stop, "room": 8}
-    assert generate_ids(exported, subject.rows, strategy, **given) == generate_ids(  # type: ignore[arg-type]
+    assert generate_ids(exported, [*subject.rows], strategy, **given) == generate_ids(  # type: ignore[arg-type]
         subject.model,
-        subject.rows,
+        [*subject.rows],
         strategy,
         **given,  # type: ignore[arg-type]
     )

@@ -17,7 +17,7 @@ from lit_sft.__main__ import main
 from lit_sft.checkpoint.onnx_session import GraphSession
 from lit_sft.checkpoint.opening import Checkpoint
 from lit_sft.errors import CheckpointError, ConfigError, UserError
-from lit_sft.export import check, folder
+from lit_sft.export import check, folder, reference
 from lit_sft.export.check import Sample
 from lit_sft.export.folder import Form, Source, export_onnx
 from lit_sft.export.weights import DataFile
@@ -122,7 +122,7 @@ def test_nothing_is_left_when_the_disk_is_full(
 def test_a_graph_that_computes_something_else_is_not_exported(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of_torch = check.outputs_of
+    of_torch = reference.outputs_of
     monkeypatch.setattr(check, "outputs_of", lambda *given: [each + 0.01 for each in of_torch(*given)])
     with pytest.raises(ConfigError, match=r"logits differ by 0\.01, .* nothing is exported"):
         export_onnx(Source(checkpoint, SAMPLES), tmp_path / "out")
@@ -170,6 +170,21 @@ def test_the_verb_says_in_one_line_what_it_lacks(
         assert error.count("\n") == 1
 
 
+def test_a_run_is_exported_with_its_adapter_and_its_strategy(
+    write_config: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_epochs": 1, "limit_train_batches": 2})]) == 0
+    (run,) = [path for path in (tmp_path / "runs").iterdir() if (path / "adapter").is_dir()]
+    capsys.readouterr()
+    assert main(["export", "--run", str(run), "--output", str(tmp_path / "out"), "--dtype", "int8"]) == 0
+    assert "logits differ by" in capsys.readouterr().out
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["source"]["adapter"] == str((run / "adapter").resolve())
+    assert manifest["quality"]["num_tokens"] > 0
+    generation = json.loads((tmp_path / "out" / "generation.json").read_text(encoding="utf-8"))
+    assert generation["strategy"]["init_args"]["max_new_tokens"] == 8
+
+
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
@@ -213,7 +228,7 @@ def test_a_graph_answers_in_predict_and_compare_as_its_network_and_fit_refuses_i
 ) -> None:
     answers = []
     for path in (checkpoint.path, exported):
-        model = {"checkpoint": str(path), "tuning": {"class_path": "Full"}}
+        model: dict[str, Any] = {"checkpoint": str(path), "tuning": {"class_path": "Full"}}
         model["generation"] = [{"class_path": "Greedy", "init_args": {"max_new_tokens": 4}},
                                {"class_path": "TopP", "init_args": {"max_new_tokens": 4}}]  # fmt: skip
         config = write_config(model=model)
