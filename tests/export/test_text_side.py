@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ JOINED_TOOLS = (
 
 
 @pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with byte-level BPE and ChatML."""
     folder = tmp_path_factory.mktemp("text") / "llama"
     size = TinySize(hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2, vocab_size=400)

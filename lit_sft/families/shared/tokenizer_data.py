@@ -70,7 +70,7 @@ def sentencepiece_data(
         for index, piece in enumerate(content.pieces)
         if piece.kind in (CONTROL, UNKNOWN)
     }
-    config = {
+    config: dict[str, Any] = {
         "kind": "sentencepiece",
         "first_id": first_id,
         "writes_whitespace": writes_whitespace,
