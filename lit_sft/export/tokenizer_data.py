@@ -6,12 +6,12 @@ import re
 from collections.abc import Sequence
 from functools import cached_property
 
-import sentencepiece
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_sft.families.chatglm.tokenizer import write_whitespace
+from lit_sft.families.shared.sentencepiece import open_processor
 from lit_sft.families.shared.tokenizer_data import TokenizerData
 
 
@@ -29,7 +29,7 @@ class DataTokenizer:
         self._cuts = _any_of([*self._parsed, *self.config.get("split", [])])
         self._dropped = dict.fromkeys(map(ord, self.config.get("dropped", "")))
         if data.model is not None:
-            self._processor = sentencepiece.SentencePieceProcessor(model_proto=data.model)
+            self._processor = open_processor(data.model)
 
     def encode(self, parts: Sequence[str | int]) -> list[int]:
         """Ids of texts and tokens in one go: an added token may swallow blanks of its neighbors."""

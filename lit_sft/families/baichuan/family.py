@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from sentencepiece import SentencePieceProcessor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -20,7 +19,7 @@ from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families.baichuan.prompts import ChatLimits
 from lit_sft.families.shared.added_tokens import read_added_tokens
-from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, train_model
+from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, open_processor, train_model
 from lit_sft.families.shared.sentencepiece_file import read_model
 from lit_sft.families.shared.settings import read_object, setting, token_setting
 from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
@@ -263,7 +262,7 @@ def generation_of_tokenizer(file: Path) -> bool | None:
     None if it is neither, or no tokenizer.
     """
     try:
-        processor = SentencePieceProcessor(model_file=str(file))
+        processor = open_processor(file.read_bytes())
     except (OSError, RuntimeError):
         return None
     mark = processor.id_to_piece(FIRST_ROLE_MARK) if processor.vocab_size() > FIRST_ROLE_MARK else ""

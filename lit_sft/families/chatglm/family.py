@@ -36,6 +36,7 @@ from lit_sft.families.chatglm.prompts import ChatGLMFormat
 from lit_sft.families.chatglm.tokenizer import MODEL_FILE, ChatGLM6BTokenizer, complete_model
 from lit_sft.families.chatglm.weights import fuse_heads
 from lit_sft.families.shared.added_tokens import read_added_tokens
+from lit_sft.families.shared.sentencepiece import open_processor
 from lit_sft.families.shared.settings import read_object, setting, token_setting, token_text
 
 NUM_APPENDED = 344
@@ -218,7 +219,7 @@ class ChatGLM6B(Family):
         if num_trained < 300:
             raise ConfigError(f"vocab_size {size.vocab_size} must be at least {NUM_APPENDED + 300} for {cls.name}")
         train_model(folder / MODEL_FILE, texts, num_trained)
-        marks = sentencepiece.SentencePieceProcessor(model_file=str(folder / MODEL_FILE))
+        marks = open_processor((folder / MODEL_FILE).read_bytes())
         config = tiny_config(size, marks)
         for name, content in (("config.json", config), ("tokenizer_config.json", TOKENIZER_CONFIG)):
             (folder / name).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families.shared.added_tokens import FILE, behind
+from lit_sft.families.shared.sentencepiece import open_processor
 from lit_sft.families.shared.sentencepiece_file import BYTE, CONTROL, USER_DEFINED, Piece, extended_model
 from lit_sft.families.shared.token_ids import TokenIdCache
 from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
@@ -34,7 +34,7 @@ WRITTEN_BLANKS = re.compile(r"<\|blank_([2-9]|[1-7][0-9]|80)\|>")
 
 def complete_model(serialized: bytes) -> bytes:
     """Append the 344 pieces which the first code of the model added on loading, unless the model holds them."""
-    known = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+    known = open_processor(serialized)
     if known.piece_to_id("[gMASK]") != known.unk_id():
         return serialized
     blanks = [_blank(length) for length in range(2, LONGEST_BLANK + 1)]
@@ -94,7 +94,7 @@ class ChatGLM6BTokenizer(TokenIdCache, PreTrainedTokenizer):
         self.num_image_tokens = num_image_tokens
         self.parsed_tokens = tuple(parsed_tokens)
         model = complete_model(Path(vocab_file).read_bytes())
-        self.pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.pieces = open_processor(model)
         if new := behind(self.vocab_size, dict(added or {}), self._id_of_piece, vocab_file):
             names = ", ".join(repr(token.content) for token in new.values())
             raise CheckpointError(

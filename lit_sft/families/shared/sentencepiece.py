@@ -51,6 +51,17 @@ SPACE = "▁"
 """How sentencepiece writes a blank."""
 
 
+def open_processor(serialized: bytes) -> sentencepiece.SentencePieceProcessor:
+    """The library's own reader of a model, from the bytes of its file: given a folder, or none, it ends the process.
+
+    Raises:
+        RuntimeError: If these are not the bytes of a model.
+    """
+    if not serialized:
+        raise RuntimeError("the file is empty")
+    return sentencepiece.SentencePieceProcessor(model_proto=serialized)
+
+
 class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
     """A sentencepiece BPE model behind the transformers interface.
 
@@ -83,8 +94,9 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
         **kwargs: Any,
     ) -> None:
         self.model_file = model_file
-        self._processor = sentencepiece.SentencePieceProcessor(model_file=model_file)
-        model = read_model(Path(model_file).read_bytes())
+        serialized = Path(model_file).read_bytes()
+        self._processor = open_processor(serialized)
+        model = read_model(serialized)
         merges = _merges(model.pieces)
         self.has_dummy_prefix = model.has_dummy_prefix
         model.pieces.extend(Piece(text, CONTROL) for text in appended)
