@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -51,7 +51,7 @@ VERSION = 1
 
 SLOT = re.compile(r"\{\{|\}\}|\{(\w+)(?:\|([^{}]*))?\}")
 
-CONDITIONS = {
+CONDITIONS: dict[str, Callable[[list[str]], bool]] = {
     "tool-message": lambda roles: "tool" in roles,
     "system-message": lambda roles: "system" in roles,
     "system-message-not-first": lambda roles: "system" in roles[1:],
@@ -89,7 +89,7 @@ class PromptData:
         messages = list(conversation.messages)
         if all(message.role == "system" for message in messages):
             raise BadRecord("nothing-to-answer")
-        roles = [message.role for message in messages]
+        roles: list[str] = [message.role for message in messages]
         for condition in self.data.get("refuse", []):
             if CONDITIONS[condition](roles):
                 raise BadRecord(condition)
@@ -103,7 +103,7 @@ class PromptData:
 
         def fits(dropped: int) -> bool:
             ids, speak = written(dropped)
-            return len(ids) + (len(speak) if fit.get("counts_speak", True) else 0) <= most
+            return bool(len(ids) + (len(speak) if fit.get("counts_speak", True) else 0) <= most)
 
         dropped = 0 if fits(0) else bisect_left(range(max(0, len(parts) - 1)), True, key=fits)
         ids, speak = written(dropped)
@@ -115,9 +115,9 @@ class PromptData:
         """What stays in any case, and what may be left out, the oldest first."""
         drop = self.data["fit"]["drop"]
         if drop == "turns":
-            first, *others = ([*read, *([answer] if answer else [])] for read, answer in Conversation(messages).turns())
-            system = [message for message in first if message.role == "system"]
-            return system, [[message for message in first if message.role != "system"], *others]
+            asked, *others = ([*read, *([answer] if answer else [])] for read, answer in Conversation(messages).turns())
+            system = [message for message in asked if message.role == "system"]
+            return system, [[message for message in asked if message.role != "system"], *others]
         if drop == "rounds":
             starts = [
                 i for i, m in enumerate(messages) if m.role == "user" and (not i or messages[i - 1].role != "user")

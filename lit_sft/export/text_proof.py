@@ -88,8 +88,8 @@ def random_conversation(chance: random.Random, *, has_tools: bool = True) -> Con
 
 
 def _round(chance: random.Random, *, has_tools: bool, repeats: int) -> list[Message]:
-    def said(role: Role, **more: str) -> Message:
-        return Message(role, random_text(chance, longest=4) * repeats, **more)
+    def said(role: Role, thoughts: str = "", name: str = "") -> Message:
+        return Message(role, random_text(chance, longest=4) * repeats, thoughts, name=name)
 
     messages = []
     if chance.random() < 0.95:

@@ -25,7 +25,7 @@ class DataTokenizer:
     def __init__(self, data: TokenizerData) -> None:
         self.config = data.config
         self.added = {token["id"]: token for token in self.config["added"]}
-        self._parsed = {token["text"]: token["id"] for token in self.config["added"] if token["parsed"]}
+        self._parsed: dict[str, int] = {token["text"]: token["id"] for token in self.config["added"] if token["parsed"]}
         self._cuts = _any_of([*self._parsed, *self.config.get("split", [])])
         self._dropped = dict.fromkeys(map(ord, self.config.get("dropped", "")))
         if data.model is not None:
@@ -39,7 +39,8 @@ class DataTokenizer:
                 cut.append(part)
             else:
                 texts = self._cuts.split(part.translate(self._dropped))
-                cut += [self._parsed.get(text, text) if index % 2 else text for index, text in enumerate(texts)]
+                for index, text in enumerate(texts):
+                    cut.append(self._parsed.get(text, text) if index % 2 else text)
         ids: list[int] = []
         for part in self._swallowed([part for part in cut if part != ""]):
             ids += [part] if isinstance(part, int) else self._encode_text(part)

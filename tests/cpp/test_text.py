@@ -61,9 +61,8 @@ def test_ids_texts_and_prompts_are_those_of_python(
             rows = ids_are_equal(folder, tokenizer, texts)
             rows += [random_ids(chance, len(tokenizer)) for _ in range(NUM_TEXTS)]
             answers_are_equal(folder, checkpoint, tokenizer, rows)
-        prompts_are_equal(
-            folder, checkpoint, tokenizer, [random_conversation(chance) for _ in range(NUM_CONVERSATIONS)]
-        )
+        conversations = [random_conversation(chance) for _ in range(NUM_CONVERSATIONS)]
+        prompts_are_equal(folder, checkpoint, tokenizer, conversations)
 
 
 def ids_are_equal(folder: Path, tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +21,9 @@ from lit_sft.families._base import Family, TinySize
 from lit_sft.families.baichuan.prompts import ChatLimits
 from lit_sft.families.shared.added_tokens import read_added_tokens
 from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, train_model
+from lit_sft.families.shared.sentencepiece_file import read_model
 from lit_sft.families.shared.settings import read_object, setting, token_setting
+from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
 
 RESERVED = r"<reserved_\d+>"
 """Pieces that chat models use as role marks: no text may produce them."""
@@ -143,6 +146,20 @@ class BaichuanFamily(Family):
             clean_up_tokenization_spaces=False,
             add_bos_token=setting(file, settings, "add_bos_token", bool, False),
             add_eos_token=setting(file, settings, "add_eos_token", bool, False),
+        )
+
+    def tokenizer_data(self, tokenizer: Any) -> TokenizerData:
+        """Reserved pieces are control pieces there."""
+        model = Path(tokenizer.model_file).read_bytes()
+        pieces = {index: piece.text for index, piece in enumerate(read_model(model).pieces)}
+        reserved = {index: text for index, text in pieces.items() if re.fullmatch(RESERVED, text)}
+        special = {index for index, token in tokenizer.added.items() if token.special}
+        return sentencepiece_data(
+            model,
+            controls=reserved,
+            texts=reserved,
+            skipped={*tokenizer.all_special_ids, *special},
+            added=tokenizer.added,
         )
 
     def load_model(self, dtype: torch.dtype, quantization: Any = None) -> PreTrainedModel:

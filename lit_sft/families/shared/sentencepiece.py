@@ -31,7 +31,6 @@ from lit_sft.families.shared.sentencepiece_file import (
 )
 from lit_sft.families.shared.settings import read_object
 from lit_sft.families.shared.token_ids import TokenIdCache
-from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
 
 # Options of transformers' call that need the Rust tokenizer, and those that concern padding only.
 UNKNOWN_TO_SENTENCEPIECE = (
@@ -92,7 +91,7 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
         ids = {piece.text: index for index, piece in enumerate(model.pieces)}
         self.added = behind(len(ids), dict(added or {}), ids.get, model_file)
         spelt = {index: token for index, token in self.added.items() if not token.special}
-        self._controls = controls = re.compile(control_pattern or NOTHING)
+        controls = re.compile(control_pattern or NOTHING)
         # What sentencepiece alone would encode otherwise.
         self._careful = re.compile(
             "|".join([controls.pattern, *(re.escape(token.content) for token in spelt.values())])
@@ -107,20 +106,6 @@ class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):
             # No text makes sentencepiece produce a control piece, and it is several times faster.
             return list(self._processor.encode(text))
         return list(self._text_tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def data(self) -> TokenizerData:
-        """What it is, for other languages."""
-        special = {index for index, token in self.added.items() if token.special}
-        model = Path(self.model_file).read_bytes()
-        pieces = read_model(model).pieces
-        controls = [index for index, piece in enumerate(pieces) if self._controls.fullmatch(piece.text)]
-        return sentencepiece_data(
-            model,
-            controls=controls,
-            texts={index: pieces[index].text for index in controls},
-            skipped={*self.all_special_ids, *special},
-            added=self.added,
-        )
 
     def _encode_plus(  # type: ignore[override]  # most options are only passed through
         self,
