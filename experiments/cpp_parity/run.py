@@ -10,7 +10,6 @@ import argparse
 import json
 import random
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,12 +18,13 @@ from typing import Any
 import torch
 
 from lit_sft import open_checkpoint
-from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.checkpoint.opening import Checkpoint, find_family
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.configuration import build
 from lit_sft.conversation import Conversation, Message
 from lit_sft.export.check import Sample
 from lit_sft.export.folder import Source, export_onnx
+from lit_sft.families._base import TinySize
 from lit_sft.generation.generate import Answer, generate_answers
 from lit_sft.generation.strategies import Strategy
 
@@ -32,6 +32,8 @@ ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 
 MAX_NEW_TOKENS = 16
+
+TINY = TinySize(hidden_size=32, intermediate_size=64, num_layers=2, num_heads=2, vocab_size=1200, context_length=256)
 
 STRATEGIES: list[dict[str, Any]] = [
     {"class_path": "Greedy"},
@@ -133,6 +135,7 @@ def main() -> None:
             if name == "native":
                 folder = output / "native-checkpoint"
                 if not folder.is_dir():
+                    folder.mkdir()
                     find_family("native").write_tiny(folder, demo_texts(), TINY)
             checkpoint = open_checkpoint(folder)
             exported(checkpoint, output / name)

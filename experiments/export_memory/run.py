@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import torch
+
 from lit_sft.checkpoint.opening import find_family, open_checkpoint
 from lit_sft.checkpoint.tiny import demo_texts, write_tiny
 from lit_sft.families._base import TinySize
@@ -34,9 +35,6 @@ def memory() -> dict[str, int]:
 def measure(checkpoint: Path, output: Path, dtype: str) -> dict[str, float]:
     """Peaks in MiB above the imports, and seconds."""
     import onnxruntime  # noqa: F401
-    import onnxscript.optimizer  # noqa: F401
-    import onnxscript.rewriter.onnx_fusions
-    import torch.onnx
 
     from lit_sft.cli.export import _of_checkpoint
     from lit_sft.export import assembly, check, graph, text_side, weights  # noqa: F401

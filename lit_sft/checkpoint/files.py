@@ -15,6 +15,10 @@ WEIGHT_FILES = (
 )
 """Where weights can stand, the preferred place first; transformers looks in the same order."""
 
+GRAPH = "model.onnx"
+GENERATION = "generation.json"
+"""What an exported model is, and how it answers: lit_sft/export/folder.py says what stands in such a folder."""
+
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -32,6 +36,11 @@ def weights_source(folder: Path) -> Path:
             index = f"{shard.name.partition('-')[0]}{shard.suffix}.index.json"
             raise CheckpointError(f"{folder} holds {shard.name} but not {index}, which lists all shards; download it")
     raise CheckpointError(f"{folder} holds no weights ({', '.join(WEIGHT_FILES)}); is the download complete?")
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder holds a graph instead of weights."""
+    return (folder / GRAPH).is_file() and (folder / GENERATION).is_file()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from lit_sft.checkpoint.onnx_session import GraphCache, GraphSession
 from lit_sft.errors import ConfigError
@@ -34,6 +36,25 @@ class SessionCache:
         self.cache = self.cache.select(beam_idx.tolist())
 
 
+class Reader(torch.nn.Module):
+    """Takes the place of the decoder where all positions are wanted: its "hidden states" are the logits."""
+
+    def __init__(self, session: GraphSession) -> None:
+        super().__init__()
+        self.session = session
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
+        """Logits [B, T, V] of rows [B, T]; where positions begin anew another example does."""
+        found = []
+        for index, row in enumerate(input_ids.tolist()):
+            positions = range(len(row)) if position_ids is None else position_ids[index].tolist()
+            starts = [place for place, position in enumerate(positions) if place == 0 or position == 0]
+            parts = [row[start:end] for start, end in pairwise([*starts, len(row)])]
+            logits = [self.session.forward([part], self.session.new_cache(1), keep=len(part))[0] for part in parts]
+            found.append(torch.from_numpy(np.concatenate(logits)))
+        return BaseModelOutputWithPast(last_hidden_state=torch.stack(found))
+
+
 class OnnxForCausalLM(PreTrainedModel, GenerationMixin):
     """A graph with `generate()`. It has no weights of its own, so it computes on the CPU and does not train.
 
@@ -50,6 +71,15 @@ class OnnxForCausalLM(PreTrainedModel, GenerationMixin):
         if session.description.output != "logits":
             raise ConfigError("this exported folder is a reward model, which scores answers and writes none")
         self.session = session
+        self.reader = Reader(session)
+
+    def get_decoder(self, *args: Any, **kwargs: Any) -> Reader:
+        """What measures ask for hidden states."""
+        return self.reader
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        """The head that goes with them."""
+        return torch.nn.Identity()
 
     @property
     def device(self) -> torch.device:
@@ -64,7 +94,7 @@ class OnnxForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(self) -> bool:  # type: ignore[override]  # a class method of some releases
         return False
 
-    def prepare_inputs_for_generation(
+    def prepare_inputs_for_generation(  # type: ignore[override]
         self,
         input_ids: Tensor,
         past_key_values: SessionCache | None = None,

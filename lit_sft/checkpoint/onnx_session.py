@@ -12,11 +12,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_sft.checkpoint.files import GENERATION, GRAPH
 from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.families.shared.settings import read_object
-
-GRAPH = "model.onnx"
-GENERATION = "generation.json"
 
 LARGEST = 1 << 20
 """More than any size in a generation.json is."""
@@ -48,11 +46,6 @@ class Description(NamedTuple):
     context_length: int
     vocab_size: int
     prefix_end_id: int | None
-
-
-def is_exported(folder: Path) -> bool:
-    """Whether a folder holds a graph."""
-    return (folder / GRAPH).is_file() and (folder / GENERATION).is_file()
 
 
 def read_description(folder: Path) -> Description:
@@ -238,9 +231,7 @@ class GraphSession:
         cache.lengths = num_past + width - cache.padding
         return logits
 
-    def _run(
-        self, given: dict[str, NDArray[Any]], cache: GraphCache, after: list[NDArray[Any]]
-    ) -> NDArray[np.float32]:
+    def _run(self, given: dict[str, NDArray[Any]], cache: GraphCache, after: list[NDArray[Any]]) -> NDArray[np.float32]:
         """One run, keys and values written into `after`."""
         if self.description.prefix_end_id is not None:
             given["prefix_length"] = cache.prefix
@@ -283,5 +274,9 @@ class GraphSession:
         count = sum(name.startswith("past.") for name in inputs)
         expected = {"fused": "seqlens_k", "portable": "padding"}[self.description.graph]
         outputs = [each.name for each in self.session.get_outputs()]
-        if count != 2 * len(self.description.layers) or expected not in inputs or self.description.output not in outputs:
+        if (
+            count != 2 * len(self.description.layers)
+            or expected not in inputs
+            or self.description.output not in outputs
+        ):
             raise CheckpointError(f"{file} is not the graph that {GENERATION} describes; export the model again")

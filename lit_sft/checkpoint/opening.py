@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_sft.checkpoint.files import refuse_pointer, weight_files
+from lit_sft.checkpoint.files import GRAPH, is_exported, refuse_pointer, weight_files
 from lit_sft.conversation import PromptFormat, TextInterface
 from lit_sft.errors import CheckpointError, ConfigError, UserError, accepted
 from lit_sft.families._base import Family
@@ -61,11 +61,13 @@ class Checkpoint(TextInterface):
 
     @property
     def weight_files(self) -> list[Path]:
-        """Files that hold the weights; safetensors where there are both.
+        """Files that hold the weights; safetensors where there are both. Of an exported model, its graph and its data.
 
         Raises:
             CheckpointError: If there are none, or one that the index lists is missing.
         """
+        if is_exported(self.path):
+            return sorted(self.path.glob(f"{GRAPH}*"))
         return weight_files(self.path)
 
     def fingerprint(self) -> str:
@@ -138,7 +140,7 @@ class Checkpoint(TextInterface):
         import torch
 
         from lit_sft.checkpoint.foreign import settle_quantization
-        from lit_sft.checkpoint.onnx_session import GraphSession, is_exported
+        from lit_sft.checkpoint.onnx_session import GraphSession
         from lit_sft.checkpoint.weights import load_network, open_weights
 
         self.family.check_sizes()

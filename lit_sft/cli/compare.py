@@ -16,6 +16,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lit_sft.checkpoint.files import is_exported
 from lit_sft.cli._base import FitReader
 from lit_sft.cli.fit import run_cli
 from lit_sft.configuration import KindParser, stage_and_data
@@ -120,6 +121,8 @@ class CompareCLI(FitReader):
         if (folder / "config.json").is_file():
             model.init_args.checkpoint = place
             model.init_args.family = "auto"
+            if is_exported(folder):
+                model.init_args.tuning = Namespace(class_path="lit_sft.tuning.full.Full")
             return State(folder.name, model)
         return State(place, model, _checkpoint(folder))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
-from lit_sft.checkpoint.onnx_session import is_exported
+from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
@@ -31,7 +31,7 @@ def export(
     adapter: str | None = None,
     family: str = "auto",
     prompt_format: str | None = None,
-    format: Literal["onnx"] = "onnx",  # noqa: A002 - the name of the option
+    format: Literal["onnx"] = "onnx",
     dtype: Literal["float32", "float16", "int8", "int4"] = "float32",
     block: int = 128,
     exact: bool = False,
@@ -93,9 +93,7 @@ def _of_run(folder: Path, prompts: str | None) -> Source:
     stage, data = stage_and_data(config)
     trained = folder / stage.tuning.export_name
     if not trained.is_dir():
-        raise ConfigError(
-            f"{folder} holds no {trained.name}/: it did not finish. Resume it: fit --resume {folder}"
-        )
+        raise ConfigError(f"{folder} holds no {trained.name}/: it did not finish. Resume it: fit --resume {folder}")
     checkpoint = stage.checkpoint
     if not stage.tuning.exports_adapter:
         checkpoint = open_checkpoint(trained, checkpoint.family.name, checkpoint.family.prompt_format_name)

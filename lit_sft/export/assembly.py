@@ -83,7 +83,7 @@ class Assembly(ABC):
     @abstractmethod
     def attend(
         self, query: ir.Value, key: ir.Value, value: ir.Value, past: Sequence[ir.Value], scale: float
-    ) -> tuple[ir.Value, Sequence[ir.Value]]:
+    ) -> tuple[ir.Value, Sequence[Any]]:
         """Mixed values [B, S, N, E], and keys and values of the cache with the new ones."""
 
     # -- inputs and outputs ------------------------------------------------------------------------------------------
@@ -91,10 +91,10 @@ class Assembly(ABC):
     def _name_inputs(self) -> None:
         """The traced inputs under their names, and those of this form."""
         names = ["input_ids", "position_ids", "prefix_length"]
-        renamed = {}
+        renamed: dict[str, str] = {}
         for value, name in zip(self.graph.inputs, names, strict=False):
-            dims = ("batch",) if name == "prefix_length" else ("batch", "sequence")
-            renamed |= {str(dim.value): own for dim, own in zip(value.shape, dims, strict=True)}
+            own = ("batch", "sequence")[: len(value.shape)]
+            renamed |= {str(dim.value): name for dim, name in zip(value.shape, own, strict=True)}
             value.name, self.values[name] = name, value
         for each in (*self.graph.inputs, *(out for node in self.graph for out in node.outputs)):
             if each.shape is not None:
@@ -110,7 +110,7 @@ class Assembly(ABC):
         """Replace every node of the attention; returns what comes out of the cache."""
         nodes = [node for node in self.graph if f"{node.domain}::{node.op_type}" == ATTENTION]
         outputs: list[ir.Value] = []
-        pasts: list[list[ir.Value]] = []
+        pasts: list[list[Any]] = []
         for layer, node in enumerate(nodes):
             _, key, value = node.inputs
             sizes = LayerSize(int(key.shape[1]), int(key.shape[3]), int(value.shape[3]))
@@ -128,11 +128,14 @@ class Assembly(ABC):
             self.values["mask"] = mask
         for layer, node in enumerate(nodes):
             self.anchor = node
-            mixed, presents = self.attend(*node.inputs, pasts[layer], node.attributes["scale"].as_float())
+            query, key, value = node.inputs
+            mixed, presents = self.attend(query, key, value, pasts[layer], node.attributes["scale"].as_float())
             for before, present in zip(pasts[layer], presents, strict=True):
                 present.name = f"present.{(before.name or '').removeprefix('past.')}"
                 present.dtype = before.dtype
-                present.shape = ir.Shape([self.written if dim == self.cached else dim for dim in map(_dim, before.shape)])
+                present.shape = ir.Shape(
+                    [self.written if dim == self.cached else dim for dim in map(_dim, before.shape)]
+                )
                 outputs.append(present)
             self._replace(node, mixed)
         return outputs
@@ -180,7 +183,7 @@ class Assembly(ABC):
         value.const_value = self._external(value.name, stored)
         if TYPES[stored.dtype] == wanted:
             return
-        value.dtype = TYPES[stored.dtype]
+        value.type = ir.TensorType(TYPES[stored.dtype])
         for gather, _ in [*value.uses()]:
             if gather.op_type != "Gather":
                 raise ConfigError(f"weight {value.name} is used by {gather.op_type}: it must stay in full precision")
@@ -201,7 +204,7 @@ class Assembly(ABC):
             self.graph.remove(transpose, safe=True)
         del self.graph.initializers[value.name]
 
-    def _product(self, given: Any, name: str) -> ir.Value:
+    def _product(self, given: Any, name: str) -> Any:
         """`given` [..., K] times the weight of the store."""
         weight: Weight = self.store.exported[name]
         names = (name, f"{name}.scales") if weight.is_quantized else (name,)
@@ -253,9 +256,7 @@ class Assembly(ABC):
     def _register(self, tensor: Any) -> ir.Value:
         value = self.graph.initializers.get(tensor.name)
         if value is None:
-            value = ir.Value(
-                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
             self.graph.register_initializer(value)
         return value  # type: ignore[no-any-return]
 
@@ -292,7 +293,7 @@ class Fused(Assembly):
         """Added to the scores [B, 1, S, total_length] where a prefix sees itself; else the operator is causal."""
         if "prefix_length" not in self.values:
             return None
-        dtype = self.values["past"].dtype
+        dtype: Any = self.values["past"].dtype
         total = self.node("Squeeze", self.node("Cast", self.values["total_length"], to=int(ir.DataType.INT64)))
         count = self.node("Range", self.ints(0), total, self.ints(1))
         keys = self.node("Unsqueeze", count, self.ints([0, 1]))
@@ -303,7 +304,7 @@ class Fused(Assembly):
 
     def attend(
         self, query: ir.Value, key: ir.Value, value: ir.Value, past: Sequence[ir.Value], scale: float
-    ) -> tuple[ir.Value, Sequence[ir.Value]]:
+    ) -> tuple[ir.Value, Sequence[Any]]:
         """One operator between changes of shape."""
         flat = [
             self.node("Reshape", self.node("Transpose", part, perm=[0, 2, 1, 3]), self.ints([0, 0, -1]))
@@ -345,11 +346,9 @@ class Portable(Assembly):
 
     def attend(
         self, query: ir.Value, key: ir.Value, value: ir.Value, past: Sequence[ir.Value], scale: float
-    ) -> tuple[ir.Value, Sequence[ir.Value]]:
+    ) -> tuple[ir.Value, Sequence[Any]]:
         """Spelt out, the scores in float32."""
-        presents = [
-            self.node("Concat", before, new, axis=2) for before, new in zip(past, (key, value), strict=True)
-        ]
+        presents = [self.node("Concat", before, new, axis=2) for before, new in zip(past, (key, value), strict=True)]
         heads = int(query.shape[1])  # type: ignore[index, arg-type]
         keys, values = (self._spread(part, heads, new) for part, new in zip(presents, (key, value), strict=True))
         single = int(ir.DataType.FLOAT)

@@ -55,7 +55,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lit_sft
-from lit_sft.checkpoint.onnx_session import GENERATION, GRAPH, GraphSession
+from lit_sft.checkpoint.files import GENERATION, GRAPH
+from lit_sft.checkpoint.onnx_session import GraphSession
 from lit_sft.errors import ConfigError
 from lit_sft.export.merge import refuse_existing
 from lit_sft.files import whole_folder, write_json
@@ -125,8 +126,8 @@ class Form(NamedTuple):
         precision = PRECISIONS[self.dtype]
         if precision.bits and self.is_portable:
             raise ConfigError(
-                f"--portable has operators of the standard only, and none multiplies {self.dtype}: take --dtype float32 "
-                "or float16, or leave --portable out"
+                f"--portable has operators of the standard only, and none multiplies {self.dtype}: take --dtype "
+                "float32 or float16, or leave --portable out"
             )
         if self.block not in BLOCKS:
             raise ConfigError(f"--block is {self.block}; it must be one of {', '.join(map(str, BLOCKS))}")
@@ -211,9 +212,7 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
     return manifest
 
 
-def _store(
-    source: Source, data: Any, original: Any, precision: Precision, *, has_head: bool
-) -> WeightStore:
+def _store(source: Source, data: Any, original: Any, precision: Precision, *, has_head: bool) -> WeightStore:
     """Where the weights of the checkpoint will stand."""
     from torch import nn
 

@@ -1,8 +1,8 @@
 """The network of any family as an ONNX graph, traced from its class as it is with fake weights.
 
-Traced are the hidden states alone. Where a layer attends, the graph has a node of our own: an attention function that is
-registered with transformers while the network is traced writes it. `assembly.py` puts in its place what knows of cache
-and mask, and behind the last norm the head.
+Traced are the hidden states alone. Where a layer attends, the graph has a node of our own: an attention function that
+is registered with transformers while the network is traced writes it. `assembly.py` puts in its place what knows of
+cache and mask, and behind the last norm the head.
 
 Shapes: B rows, S tokens, N heads, K heads of keys, D and E dimensions of a key and a value, H width.
 """
@@ -139,17 +139,14 @@ def attached(network: Any, attention: Any) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without warnings of torch about itself, and about packages that nothing here needs."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, was_disabled in zip(loggers, before, strict=True):
-            logger.disabled = was_disabled
+        logging.disable(before)
 
 
 def _place(error: BaseException) -> str:
@@ -158,6 +155,8 @@ def _place(error: BaseException) -> str:
         error = error.__cause__
     said = f"{type(error).__name__}: {error}".partition("\n")[0]
     inside = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if "families" in frame.filename or "models" in frame.filename
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "families" in frame.filename or "models" in frame.filename
     ]
     return f"{said} ({Path(inside[-1].filename).name}:{inside[-1].lineno})" if inside else said

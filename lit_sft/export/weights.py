@@ -256,11 +256,12 @@ def _diverted(take: Callable[[str, Tensor], None]) -> Iterator[None]:
         if all(name != each[0] for each in info.mismatched_keys):
             take(name, value.detach())
 
-    loading.spawn_materialize, loading.set_param_for_module = in_turn, taken
+    module: Any = loading
+    module.spawn_materialize, module.set_param_for_module = in_turn, taken
     try:
         yield
     finally:
-        loading.spawn_materialize, loading.set_param_for_module = materialize, set_parameter
+        module.spawn_materialize, module.set_param_for_module = materialize, set_parameter
 
 
 def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str, Tensor], Tensor]:
@@ -271,22 +272,29 @@ def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str,
         skeleton: The network on "meta", which is changed.
 
     Raises:
-        ConfigError: If it has parts that no linear layer can take up.
+        ConfigError: If it trained more than changes of matrices.
     """
+    config = adapter.config
+    if config.bias != "none" or config.lora_bias or config.modules_to_save:
+        raise ConfigError(
+            f"adapter {adapter.file.folder} holds biases or whole modules: merge it first, and export the checkpoint"
+        )
+    for module in skeleton.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            # peft computes with the weights that it finds: these have a shape, a device, and one number.
+            setattr(module, name, nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
     network: Any = adapter.attach(skeleton, is_trainable=False).base_model.model
 
     def merge(name: str, weight: Tensor) -> Tensor:
         path, _, part = name.rpartition(".")
         layer = network.get_submodule(path)
-        if hasattr(layer, "modules_to_save"):
-            return getattr(layer.modules_to_save["default"], part).detach()  # type: ignore[no-any-return]
         if part != "weight" or not hasattr(layer, "merge"):
             return weight
         base = layer.get_base_layer()
-        base.weight = nn.Parameter(weight.float(), requires_grad=False)
-        layer.merge(safe_merge=True)
+        before, base.weight = base.weight, nn.Parameter(weight.float(), requires_grad=False)
+        layer.merge()
         merged: Tensor = base.weight.detach()
-        base.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
+        base.weight = before
         layer.merged_adapters.clear()
         return merged
 

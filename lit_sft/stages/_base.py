@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.conversation import Batch
 from lit_sft.distributed.fsdp2 import FSDP2, shard, whole
@@ -107,6 +108,11 @@ class Stage(Resuming):
             check_compilation(self.tuning, self.trainer.strategy.root_device)
         if stage != "fit":
             return
+        if is_exported(self.checkpoint.path):
+            raise ConfigError(
+                f"{self.checkpoint.path} is an exported graph, which answers and does not train: "
+                "take the checkpoint that it was made of"
+            )
         if self.trainer.max_epochs == -1 and self.trainer.max_steps == -1:
             raise ConfigError("the learning rate follows the share of the run: set trainer.max_epochs or max_steps")
         if str(self.trainer.precision) == "16-true":
@@ -142,7 +148,8 @@ class Stage(Resuming):
         if strategy and not is_sharded:
             self.to(strategy.root_device)
         model.eval()  # adapters come with dropout
-        self.behavior = self.checkpoint.family.behavior(self.causal_lm)
+        if not is_exported(self.checkpoint.path):
+            self.behavior = self.checkpoint.family.behavior(self.causal_lm)
         self._check_packing()
         # from_pretrained returns networks in evaluation mode, and Lightning leaves it so.
         model.train()
@@ -182,7 +189,7 @@ class Stage(Resuming):
         num_total, num_trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
         log.info(
             "%s: %s parameters, %s train (%.2f%%)",
-            self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / num_total,
+            self.checkpoint.family.name, f"{num_total:,}", f"{num_trained:,}", 100 * num_trained / max(1, num_total),
         )  # fmt: skip
 
     @contextmanager

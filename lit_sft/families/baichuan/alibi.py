@@ -113,7 +113,7 @@ class AlibiAttention(nn.Module):
         past_key_values: Cache | None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """`alibi`: extra dimensions of queries [1, N, 1, X] and keys [B, 1, S, X], B being 1 where all rows have the same."""
+        """`alibi`: extra dimensions of queries [1, N, 1, X] and keys [1 or B, 1, S, X]."""
 
         def heads(linear: nn.Linear) -> Tensor:
             x_BSND: Tensor = linear(hidden_BSH).view(*hidden_BSH.shape[:-1], -1, self.head_dim)
