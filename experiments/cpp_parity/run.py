@@ -135,6 +135,7 @@ def main() -> None:
             if name == "native":
                 folder = output / "native-checkpoint"
                 if not folder.is_dir():
+                    folder.mkdir()
                     find_family("native").write_tiny(folder, demo_texts(), TINY)
             checkpoint = open_checkpoint(folder)
             exported(checkpoint, output / name)
