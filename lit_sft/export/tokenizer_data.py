@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from lit_sft.families.chatglm.tokenizer import write_whitespace
-from lit_sft.families.shared.sentencepiece import open_processor
+from lit_sft.families.shared.sentencepiece_file import open_processor
 from lit_sft.families.shared.tokenizer_data import TokenizerData
 
 

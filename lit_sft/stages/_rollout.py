@@ -25,8 +25,10 @@ from lit_sft.errors import ConfigError
 from lit_sft.generation.rollouts import Rollout
 from lit_sft.losses.kl import k1
 from lit_sft.losses.logprobs import token_log_probs
+from lit_sft.losses.policy import PolicyLoss, policy_totals
 from lit_sft.losses.segments import Segments
 from lit_sft.rewards._together import Scores
+from lit_sft.stages._policy_sums import PolicySums
 from lit_sft.stages._rewarded import Rewarded
 from lit_sft.stages._rollout_buffer import Part, RolloutBuffer
 from lit_sft.stages._rollout_metrics import Measured
@@ -307,6 +309,23 @@ class RolloutStage(Rewarded, SummedLoss):  # type: ignore[misc]  # held out are 
             differentiates_entropy=differentiates_entropy,
         )
         return read.segments.grid(found.logps), read.segments.grid(found.entropy), read.segments.mask
+
+    def policy_sums(self, loss: PolicyLoss, part: Part, rollout: RolloutBuffer) -> PolicySums:
+        """The loss of the policy on a part, and what is measured of it."""
+        logps, entropy, mask = self.log_probs(part, differentiates_entropy=loss.entropy_weight > 0)
+        advantages = rollout.of_part("advantages", part)
+        assert advantages is not None
+        found = policy_totals(
+            loss,
+            logps,
+            mask,
+            advantages,
+            old=rollout.of_part("old", part),
+            reference=rollout.of_part("reference", part),
+            entropy=entropy if loss.entropy_weight else None,
+            max_tokens=self.prompt_data.max_new_tokens,
+        )
+        return PolicySums.of(found, mask, entropy, part, rollout)
 
     def _packs(self) -> bool:
         if self.packing is not None:

@@ -17,7 +17,7 @@ from lit_sft.losses.advantages import (
     penalized,
     separate_group_advantages,
 )
-from lit_sft.losses.policy import POLICY_LOSSES, PolicyLoss, policy_totals
+from lit_sft.losses.policy import POLICY_LOSSES, PolicyLoss
 from lit_sft.stages._policy_sums import MEASURES, PolicySums, policy_means
 from lit_sft.stages._rollout import RolloutStage
 from lit_sft.stages._rollout_buffer import RolloutBuffer
@@ -127,21 +127,7 @@ class Policy(RolloutStage):
 
     def totals(self, rollout: RolloutBuffer, turn: int) -> PolicySums:
         """The loss of a part, and what is measured of it."""
-        part = rollout.part(turn % self.num_parts, self.device)
-        logps, entropy, mask = self.log_probs(part, differentiates_entropy=self.loss.entropy_weight > 0)
-        advantages = rollout.of_part("advantages", part)
-        assert advantages is not None
-        found = policy_totals(
-            self.loss,
-            logps,
-            mask,
-            advantages,
-            old=rollout.of_part("old", part),
-            reference=rollout.of_part("reference", part),
-            entropy=entropy if self.loss.entropy_weight else None,
-            max_tokens=self.prompt_data.max_new_tokens,
-        )
-        return PolicySums.of(found, mask, entropy, part, rollout)
+        return self.policy_sums(self.loss, rollout.part(turn % self.num_parts, self.device), rollout)
 
     def means(self, loss: float, count: float, *sums: float) -> dict[str, float]:
         """The loss, and what is measured of its tokens and ratios."""

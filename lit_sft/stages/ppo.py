@@ -16,7 +16,7 @@ from lit_sft.errors import ConfigError
 from lit_sft.losses.gae import Advantages, clipped_values, generalized_advantages, token_rewards, value_losses
 from lit_sft.losses.kl import adapted_coefficient, k1
 from lit_sft.losses.moments import moments, whitened
-from lit_sft.losses.policy import POLICY_LOSSES, policy_totals
+from lit_sft.losses.policy import POLICY_LOSSES
 from lit_sft.rewards.trained import HEAD_FILE, Trained
 from lit_sft.stages._policy_sums import MEASURES, PolicySums, policy_means
 from lit_sft.stages._reward_scaling import RewardNorm, RewardScaling
@@ -236,19 +236,7 @@ class PPO(RolloutStage):
         return read.segments.grid(self.value_head(read.hidden) + self.value_offset), read.segments.mask
 
     def _of_policy(self, part: Part, rollout: RolloutBuffer) -> PolicySums:
-        logps, entropy, mask = self.log_probs(part, differentiates_entropy=self.loss.entropy_weight > 0)
-        advantages = rollout.of_part("advantages", part)
-        assert advantages is not None
-        found = policy_totals(
-            self.loss,
-            logps,
-            mask,
-            advantages,
-            old=rollout.of_part("old", part),
-            reference=rollout.of_part("reference", part),
-            entropy=entropy if self.loss.entropy_weight else None,
-        )
-        return beside_values(PolicySums.of(found, mask, entropy, part, rollout))
+        return beside_values(self.policy_sums(self.loss, part, rollout))
 
     def _of_values(self, part: Part, rollout: RolloutBuffer) -> ValueSums:
         values, _ = self.values(part)

@@ -140,18 +140,23 @@ class Tuning(ABC):
             folder: Of the adapter; if not given, it computes as the model does before anything trained.
             is_trainable: Whether it trains, too.
         """
-        raise NotImplementedError
+        raise self._without_adapters()
 
     def use(self, model: Any, name: str | None) -> None:
         """Let an added adapter compute from now on, that of the tuning (`default`), or the base alone (None).
 
         The one that is in use in a forward pass must be in its backward pass, which may compute again.
         """
-        raise NotImplementedError
+        raise self._without_adapters()
 
     def using(self, model: Any, name: str | None) -> AbstractContextManager[Any]:
         """The same while it is open; only where no gradients are recorded."""
-        raise NotImplementedError
+        raise self._without_adapters()
+
+    def _without_adapters(self) -> ConfigError:
+        return ConfigError(
+            f"{type(self).__name__} has no adapters, beside which another could stand: take LoRA or QLoRA"
+        )
 
     def why_not_sharded(self) -> str | None:
         """Why the weights cannot be shared out over devices, and what to do instead; None if they can."""

@@ -19,8 +19,8 @@ from lit_sft.errors import CheckpointError
 from lit_sft.families._base import Family, TinySize
 from lit_sft.families.baichuan.prompts import ChatLimits
 from lit_sft.families.shared.added_tokens import read_added_tokens
-from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, open_processor, train_model
-from lit_sft.families.shared.sentencepiece_file import read_model
+from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer, train_model
+from lit_sft.families.shared.sentencepiece_file import open_processor, read_model
 from lit_sft.families.shared.settings import read_object, setting, token_setting
 from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
 

@@ -36,7 +36,7 @@ from lit_sft.families.chatglm.prompts import ChatGLMFormat
 from lit_sft.families.chatglm.tokenizer import MODEL_FILE, ChatGLM6BTokenizer, complete_model
 from lit_sft.families.chatglm.weights import fuse_heads
 from lit_sft.families.shared.added_tokens import read_added_tokens
-from lit_sft.families.shared.sentencepiece import open_processor
+from lit_sft.families.shared.sentencepiece_file import open_processor
 from lit_sft.families.shared.settings import read_object, setting, token_setting, token_text
 
 NUM_APPENDED = 344

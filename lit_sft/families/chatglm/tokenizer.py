@@ -18,8 +18,14 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
 
 from lit_sft.errors import CheckpointError
 from lit_sft.families.shared.added_tokens import FILE, behind
-from lit_sft.families.shared.sentencepiece import open_processor
-from lit_sft.families.shared.sentencepiece_file import BYTE, CONTROL, USER_DEFINED, Piece, extended_model
+from lit_sft.families.shared.sentencepiece_file import (
+    BYTE,
+    CONTROL,
+    USER_DEFINED,
+    Piece,
+    extended_model,
+    open_processor,
+)
 from lit_sft.families.shared.token_ids import TokenIdCache
 from lit_sft.families.shared.tokenizer_data import TokenizerData, sentencepiece_data
 

@@ -27,6 +27,7 @@ from lit_sft.families.shared.sentencepiece_file import (
     USER_DEFINED,
     Model,
     Piece,
+    open_processor,
     read_model,
 )
 from lit_sft.families.shared.settings import read_object
@@ -49,17 +50,6 @@ NOTHING = "(?!)"
 
 SPACE = "▁"
 """How sentencepiece writes a blank."""
-
-
-def open_processor(serialized: bytes) -> sentencepiece.SentencePieceProcessor:
-    """The library's own reader of a model, from the bytes of its file: given a folder, or none, it ends the process.
-
-    Raises:
-        RuntimeError: If these are not the bytes of a model.
-    """
-    if not serialized:
-        raise RuntimeError("the file is empty")
-    return sentencepiece.SentencePieceProcessor(model_proto=serialized)
 
 
 class SentencePieceTokenizer(TokenIdCache, PreTrainedTokenizerFast):

@@ -11,6 +11,8 @@ import struct
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import sentencepiece
+
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 """Kinds of pieces."""
 
@@ -60,6 +62,17 @@ def read_model(serialized: bytes) -> Model:
             has_dummy_prefix = bool(normalizer.get(ADD_DUMMY_PREFIX, has_dummy_prefix))
             removes_extra_blanks = bool(normalizer.get(REMOVE_EXTRA_BLANKS, removes_extra_blanks))
     return Model(pieces, has_dummy_prefix, removes_extra_blanks)
+
+
+def open_processor(serialized: bytes) -> sentencepiece.SentencePieceProcessor:
+    """The library's own reader of a model, from the bytes of its file: given a folder, or none, it ends the process.
+
+    Raises:
+        RuntimeError: If these are not the bytes of a model.
+    """
+    if not serialized:
+        raise RuntimeError("the file is empty")
+    return sentencepiece.SentencePieceProcessor(model_proto=serialized)
 
 
 def extended_model(serialized: bytes, pieces: Sequence[Piece]) -> bytes:
