@@ -120,7 +120,7 @@ def test_answers_are_those_of_python(exported: Exported, options: dict[str, Any]
 
 
 def test_log_probabilities_are_those_of_the_network(exported: Exported) -> None:
-    prompt = exported.prompts()[0]
+    prompt = exported.prompts()[0][-100:]  # the instruction of MOSS fills the context
     answer = [7, 11, 300]
     (found,) = rows(run("score", exported.folder, [{"ids": prompt, "answer_ids": answer}], "--ids"))
     with torch.no_grad():
