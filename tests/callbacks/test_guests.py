@@ -68,7 +68,7 @@ def test_a_class_that_nobody_knows_is_asked_for_by_its_path(said: Callable[..., 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_named_with_the_remedy(said: Callable[..., str]) -> None:
-    assert "trainer.accelerator: torch finds no GPU. Set it to auto or cpu" in said(accelerator="gpu")
+    assert "trainer.accelerator: torch finds no such device. Set it to auto or cpu" in said(accelerator="gpu")
 
 
 def test_a_callback_with_an_option_of_its_own_kind_is_recorded(write_config: WriteConfig, tmp_path: Path) -> None:
