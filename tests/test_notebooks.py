@@ -1,12 +1,14 @@
 """The notebooks run from a clean start, and are stored without what a run leaves in them."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import nbformat
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -27,7 +29,16 @@ def test_is_stored_without_outputs(file: Path) -> None:
     assert not any(cell.outputs or cell.execution_count for cell in cells_of(file))
 
 
+@pytest.fixture
+def default_dtype() -> Iterator[None]:
+    """A notebook may choose another type for all tensors; the tests behind it must not see that."""
+    default = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(default)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("default_dtype")
 @pytest.mark.filterwarnings("default")  # as in a notebook
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_runs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
