@@ -110,4 +110,4 @@ def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path
         for tag, values in theirs.items():
             # A share of tokens beyond a border differs by those that stand at it.
             assert mine[tag] == pytest.approx(values, abs=0.05 if "clip" in tag else 2e-5, rel=2e-5), tag
-        torch.testing.assert_close(weights(tmp_path, f"{name}_2"), weights(tmp_path, f"{name}_1"), rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights(tmp_path, f"{name}_2"), weights(tmp_path, f"{name}_1"), rtol=0, atol=3e-6)
