@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import device, open_random, synchronize
+from shapes import device, open_random, synchronize
 
 from lit_sft.generation.generate import generate_ids
 from lit_sft.generation.rollouts import RolloutSampler

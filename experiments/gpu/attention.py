@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import device, open_random
+from shapes import device, open_random
 from torch import Tensor
 
 LENGTHS = {"real": (700, 300, 24, 1000), "tiny": (7, 5, 12)}

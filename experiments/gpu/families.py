@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import device
+from shapes import device
 from torch import Tensor
 
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint

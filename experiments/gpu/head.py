@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import device, synchronize
+from shapes import device, synchronize
 from torch import Tensor, nn
 
 from lit_sft.losses.fused_head import head_cross_entropy

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import device, open_random, synchronize
+from shapes import device, open_random, synchronize
 from training import ROW_LENGTH, STEPS
 from transformers import LlamaForCausalLM, TrainerCallback
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import device, open_random
+from shapes import device, open_random
 
 from lit_sft.losses.logprobs import token_log_probs
 from lit_sft.tuning.lora import LoRA

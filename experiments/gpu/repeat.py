@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from lightning import Callback, Trainer
-from models import write_checkpoint, write_conversations
 from safetensors.torch import load_file
+from shapes import write_checkpoint, write_conversations
 
 from lit_sft.cli.fit import main
 from lit_sft.errors import Stopped

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from models import device, make_random, synchronize, write_checkpoint, write_conversations, write_pairs
+from shapes import device, make_random, synchronize, write_checkpoint, write_conversations, write_pairs
 
 from lit_sft.callbacks.preflight import Preflight
 from lit_sft.cli.fit import main

@@ -52,9 +52,13 @@ class Reading:
         length = max(self.ids.shape[1], other.ids.shape[1])
         for reading in (self, other):
             reading._pad(length)
-        for layer, added in zip(_layers(self.cache), _layers(other.cache), strict=True):
-            layer.keys = torch.cat([layer.keys, added.keys])
-            layer.values = torch.cat([layer.values, added.values])
+        # All of it before any of it is kept: where memory runs out, the rows that were there can go on.
+        joined = [
+            (torch.cat([layer.keys, added.keys]), torch.cat([layer.values, added.values]))
+            for layer, added in zip(_layers(self.cache), _layers(other.cache), strict=True)
+        ]
+        for layer, (keys, values) in zip(_layers(self.cache), joined, strict=True):
+            layer.keys, layer.values = keys, values
         self.ids, self.mask, self.logits = (
             torch.cat([getattr(self, name), getattr(other, name)]) for name in ("ids", "mask", "logits")
         )

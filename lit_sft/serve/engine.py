@@ -151,7 +151,8 @@ class Engine:
         """Read a prompt, and let it join those that are being answered."""
         if request.is_cancelled:
             return
-        ids = torch.tensor([list(request.prompt_ids)])
+        row = _Row(request, request.strategy.processors([0], [request.prompt_ids]), list(request.prompt_ids))
+        ids = torch.tensor([row.ids])
         with self.network.adapter(request.is_tuned):
             reading = Reading(self.network.model, ids, torch.ones_like(ids), self.stop_ids[0])
         batch = self._batches[request.is_tuned]
@@ -159,8 +160,7 @@ class Engine:
             batch.reading = reading
         else:
             batch.reading.join(reading)
-        processors = request.strategy.processors([0], [request.prompt_ids])
-        batch.rows.append(_Row(request, processors, list(request.prompt_ids)))
+        batch.rows.append(row)
 
     def _step(self, batch: _Batch, is_tuned: bool) -> None:
         """A token of each row; rows that end leave."""

@@ -37,6 +37,9 @@ class Choice(BaseModel):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Literal[1] = 1
+    # Many clients send these with the value that changes nothing.
+    presence_penalty: float | None = Field(None, ge=0, le=0)
+    frequency_penalty: float | None = Field(None, ge=0, le=0)
     # What does not change an answer.
     user: Any = None
     metadata: Any = None
@@ -55,13 +58,13 @@ class Choice(BaseModel):
         Raises:
             ConfigError: For numbers that no strategy takes.
         """
-        penalty = {} if self.repetition_penalty is None else {"repetition_penalty": self.repetition_penalty}
-        chosen = (self.temperature, self.top_p, self.top_k)
-        common: dict[str, Any] = {"max_new_tokens": self.max_tokens or default.max_new_tokens, **penalty}
-        if chosen == (None, None, None):
-            if not penalty and default.num_beams == 1:
-                return _limited(default, common["max_new_tokens"])
-            return Greedy(**common)
+        common: dict[str, Any] = {"max_new_tokens": self.max_tokens or default.max_new_tokens}
+        if self.repetition_penalty is not None:
+            common["repetition_penalty"] = self.repetition_penalty
+        if (self.temperature, self.top_p, self.top_k) == (None, None, None):
+            chosen = copy.copy(default) if default.num_beams == 1 else Greedy()
+            vars(chosen).update(common)
+            return chosen
         if self.temperature == 0:
             return Greedy(**common)
         drawn = {"temperature": 1.0 if self.temperature is None else self.temperature, "seed": self.seed, **common}
@@ -157,9 +160,3 @@ class Writer:
 
     def _chunk(self) -> dict[str, Any]:
         return {**self._common, "object": "chat.completion.chunk" if self.is_chat else "text_completion"}
-
-
-def _limited(strategy: Strategy, max_new_tokens: int) -> Strategy:
-    limited = copy.copy(strategy)
-    limited.max_new_tokens = max_new_tokens
-    return limited

@@ -149,12 +149,20 @@ def test_plain_text_goes_on(served: Served) -> None:
     assert answer.choices[0].finish_reason in {"stop", "length"}
 
 
+def test_a_penalty_alone_changes_the_strategy_of_the_model_and_what_changes_nothing_is_accepted(served: Served) -> None:
+    options: Any = {"extra_body": {"repetition_penalty": 1.3}, "presence_penalty": 0, "frequency_penalty": 0}
+    answer = served.client.chat.completions.create(model="tuned", messages=asked("你好"), **options)
+    expected = served.expected("你好", Greedy(max_new_tokens=16, repetition_penalty=1.3))
+    assert answer.choices[0].message.content == expected.text
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"model": "tuner"}, "model 'tuner' is not served. did you mean 'tuned'?"),
         ({"temperature": -1}, "temperature: "),
         ({"n": 2}, "n: "),
+        ({"presence_penalty": 0.5}, "presence_penalty: "),
         ({"logit_bias": {"5": 1}}, "logit_bias: Extra inputs are not permitted"),
         ({"messages": []}, "messages: "),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "content is text"),
