@@ -6,7 +6,7 @@ They are forked from one that only imported; a process that has trained cannot b
 import os
 import sys
 from collections.abc import Callable, Mapping
-from multiprocessing import get_context
+from multiprocessing import get_context, set_start_method
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ def start(
 
 
 def _call(action: Callable[..., Any], arguments: tuple[Any, ...], log: Path, environment: dict[str, str]) -> None:
+    # As in a new process: workers that load data are its own children and end with it, also when it is killed.
+    set_start_method("fork", force=True)
     os.environ.clear()
     os.environ.update(environment)
     with log.open("wb") as file:
