@@ -207,7 +207,7 @@ def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Ser
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(client, range(32)))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while served.engine.num_running and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.engine.num_running == served.engine.num_waiting == 0
