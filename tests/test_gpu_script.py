@@ -67,9 +67,13 @@ def test_the_pages_are_those_of_the_results() -> None:
 def test_a_page_shows_what_was_measured_and_what_was_not() -> None:
     page = import_module("page")
     machine = {"date": "2026-01-01", "device": "X1", "cuda": "13.0", "torch": "2", "transformers": "5"}
-    parts = {"7b-lora": {"tokens_per_second": 15000.4, "wall_seconds": 50.0}, "head": {"ours": {"milliseconds": 2.5}}}
+    ours = {"tokens_per_second": 15000.4, "estimated_gb": 22.0, "peak_gb": 20.0, "wall_seconds": 50.0}
+    trl = {"tokens_per_second": 10000.0, "peak_gb": 40.0}
+    parts = {"7b-lora": ours, "head": {"ours": {"milliseconds": 2.5}}, "trl": trl}
     said = page.page("en", {"machine": machine, "parts": parts})
     assert "Measured on 2026-01-01: X1, CUDA 13.0" in said
-    assert "| tokens per second 15,000 | tokens per second ≥ 14,000, flops utilization ≥ 0.4 |" in said
+    assert "| tokens per second 15,000, estimated gb 22, peak gb 20, estimate over peak 1.1 | tokens per" in said
+    assert "tokens per second ≥ 14,000, flops utilization ≥ 0.4, estimate over peak 0.9 to 1.1 |" in said
+    assert "our tokens over theirs 1.5, our memory over theirs 0.5 | our tokens over theirs ≥ 1.2" in said
     assert "| ours milliseconds 2.5 |" in said
     assert "| `attention` | Is attention of packed rows that of their examples, forward and backward? | not yet" in said
