@@ -51,6 +51,7 @@ from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
+    CURVES,
     LAST_CHECKPOINT,
     PREDICTIONS,
     check_writable,
@@ -69,7 +70,6 @@ log = logging.getLogger(__name__)
 register_type(torch.device)
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
-CURVES = "tensorboard"
 RUN_NAMES = ("WANDB_NAME", "SWANLAB_EXP_NAME")
 """Variables from which other loggers take the name of a run, where a configuration has none."""
 
