@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from unicodedata import category
 
-import markdown
+import markdown  # type: ignore[import-untyped]
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st

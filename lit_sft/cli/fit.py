@@ -175,7 +175,7 @@ class CLI(LightningCLI):
         """Those of the configuration beside our own, unless it has a TensorBoardLogger of its own, or none at all."""
         if given is False:
             return []
-        others = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        others = [] if given is None or given is True else given if isinstance(given, list) else [given]
         if any(isinstance(logger, TensorBoardLogger) for logger in others):
             return others
         for variable in RUN_NAMES:

@@ -43,7 +43,7 @@ def scores(comparison: Comparison, row: Row) -> list[Score]:
 def gain(found: list[Score]) -> float | None:
     """By what an answer is sorted: its first reward, else how near it is to the reference; None without either."""
     first = next((score for score in found if score.metric.by_strategy and score.metric.key != "repetition"), None)
-    return first and first.gain
+    return first.gain if first else None
 
 
 def _value(metric: Metric, reply: Reply, reference: str) -> float:
