@@ -47,6 +47,20 @@ def test_a_logger_of_a_configuration_stands_beside_tensorboard(write_config: Wri
 
 
 @pytest.mark.slow
+def test_a_run_is_asked_where_the_package_of_its_logger_is_not_installed(
+    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["fit", "--config", write_config(trainer={"max_steps": 1})]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    settings = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    settings["trainer"]["logger"] = [{"class_path": "no_such_package.Logger", "init_args": {"project": "p"}}]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    assert main(["validate", "--run", str(run)]) == 0
+    assert main(["fit", "--resume", str(run)]) == 2
+    assert "pip install no_such_package" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_tensorboard_logger_of_ones_own_stands_in_place_of_ours_and_false_for_none(
     write_config: WriteConfig, tmp_path: Path
 ) -> None:
