@@ -54,7 +54,7 @@ def _leave_out(node: yaml.Node, key: list[str]) -> bool:
         return False
     name, *inner = key
     if inner:
-        return any([_leave_out(value, inner) for found, value in node.value if found.value == name])
+        return any(_leave_out(value, inner) for found, value in node.value if found.value == name)
     kept = [(found, value) for found, value in node.value if found.value != name]
     is_there = len(kept) < len(node.value)
     node.value = kept

@@ -94,7 +94,7 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
-        if self._verb not in {"fit", "check"}:
+        if self._verb not in {"fit", "check"} and isinstance(parser, Parser):
             parser.unread = ("trainer.logger",)  # its package may be where the run was trained, and not here
         parser.add_argument(
             "--name", type=str | None, default=None, help="Name of the run; the configuration's if not given."
