@@ -37,10 +37,15 @@ def test_a_table_is_one_in_wandb_and_a_text_for_each_row_in_swanlab(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_logger_of_a_configuration_stands_beside_tensorboard(write_config: WriteConfig, tmp_path: Path) -> None:
+def test_a_logger_of_a_configuration_stands_beside_tensorboard(
+    write_config: WriteConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     logger = {"class_path": "CSVLogger", "init_args": {"save_dir": str(tmp_path / "csv")}}
     assert main(["fit", "--config", write_config(trainer={"logger": [logger], "max_steps": 1})]) == 0
     (run,) = (tmp_path / "runs").iterdir()
+    assert f"run folder {run}. Curves: " in caplog.text
+    assert f"fit --resume {run}" in caplog.text
     assert list((run / "tensorboard").iterdir())
     (settings,) = (tmp_path / "csv").rglob("hparams.yaml")
     assert yaml.safe_load(settings.read_text(encoding="utf-8"))["tuning"] == "LoRA"
