@@ -77,6 +77,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def shared_traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A folder of all test processes in which `graphs.traced_once` keeps what it traced."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traces"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACES", str(folder))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     """The same random numbers in a test whatever ran before it."""
@@ -105,15 +116,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return written[family]
 
     return folder_of
-
-
-@pytest.fixture(scope="session")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where `graphs.traced_once` keeps what it traced, for all test processes."""
-    own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traces"
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 @pytest.fixture

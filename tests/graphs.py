@@ -1,6 +1,7 @@
-"""Exports for tests: each network is traced once, for all types and both forms, in all test processes."""
+"""Exports for tests: a network is traced once, for both forms, all types that compute alike and all test processes."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,13 +16,16 @@ from lit_sft.export import graph, text_side
 
 
 @contextmanager
-def traced_once(folder: Path) -> Iterator[None]:
-    """While it is open traces are kept in a folder, one of a configuration: to trace takes most of an export."""
+def traced_once(*, has_text: bool = False) -> Iterator[None]:
+    """Tracing takes most of the time of an export; the text side, which is left out unless `has_text`, comes next.
+
+    Traces are kept in the folder that conftest.py made, by the configuration of the network.
+    """
     trace = graph.trace
 
     def from_folder(family: Any, network: Any, dtype: torch.dtype) -> Any:
-        config = (family.folder / "config.json").read_bytes()
-        file = folder / f"{family.name}-{hashlib.sha256(config).hexdigest()}.onnx"
+        config = hashlib.sha256((family.folder / "config.json").read_bytes()).hexdigest()
+        file = Path(os.environ["TRACES"]) / f"{family.name}-{config}-{dtype}.onnx"
         with FileLock(file.with_suffix(".lock")):
             if not file.is_file():
                 model = trace(family, network, dtype)
@@ -31,14 +35,8 @@ def traced_once(folder: Path) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(graph, "trace", from_folder)
-        yield
-
-
-@contextmanager
-def without_text_side() -> Iterator[None]:
-    """It has tests of its own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_side, "write_text_side", lambda *_: {})
+        if not has_text:
+            patch.setattr(text_side, "write_text_side", lambda *_: {})
         yield
 
 

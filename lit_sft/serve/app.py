@@ -60,6 +60,11 @@ def make_app(
             "data": [{"id": name, "object": "model", "created": 0, "owned_by": "lit_sft"} for name in models],
         }
 
+    _add_answers(app, answerer, models, default, max_tokens)
+    return app
+
+
+def _add_answers(app: FastAPI, answerer: Answerer, models: dict[str, bool], default: Strategy, max_tokens: int) -> None:
     @app.post("/v1/chat/completions")
     async def chat(asked: ChatRequest, request: Request) -> Response:
         asked.max_tokens = asked.max_completion_tokens or asked.max_tokens
@@ -82,8 +87,6 @@ def make_app(
             events = _events(first, pieces, writer, len(ids), with_usage=with_usage)
             return StreamingResponse(events, media_type="text/event-stream")
         return await _whole(request, first, pieces, writer, len(ids))
-
-    return app
 
 
 async def _whole(

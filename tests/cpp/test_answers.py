@@ -99,15 +99,12 @@ def messages(talk: Sequence[Message]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[*GOLDEN_MODELS, "native"])
 def exported(
-    request: pytest.FixtureRequest,
-    tiny: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
-    traces: Path,
+    request: pytest.FixtureRequest, tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Exported:
     binary()
     name = request.param
     checkpoint = open_checkpoint(tiny(name)) if name == "native" else golden_checkpoint(name)
-    with traced_once(traces), pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
+    with traced_once(has_text=True), pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
         patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
         return Exported(checkpoint, tmp_path_factory.mktemp("exported") / name)
 
@@ -135,10 +132,10 @@ def test_log_probabilities_are_those_of_the_network(exported: Exported) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for what no family changes."""
     binary()
-    with traced_once(traces), pytest.MonkeyPatch.context() as patch:
+    with traced_once(has_text=True), pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
         return Exported(golden_checkpoint("baichuan-7b"), tmp_path_factory.mktemp("one") / "model").folder
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphs import traced_once, without_text_side
+from graphs import traced_once
 from peft import LoraConfig, get_peft_model
 
 from lit_sft import open_checkpoint
@@ -32,8 +32,8 @@ SAMPLES = [Sample(ROW, [-100] * 12 + ROW[12:]), Sample(ROW[:9], [-100] * 9)]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def quickly(traces: Path) -> Iterator[None]:
-    with traced_once(traces), without_text_side():
+def memory() -> Iterator[None]:
+    with traced_once():
         yield
 
 

@@ -7,6 +7,7 @@ Whether one is, is proven at export with conversations of all kinds.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from lit_sft.errors import BadRecord, ConfigError
@@ -48,38 +49,33 @@ def describe_template(render: Render, end_of_turn: str, controls: dict[str, int]
     if not (before_answer + ANSWER).startswith(speak) or not after_answer.startswith(end_of_turn):
         raise ConfigError(IRREGULAR.format("what stands before an answer changes when it is given"))
     start, system = _system(render, head, before + ASKED + after)
-
-    def pieces(template: str, **flags: bool) -> list[Piece]:
-        return [{**piece, **flags} if "text" in piece else piece for piece in _pieces(template, controls)]
-
-    def content(role: str) -> str:
-        return "{stripped}" if _strips(render, role) else "{content}"
-
-    reply = literal(before_answer[len(speak) :]) + content("assistant") + literal(end_of_turn)
-    answer = [*pieces(literal(speak)), *_continued(pieces(reply))]
+    around = partial(_message, render, controls)
+    spoken = _pieces(literal(speak), controls)
+    answer = [*spoken, *_continued(around("assistant", before_answer[len(speak) :], end_of_turn))]
     refuse, tool = _roles(render, first, then, asked)
-    data: dict[str, Any] = {
+    if system is None:
+        refuse.append("system-message")
+    return {
         "unit": "message",
         "whole": True,
         "derived": True,
         "refuse": refuse,
-        "start": pieces(literal(start)),
-        "user": pieces(literal(before) + content("user") + literal(after)),
-        "assistant": [*answer, *pieces(literal(after_answer[len(end_of_turn) :]))],
+        "start": _pieces(literal(start), controls),
+        "user": around("user", before, after),
+        "assistant": [*answer, *_pieces(literal(after_answer[len(end_of_turn) :]), controls)],
         "answered": answer,
-        "speak": pieces(literal(speak)),
+        "speak": spoken,
         "fit": {"most": most, "drop": "rounds"},
+        **({} if system is None else {"system": around("system", *system[:2])}),
+        **({} if system is None or system[2] is None else {"default_system": system[2], "default_unless": "first"}),
+        **({} if tool is None else {"tool": around("tool", *tool)}),
     }
-    if system is None:
-        data["refuse"].append("system-message")
-    else:
-        before_system, after_system, default = system
-        data["system"] = pieces(literal(before_system) + content("system") + literal(after_system))
-        if default is not None:
-            data |= {"default_system": default, "default_unless": "first"}
-    if tool is not None:
-        data["tool"] = pieces(literal(tool[0]) + content("tool") + literal(tool[1]))
-    return data
+
+
+def _message(render: Render, controls: dict[str, int], role: str, before: str, after: str) -> list[Piece]:
+    """Its pieces, with what stands around it."""
+    content = "{stripped}" if _strips(render, role) else "{content}"
+    return _pieces(literal(before) + content + literal(after), controls)
 
 
 def _system(render: Render, head: str, asked: str) -> tuple[str, tuple[str, str, str | None] | None]:
