@@ -2,19 +2,21 @@
 
 import ast
 import re
+import shlex
 import tomllib
 from importlib import import_module
 from typing import Any
 
 import pytest
 import yaml
-from pages import CHINESE, DOCS, PAGES, ROOT, TWINS, Page
+from pages import CHINESE, DOCS, OWN, PAGES, ROOT, TWINS, Page
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 every_twin = pytest.mark.parametrize("page", TWINS, ids=lambda page: page.name)
 ENGLISH = [page for page in TWINS if not page.name.endswith(CHINESE)]
 every_english = pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.name)
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LANGUAGES = {"bash", "cpp", "json", "python", "text", "toml", "yaml"}
 
 
@@ -147,8 +149,55 @@ def test_every_class_of_a_configuration_that_a_page_names_by_a_table_is_there() 
     assert set(table) <= set(known)
 
 
-def test_the_extras_that_a_page_names_are_in_pyproject() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    for page in PAGES:
-        for names in re.findall(r"'\.\[([\w,]+)\]'", page.text):
-            assert set(names.split(",")) <= set(extras), page.name
+OTHERS = {
+    "source .venv/bin/activate",
+    "lit_sft --help",
+    ".venv/bin/tensorboard --logdir runs",
+    ".venv/bin/jupyter lab notebooks",
+    "export LIT_SFT_ORT=.venv/lib/python3.11/site-packages/onnxruntime/capi",
+    "case $? in 130|137|138|143) scontrol requeue $SLURM_JOB_ID ;; esac",
+}
+"""Commands of other programs, in which nothing of ours can be wrong."""
+
+
+def fault_of(line: str) -> str:
+    """What is wrong with a command that is not one of the verbs; "" if nothing is."""
+    words = shlex.split(line)
+    if line in OTHERS or OWN.fullmatch(line):
+        return ""
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        return "" if re.search(rf"^{words[1]}:", makefile, re.MULTILINE) else f"no target {words[1]}"
+    if words[0] == "python" and words[1].startswith("experiments/"):
+        return _unknown_options(words[2:], (ROOT / words[1]).read_text(encoding="utf-8"))
+    if words[0] == "build/cpp/lit-sft":
+        sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "cpp" / "src").glob("*.cpp"))
+        return _unknown_options(words[2:], sources) or ("" if f'"{words[1]}"' in sources else f"no verb {words[1]}")
+    if words[0].endswith("pip"):
+        asked = {extra for word in words for extra in re.findall(r"^\.\[([\w,]+)\]$", word)}
+        unknown = {extra for names in asked for extra in names.split(",")} - set(PROJECT["optional-dependencies"])
+        return f"no extra {unknown}" if unknown else ""
+    if words[0] == "docker":
+        given = re.findall(r"--build-arg (\w+)=", line)
+        known = re.findall(r"^ARG (\w+)", (ROOT / "Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
+        return "" if set(given) <= set(known) else f"no argument {given}"
+    if words[0] == "apt-get":
+        brought = (ROOT / "cpp" / "packages.sh").read_text(encoding="utf-8")
+        return "" if " ".join(words[3:]) in brought else "other packages than cpp/packages.sh brings"
+    return "nobody checks it"
+
+
+def _unknown_options(words: list[str], text: str) -> str:
+    options = [word for word in words if word.startswith("--")]
+    unknown = [option for option in options if not re.search(f'"(?:--)?{option[2:]}"', text)]
+    return f"no option {unknown}" if unknown else ""
+
+
+def test_commands_of_other_programs_name_what_there_is() -> None:
+    lines = {part.strip(): page.name for page in PAGES for line in page.shell for part in line.split("&&")}
+    assert len(lines) > 50
+    assert {line: fault for line in lines if (fault := fault_of(line))} == {}
+    assert fault_of("make nothing")
+    assert fault_of("pip install '.[nothing]'")
+    assert fault_of("build/cpp/lit-sft chat --nothing")
+    assert fault_of("rm -rf /")
