@@ -62,6 +62,6 @@ def _as_llama(checkpoint: Path, target: Path) -> Path:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         sys.exit(f"{' '.join(command)}:\n{done.stdout[-1000:]}{done.stderr[-2000:]}")

@@ -117,7 +117,9 @@ def _torch(options: argparse.Namespace, checkpoint: Path) -> Callable[[], Speed]
 
 
 def _said(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "LIT_SFT_ORT": _runtime()})
+    done = subprocess.run(
+        command, capture_output=True, text=True, errors="replace", env={**os.environ, "LIT_SFT_ORT": _runtime()}
+    )
     if done.returncode:
         sys.exit(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
     return done.stdout
