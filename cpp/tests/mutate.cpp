@@ -7,7 +7,7 @@
 #include <iostream>
 #include <random>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "json_file.h"
 #include "prompt.h"
 #include "stream.h"
