@@ -5,6 +5,7 @@
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
 # make cpp          the programs that run exported models, into build/cpp
+# make cpp-lint     clang-format and clang-tidy over cpp/, after make cpp
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
 
@@ -20,7 +21,7 @@ export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp clean
+.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp cpp-lint clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -80,6 +81,11 @@ cpp:
 	@cpp/packages.sh
 	cmake -S cpp -B $(CPP_BUILD) $(CPP_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel 2
+
+# Sources as they are compiled, with the checks of cpp/.clang-tidy.
+cpp-lint:
+	clang-format --dry-run --Werror cpp/src/*.cpp cpp/src/*.h cpp/include/lit_sft/*.h cpp/examples/*.cpp cpp/tests/*.cpp
+	clang-tidy --quiet -p $(CPP_BUILD) cpp/src/*.cpp cpp/examples/*.cpp
 
 # An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.
 newest:
