@@ -39,7 +39,7 @@ std::string StoppedText::finish() { return is_stopped_ ? "" : give_out(tokenizer
 
 std::string StoppedText::give_out(const std::string& whole) {
     if (whole.size() <= text_.size() || !whole.starts_with(text_)) return "";
-    const auto added = whole.substr(text_.size());
+    auto added = whole.substr(text_.size());
     text_ = whole;
     return added;
 }
