@@ -121,9 +121,12 @@ def body(**change: Any) -> bytes:
     ("options", "strategy"),
     [
         ({"temperature": 0}, GREEDY),
-        ({"temperature": 0.9, "seed": 5}, TopP(12, top_p=1.0, temperature=0.9, seed=5)),
-        ({"top_p": 0.7, "seed": -3}, TopP(12, top_p=0.7, seed=-3)),
-        ({"extra_body": {"top_k": 20, "repetition_penalty": 1.3}}, TopK(12, top_k=20, repetition_penalty=1.3)),
+        ({"temperature": 0.9, "seed": 5}, TopP(max_new_tokens=12, top_p=1.0, temperature=0.9, seed=5)),
+        ({"top_p": 0.7, "seed": -3}, TopP(max_new_tokens=12, top_p=0.7, seed=-3)),
+        (
+            {"extra_body": {"top_k": 20, "repetition_penalty": 1.3}},
+            TopK(max_new_tokens=12, top_k=20, repetition_penalty=1.3),
+        ),
     ],
     ids=["greedy", "temperature", "top_p", "top_k"],
 )
@@ -132,9 +135,7 @@ def test_answers_are_those_of_predict(
 ) -> None:
     for question in QUESTIONS[:3]:
         expected = exported.answer(exported.ids(question), strategy)
-        answer = served.client.chat.completions.create(
-            model="tiny", messages=asked(question), max_tokens=12, **options
-        )
+        answer = served.client.chat.completions.create(model="tiny", messages=asked(question), max_tokens=12, **options)
         assert answer.choices[0].message.content == expected.text
         assert answer.choices[0].finish_reason == expected.finish_reason
         assert answer.usage
@@ -144,10 +145,8 @@ def test_answers_are_those_of_predict(
 
 def test_a_stream_holds_the_same_text_and_ends_with_reason_and_usage(served: Served, exported: Exported) -> None:
     options: Any = {"stream": True, "stream_options": {"include_usage": True}, "temperature": 0.9, "seed": 5}
-    chunks = list(
-        served.client.chat.completions.create(model="tiny", messages=asked("贝币"), max_tokens=12, **options)
-    )
-    expected = exported.answer(exported.ids("贝币"), TopP(12, top_p=1.0, temperature=0.9, seed=5))
+    chunks = list(served.client.chat.completions.create(model="tiny", messages=asked("贝币"), max_tokens=12, **options))
+    expected = exported.answer(exported.ids("贝币"), TopP(max_new_tokens=12, top_p=1.0, temperature=0.9, seed=5))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == expected.text
     assert chunks[0].choices[0].delta.role == "assistant"
     assert len(chunks) > 4
@@ -234,7 +233,7 @@ def test_a_body_of_unknown_length_is_refused(served: Served) -> None:
 def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Served, exported: Exported) -> None:
     strategies: dict[str, tuple[dict[str, Any], Strategy]] = {
         "greedy": ({"temperature": 0}, GREEDY),
-        "drawn": ({"temperature": 0.8, "seed": 1}, TopP(12, top_p=1.0, temperature=0.8, seed=1)),
+        "drawn": ({"temperature": 0.8, "seed": 1}, TopP(max_new_tokens=12, top_p=1.0, temperature=0.8, seed=1)),
     }
     expected = {
         (question, name): exported.answer(exported.ids(question), strategy).text
