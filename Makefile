@@ -5,6 +5,7 @@
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
 # make cpp          the programs that run exported models, into build/cpp
+# make cpp-lint     clang-format and clang-tidy over cpp/
 # make docs      the documentation as a site, into build/site
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
@@ -26,7 +27,7 @@ export DEPENDENCIES = import re, tomllib; \
 export PAGES = import tomllib; \
   print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])
 
-.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp docs clean
+.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp cpp-lint docs clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -86,6 +87,13 @@ cpp:
 	@cpp/packages.sh
 	cmake -S cpp -B $(CPP_BUILD) $(CPP_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel 2
+
+# Nothing is built: clang-tidy reads how it would be, without the precompiled headers of g++.
+cpp-lint:
+	@cpp/packages.sh
+	clang-format --dry-run --Werror cpp/src/*.cpp cpp/src/*.h cpp/include/lit_sft/*.h cpp/examples/*.cpp cpp/tests/*.cpp
+	cmake -S cpp -B build/cpp-lint -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON
+	clang-tidy --quiet -p build/cpp-lint cpp/src/*.cpp cpp/examples/*.cpp
 
 # In an environment of its own: the reference is read from the source, without torch.
 $(SITE)/installed: pyproject.toml constraints.txt

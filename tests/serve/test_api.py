@@ -24,6 +24,7 @@ from lit_sft.generation.strategies import Greedy, Strategy, TopP
 from lit_sft.serve.answering import Answerer
 from lit_sft.serve.app import MAX_BODY, make_app
 from lit_sft.serve.engine import Engine
+from lit_sft.serve.protocol import Choice
 from lit_sft.tuning.lora import LoRA
 
 KEY = "a-key"
@@ -154,6 +155,13 @@ def test_a_penalty_alone_changes_the_strategy_of_the_model_and_what_changes_noth
     answer = served.client.chat.completions.create(model="tuned", messages=asked("你好"), **options)
     expected = served.expected("你好", Greedy(max_new_tokens=16, repetition_penalty=1.3))
     assert answer.choices[0].message.content == expected.text
+
+
+def test_a_seed_alone_draws_anew_what_the_model_draws() -> None:
+    for given, seed in (({}, 3), ({"seed": 0}, 0), ({"seed": 9}, 9)):
+        chosen = Choice(model="tuned", **given).strategy(TopP(top_p=0.7, seed=3))
+        assert (vars(chosen)["top_p"], vars(chosen)["seed"]) == (0.7, seed)
+    assert "seed" not in vars(Choice(model="tuned", seed=9).strategy(Greedy()))
 
 
 @pytest.mark.parametrize(
