@@ -151,9 +151,7 @@ def export_onnx(source: Source, output: Path, form: Form | None = None) -> dict[
         CheckpointError: If the checkpoint is damaged.
     """
     form = form or Form()
-    precision = form.precision()
-    refuse_existing(output)
-    require_packages()
+    precision = check_request(output, form)
     try:
         with whole_folder(output) as partial:
             manifest = _write(source, partial, form, precision)
@@ -162,16 +160,18 @@ def export_onnx(source: Source, output: Path, form: Form | None = None) -> dict[
     return manifest
 
 
-def require_packages() -> None:
-    """Refuse to begin without the packages of the extra.
+def check_request(output: Path, form: Form) -> Precision:
+    """What can be refused before anything is read; the precision of the form.
 
     Raises:
-        ConfigError: Naming those that are missing.
+        ConfigError: If `output` exists, options contradict each other, or packages of the extra are missing.
     """
     from importlib.util import find_spec
 
+    refuse_existing(output)
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(MISSING.format(", ".join(missing)))
+    return form.precision()
 
 
 def _write(source: Source, folder: Path, form: Form, precision: Precision) -> dict[str, Any]:
