@@ -187,7 +187,7 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
     scores = _scores(source)
     with ExitStack() as files:
         data, original = (files.enter_context(DataFile(folder / name)) for name in (DATA, ORIGINAL))
-        store = _store(source, data, original, precision, has_head=scores is None)
+        store = weight_store(source, data, original, precision, has_head=scores is None)
         network = stream_weights(checkpoint, store.take).eval()
         assembly = FORMS["portable" if form.is_portable else "fused"](
             trace(checkpoint.family, network, precision.compute), store
@@ -212,8 +212,8 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
     return manifest
 
 
-def _store(source: Source, data: Any, original: Any, precision: Precision, *, has_head: bool) -> WeightStore:
-    """Where the weights of the checkpoint will stand."""
+def weight_store(source: Source, data: Any, original: Any, precision: Precision, *, has_head: bool) -> WeightStore:
+    """Where the weights of the checkpoint will stand: those of a graph in `data`, as they were in `original`."""
     from torch import nn
 
     from lit_sft.export.weights import WeightStore, merging
