@@ -10,11 +10,11 @@ import yaml
 
 from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
+from lit_sft.cli._stopping import removing_on_sigterm
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.export.folder import MANIFEST, Form, Source, export_onnx
-from lit_sft.export.merge import refuse_existing
+from lit_sft.export.folder import MANIFEST, Form, Source, check_request, export_onnx
 from lit_sft.rewards.trained import REWARD_FILE
 from lit_sft.runs.folder import CONFIG, is_run
 
@@ -62,18 +62,18 @@ def export(
         UserError: If the output folder exists, packages are missing, the network cannot be exported, or the graph does
             not compute what the network does.
     """
-    refuse_existing(Path(output))
     form = Form(dtype, block, exact, portable)
-    form.precision()
+    check_request(Path(output), form)
     if (run is None) == (checkpoint is None):
         raise ConfigError("give either --run or --checkpoint")
-    if run is not None:
-        if adapter is not None or family != "auto" or prompt_format is not None:
-            raise ConfigError("--run says itself which adapter, family and prompt format: leave them out")
+    if run is None:
+        source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)
+    elif adapter is None and family == "auto" and prompt_format is None:
         source = _of_run(Path(run), prompts)
     else:
-        source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)
-    manifest = export_onnx(source, Path(output), form)
+        raise ConfigError("--run says itself which adapter, family and prompt format: leave them out")
+    with removing_on_sigterm():
+        manifest = export_onnx(source, Path(output), form)
     _tell(output, source.checkpoint.family.name, form, manifest)
 
 
@@ -137,8 +137,11 @@ def _tell(output: str, family: str, form: Form, manifest: dict[str, Any]) -> Non
     )
     if quality := manifest.get("quality"):
         print(  # noqa: T201
-            f"against the model that it was made of: perplexity {quality['perplexity']:.4g} "
-            f"({quality['perplexity_of_original']:.4g}), KL divergence {quality['kl_divergence']:.2g} nats"
+            f"against the model that it was made of, on {quality['num_tokens']} tokens of answers: perplexity "
+            f"{quality['perplexity']:.4g} ({quality['perplexity_of_original']:.4g}), KL divergence "
+            f"{quality['kl_divergence']:.2g} nats, same first choice {quality['top_1_agreement']:.1%}"
         )
+    elif "quality" in manifest:
+        print("perplexity and KL divergence were not measured: the prompts have no answers")  # noqa: T201
     kind = "portable" if form.is_portable else "fused"
     print(f"{visible(output)}: {family} as a {kind} graph in {form.dtype}; figures in {MANIFEST}")  # noqa: T201

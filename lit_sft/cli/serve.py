@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lit_sft.checkpoint.files import is_exported
 from lit_sft.cli._source import DType, QuantType, open_source
 from lit_sft.errors import ConfigError
 
@@ -70,6 +71,11 @@ def serve(
     from lit_sft.serve.engine import Engine
 
     source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
+    if is_exported(source.checkpoint.path):
+        raise ConfigError(
+            f"{source.checkpoint.path} is an exported graph: serve joins requests in networks of torch only. Give the "
+            "checkpoint that it was made of; chat and predict take the graph"
+        )
     network = Network(source)
     models = _names(source, Path(named))
     engine = Engine(network, max_rows, max_waiting)

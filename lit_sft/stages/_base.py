@@ -142,6 +142,11 @@ class Stage(Resuming):
                 self._load()
 
     def _load(self) -> None:
+        if is_exported(self.checkpoint.path) and self.tuning.exports_adapter:
+            raise ConfigError(
+                f"{self.checkpoint.path} is an exported graph, which has no layers for an adapter of "
+                f"{type(self.tuning).__name__}: set model.tuning to Full, which answers with it as it is"
+            )
         precision = self._trainer.precision if self._trainer else "32-true"
         model = self.tuning.load(self.checkpoint, str(precision))
         if self.gradient_checkpointing:
