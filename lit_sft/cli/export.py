@@ -95,6 +95,8 @@ def _of_run(folder: Path, prompts: str | None) -> Source:
     if not trained.is_dir():
         raise ConfigError(f"{folder} holds no {trained.name}/: it did not finish. Resume it: fit --resume {folder}")
     checkpoint = stage.checkpoint
+    if stage.tuning.stands_on_base and not stage.tuning.exports_adapter:
+        raise ConfigError(f"{trained} is a prefix, which no exported model can hold: chat and serve take the run")
     if not stage.tuning.exports_adapter:
         checkpoint = open_checkpoint(trained, checkpoint.family.name, checkpoint.family.prompt_format_name)
     strategies = [*getattr(stage, "strategies", {}).values()]
