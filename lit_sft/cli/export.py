@@ -1,4 +1,4 @@
-"""The verb export: a model, or what a run made of it, as a graph for other programs."""
+"""The verb export: a model, or what a run made of it, as a graph or a plain class for other programs."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 8
 
+BLOCK = 128
+
 
 def export(
     output: str,
@@ -31,14 +33,17 @@ def export(
     adapter: str | None = None,
     family: str = "auto",
     prompt_format: str | None = None,
-    format: Literal["onnx"] = "onnx",
-    dtype: Literal["float32", "float16", "int8", "int4"] = "float32",
-    block: int = 128,
+    format: Literal["onnx", "native"] = "onnx",
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "int4"] = "float32",
+    block: int = BLOCK,
     exact: bool = False,
     portable: bool = False,
     prompts: str | None = None,
 ) -> None:
     """Write a model as an ONNX graph with its tokenizer and prompt format as data, compared with the model in torch.
+
+    With --format native it is a folder of a plain class of transformers instead, where there is one: Llama for
+    Baichuan-7B and Baichuan2-7B, GLM for ChatGLM2-6B and ChatGLM3-6B; docs/sharing.md says who loads that.
 
     Give --run, or --checkpoint with or without --adapter. Weights stream: the memory is that of a few of the largest
     matrices. A reward model is exported with its head. docs/export.md says more.
@@ -50,8 +55,8 @@ def export(
         adapter: PEFT folder of an adapter of the checkpoint.
         family: Of the checkpoint, where its folder does not say it.
         prompt_format: Of the checkpoint; the first of its family if not given.
-        format: Of the graph.
-        dtype: Of the weights; int8 and int4 are those of linear layers in blocks with a scale.
+        format: An ONNX graph, or a plain class of transformers.
+        dtype: Of the weights; int8 and int4 are those of linear layers in blocks with a scale. bfloat16 is for native.
         block: Weights that share a scale: 16, 32, 64, 128 or 256.
         exact: Multiply int8 and int4 with activations in float32: slower, and only the weights are rounded.
         portable: Operators of the ONNX standard only, for any runtime; slower where the answer is long.
@@ -63,8 +68,9 @@ def export(
             not compute what the network does.
     """
     refuse_existing(Path(output))
-    form = Form(dtype, block, exact, portable)
-    form.precision()
+    form = None if format == "native" else _form(dtype, block, exact, portable)
+    if form is None and (dtype in {"int8", "int4"} or exact or portable or block != BLOCK):
+        raise ConfigError("--format native has weights in float32, float16 or bfloat16, and no options of a graph")
     if (run is None) == (checkpoint is None):
         raise ConfigError("give either --run or --checkpoint")
     if run is not None:
@@ -73,8 +79,28 @@ def export(
         source = _of_run(Path(run), prompts)
     else:
         source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)
+    if form is None:
+        import torch
+
+        from lit_sft.export.native import export_native
+
+        figures = export_native(source, Path(output), getattr(torch, dtype))
+        with_tokenizer = "with" if figures["has_tokenizer"] else "without"
+        print(  # noqa: T201
+            f"{visible(output)}: {figures['architecture']} in {dtype} {with_tokenizer} tokenizer; logits differ by "
+            f"{figures['max_logit_difference']:.2g} at most over {figures['num_positions']} positions"
+        )
+        return
     manifest = export_onnx(source, Path(output), form)
     _tell(output, source.checkpoint.family.name, form, manifest)
+
+
+def _form(dtype: str, block: int, is_exact: bool, is_portable: bool) -> Form:
+    if dtype == "bfloat16":
+        raise ConfigError("onnxruntime has no bfloat16 on a CPU: take --dtype float32 or float16, or --format native")
+    form = Form(dtype, block, is_exact, is_portable)
+    form.precision()
+    return form
 
 
 def _of_checkpoint(checkpoint: Checkpoint, adapter: str | None, prompts: str | None) -> Source:

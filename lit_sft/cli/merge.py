@@ -108,8 +108,8 @@ def _adapter(run: Path, tuning: Tuning) -> Path:
     exported = run / tuning.export_name
     if tuning.stands_on_base and not tuning.exports_adapter:
         raise ConfigError(
-            f"{exported} is a prefix, which no weights can take in: give it beside its base, as --adapter of chat, serve "
-            "or evaluate"
+            f"{exported} is a prefix, which no weights can take in: give it beside its base, as --adapter of chat, "
+            "serve or evaluate"
         )
     if not tuning.exports_adapter:
         raise ConfigError(

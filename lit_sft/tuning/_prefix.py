@@ -178,7 +178,9 @@ def attention_with_prefix(
         before = prefix_states[module.layer_idx]  # type: ignore[index]  # a number
         num_queries, num_tokens = query.shape[2], before.shape[-2]
         if attention_mask is None and num_queries > 1 and module.is_causal:
-            attention_mask = torch.ones(num_queries, num_queries, dtype=torch.bool, device=query.device).tril()[None, None]
+            attention_mask = torch.ones(num_queries, num_queries, dtype=torch.bool, device=query.device).tril()[
+                None, None
+            ]
         if attention_mask is not None:
             attention_mask = F.pad(attention_mask, (num_tokens, 0), value=attention_mask.dtype == torch.bool)
         key, value = (torch.cat([own.to(k.dtype), k], dim=2) for own, k in zip(before, (key, value), strict=True))

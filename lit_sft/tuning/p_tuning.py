@@ -88,9 +88,7 @@ class PTuning(Tuning):
 
     def footprint(self, family_targets: Sequence[str]) -> Footprint:
         """The prefix beside a base of the arithmetic's type."""
-        return Footprint(
-            prefix_tokens=self.pre_seq_len, prefix_projection=self.prefix_projection, dropout=self.dropout
-        )
+        return Footprint(prefix_tokens=self.pre_seq_len, prefix_projection=self.prefix_projection, dropout=self.dropout)
 
     def choices(self) -> dict[str, str | float]:
         """Length and kind of the prefix."""

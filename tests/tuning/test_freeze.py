@@ -20,14 +20,18 @@ from lit_sft.tuning.full import Full
 def test_the_last_blocks_train_in_float32_beside_half_precision(checkpoint: Checkpoint) -> None:
     network = Freeze(1).load(checkpoint, "bf16-mixed")
     trained = {name for name, p in network.named_parameters() if p.requires_grad}
-    assert trained == {name for name, _ in network.named_parameters() if ".1." in name.replace("transformer.h.1.", ".1.")}
+    assert trained == {
+        name for name, _ in network.named_parameters() if ".1." in name.replace("transformer.h.1.", ".1.")
+    }
     assert all((p.dtype == torch.float32) == p.requires_grad for p in network.parameters())
     above = Freeze(0, train_head=True).load(checkpoint, "bf16-mixed")
     is_tied = above.get_output_embeddings().weight is above.get_input_embeddings().weight
     assert (above.get_input_embeddings().weight.dtype == torch.float32) == is_tied
 
 
-@pytest.mark.parametrize("parts", [{}, {"train_embeddings": True}, {"train_head": True}, {"train_embeddings": True, "train_head": True}])
+@pytest.mark.parametrize(
+    "parts", [{}, {"train_embeddings": True}, {"train_head": True}, {"train_embeddings": True, "train_head": True}]
+)
 def test_memory_counts_what_trains(checkpoint: Checkpoint, parts: dict[str, bool]) -> None:
     tuning = Freeze(1, **parts)
     network = tuning.load(checkpoint, "bf16-mixed")
@@ -53,7 +57,9 @@ def test_it_computes_with_and_without_autocast(checkpoint: Checkpoint, parts: di
         torch.testing.assert_close(logits.float(), expected, atol=0.1, rtol=0.1)
 
 
-def test_a_step_under_mixed_precision_is_that_of_full_tuning_for_the_blocks_that_train(tiny: Callable[[str], Path]) -> None:
+def test_a_step_under_mixed_precision_is_that_of_full_tuning_for_the_blocks_that_train(
+    tiny: Callable[[str], Path],
+) -> None:
     gradients = []
     for tuning in (Freeze(1), Full()):
         stage = make_stage(tiny("chatglm-6b"), "auto", tuning)
@@ -90,7 +96,9 @@ def test_a_run_trains_and_leaves_a_checkpoint(
     family: str, tiny: Callable[[str], Path], write_config: Callable[..., str], tmp_path: Path
 ) -> None:
     tuning = {"class_path": "Freeze", "init_args": {"num_blocks": 1}}
-    config = write_config(model={"checkpoint": str(tiny(family)), "tuning": tuning}, trainer={"precision": "bf16-mixed"})
+    config = write_config(
+        model={"checkpoint": str(tiny(family)), "tuning": tuning}, trainer={"precision": "bf16-mixed"}
+    )
     assert main(["fit", "--config", config, "--name", "frozen"]) == 0
     (run,) = (tmp_path / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from tuning.test_tunings import batch_of, make_stage
 from transformers import DynamicCache
+from tuning.test_tunings import batch_of, make_stage
 
 from lit_sft.__main__ import main
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
@@ -72,8 +72,7 @@ def with_past(network: Any, weights: dict[str, torch.Tensor], ids: torch.Tensor)
     angles = decoder.rotary(layout.positions, hidden.dtype)
     for layer in decoder.layers:
         hidden = layer(hidden, attention_mask=seen, angles=angles, past_key_values=cache)
-    logits = network.lm_head(decoder.final_layernorm(hidden))
-    return logits
+    return network.lm_head(decoder.final_layernorm(hidden))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -127,7 +126,9 @@ def test_examples_of_a_packed_row_are_as_those_alone(chatglm: Checkpoint) -> Non
             ids, labels = batch.input_ids[row, start:end], batch.labels[row, start:end]
             if (labels != -100).any():
                 logits = stage.causal_lm(input_ids=ids[None]).logits[0, :-1]
-                total += torch.nn.functional.cross_entropy(logits, labels[1:], reduction="sum", ignore_index=-100).item()
+                total += torch.nn.functional.cross_entropy(
+                    logits, labels[1:], reduction="sum", ignore_index=-100
+                ).item()
     assert packed.item() == pytest.approx(total, rel=1e-4)
 
 
@@ -187,7 +188,9 @@ def test_a_checkpoint_of_the_original_script_loads(chatglm: Checkpoint, projecti
         PTuning(7, adapter=str(tmp_path)).check(chatglm)
 
 
-def test_what_is_no_prefix_of_the_model_is_refused(chatglm: Checkpoint, tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_what_is_no_prefix_of_the_model_is_refused(
+    chatglm: Checkpoint, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
     name = "transformer.prefix_encoder.embedding.weight"
     for tensors, said in (
         ({name: torch.zeros(4, 7)}, r"embedding.weight is \[4, 7\], the model needs"),

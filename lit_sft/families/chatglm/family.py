@@ -100,8 +100,8 @@ class ChatGLM6B(Family):
             )
         if config.get("pre_seq_len"):
             raise CheckpointError(
-                f"{file} has pre_seq_len: a P-Tuning prefix, not a model. Take the model it was made for, and give this "
-                "folder as adapter (chat --adapter, or the option of PTuning)"
+                f"{file} has pre_seq_len: a P-Tuning prefix, not a model. Take the model it was made for, and give "
+                "this folder as adapter (chat --adapter, or the option of PTuning)"
             )
         if not config.get("position_encoding_2d", True):
             raise CheckpointError(f"{file} has position_encoding_2d: false, which no released ChatGLM-6B has")

@@ -220,6 +220,12 @@ class Glm2Family(Family):
         names = (*ChatGLM2Config.attribute_map, *same, *special)
         return GlmConfig(**{name: getattr(config, name) for name in names})
 
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The same Rust tokenizer, [gMASK] sop before every text; it writes no names of control tokens."""
+        tokenizer = self.load_tokenizer()
+        assert isinstance(tokenizer, Glm2Tokenizer)
+        return tokenizer.plain()
+
     @classmethod
     @abstractmethod
     def tiny_config(cls) -> dict[str, Any]:
