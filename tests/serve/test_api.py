@@ -181,7 +181,9 @@ def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> No
     body = json.dumps({"model": "tuned", "messages": asked("你好")}).encode()
     assert served.post("/v1/chat/completions", body, Authorization="Bearer other")[0] == 401
     assert served.post("/v1/chat/completions", b"{")[0] == 400
-    assert served.post("/v1/chat/completions", b" " * (MAX_BODY + 1))[0] == 413
+    for length in (MAX_BODY + 1, 8 * MAX_BODY):  # the longer fills every buffer on the way
+        assert served.post("/v1/chat/completions", b" " * length)[0] == 413
+        assert served.post("/v1/chat/completions", b" " * length, Authorization="Bearer other")[0] == 401
     with urlopen(f"{served.url}/health") as answer:  # needs no key
         assert json.load(answer)["status"] == "ok"
 
@@ -205,7 +207,7 @@ def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Ser
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(client, range(32)))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while served.engine.num_running and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.engine.num_running == served.engine.num_waiting == 0
