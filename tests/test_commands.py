@@ -51,7 +51,7 @@ REWARDS = Path("rewards")
 """Folder of the run that stands for runs/REWARD."""
 
 CONFIGURED = ("fit", "validate", "test", "predict", "check", "preview", "compare")
-ONLY_READ = {"serve", "export", "test"}
+ONLY_READ = {"serve", "export", "evaluate", "test"}
 ANSWERED = "answered.jsonl"
 """Answers for a reward model to score."""
 
@@ -184,7 +184,9 @@ def test_every_other_command_is_understood(
             continue
         configured = words if "--config" in words else [*words, "--config", "configs/quickstart.yaml"]
         with pytest.raises(SystemExit) as done:
-            main([*(["fit", *configured[1:]] if "--run" not in words else [words[0], *configured[3:]]), "--print_config"])
+            main(
+                [*(["fit", *configured[1:]] if "--run" not in words else [words[0], *configured[3:]]), "--print_config"]
+            )
         assert done.value.code == 0, command
         assert "class_path: lit_sft.stages" in capsys.readouterr().out
 

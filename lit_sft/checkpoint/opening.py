@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,15 +193,22 @@ class Checkpoint(TextInterface):
 
         save_model(self.family, self.tokenizer_files, model, Path(folder), weights)
 
-    def save_native(self, model: PreTrainedModel, folder: str | Path) -> None:
+    def save_native(
+        self, model: PreTrainedModel, folder: str | Path, check: Callable[[Path], None] | None = None
+    ) -> None:
         """Write a network loaded from here so that plain `AutoModelForCausalLM.from_pretrained` loads it without us.
+
+        Args:
+            model: The network.
+            folder: Where to; must not exist, and does not until it is complete.
+            check: Looks at the folder before it has its name; what it raises leaves nothing behind.
 
         Raises:
             ConfigError: If no class of transformers computes it, it is quantized, or `folder` exists.
         """
         from lit_sft.checkpoint.saving import save_native
 
-        save_native(self.family, model, Path(folder))
+        save_native(self.family, model, Path(folder), check)
 
 
 def families() -> dict[str, type[Family]]:

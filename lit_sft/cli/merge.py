@@ -109,6 +109,11 @@ def _merged(
 def _adapter(run: Path, tuning: Tuning) -> Path:
     """The PEFT folder that a run left."""
     exported = run / tuning.export_name
+    if tuning.stands_on_base and not tuning.exports_adapter:
+        raise ConfigError(
+            f"{exported} is a prefix, which no weights can take in: give it beside its base, as --adapter of chat, "
+            "serve or evaluate"
+        )
     if not tuning.exports_adapter:
         raise ConfigError(
             f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "

@@ -81,6 +81,11 @@ class Reward(SummedLoss, Predicting, Judging):
         if centering < 0:
             raise ConfigError(f"centering is {centering}; it must be at least 0")
         refuse_dropout(tuning, self.checkpoint)
+        if tuning.stands_on_base and not tuning.exports_adapter:
+            raise ConfigError(
+                f"Reward keeps its head beside an adapter or a model, which {type(tuning).__name__} leaves neither of: "
+                "take LoRA, QLoRA, Freeze or Full"
+            )
         self.centering = centering
         self.head: nn.Module | None = None
         self.statistics: dict[str, float] = {}
