@@ -1,5 +1,6 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
 # make quickstart-preference   after it: a reward model, preference optimization, what changed
+# make quickstart-rl           after that: reinforcement learning with that reward model and rules, what changed
 # make install      what training needs
 # make develop      what tests and linters need, too
 # make test         everything that must hold before a change lands
@@ -17,6 +18,8 @@ SITE := .venv-docs
 CPP_BUILD ?= build/cpp
 TINY := models/tiny-baichuan-7b
 TAUGHT := models/quickstart
+PREFERRED := models/quickstart_preferred
+REWARD := models/quickstart_reward
 
 # Names of the libraries without the bounds on their versions.
 export DEPENDENCIES = import re, tomllib; \
@@ -27,7 +30,7 @@ export DEPENDENCIES = import re, tomllib; \
 export PAGES = import tomllib; \
   print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])
 
-.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp cpp-lint docs clean
+.PHONY: install develop quickstart quickstart-preference quickstart-rl test quick newest check lint tests cpp cpp-lint docs clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -62,6 +65,19 @@ quickstart-preference: .venv/installed $(TAUGHT)
 	$(BIN)/python -m lit_sft test
 	$(BIN)/python -m lit_sft fit --config configs/quickstart_preference.yaml
 	$(BIN)/python -m lit_sft compare --reward "$$(ls -d runs/quickstart_reward-* | tail -n 1)"
+	$(BIN)/python -m lit_sft summary
+
+# What the newest quickstart of preferences has made.
+$(PREFERRED): | .venv/installed
+	ls -d runs/quickstart_preference-[0-9]*/model >/dev/null 2>&1 || $(MAKE) quickstart-preference
+	cp -r "$$(ls -d runs/quickstart_preference-[0-9]*/model | tail -n 1)" $@
+
+$(REWARD): | .venv/installed $(PREFERRED)
+	cp -r "$$(ls -d runs/quickstart_reward-[0-9]*/adapter | tail -n 1)" $@
+
+quickstart-rl: .venv/installed $(PREFERRED) $(REWARD)
+	$(BIN)/python -m lit_sft fit --config configs/quickstart_rl.yaml
+	$(BIN)/python -m lit_sft compare --reward $(REWARD)
 	$(BIN)/python -m lit_sft summary
 
 test: .venv/developed
@@ -116,4 +132,4 @@ newest:
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" -W default::FutureWarning
 
 clean:
-	rm -rf .venv $(NEWEST) $(SITE) $(TINY) $(TAUGHT) runs build
+	rm -rf .venv $(NEWEST) $(SITE) $(TINY) $(TAUGHT) $(PREFERRED) $(REWARD) runs build
