@@ -4,7 +4,7 @@
 # make install      what training needs
 # make develop      what tests and linters need, too
 # make test         everything that must hold before a change lands
-# make quick        the tests without the slow ones
+# make quick        the tests without the slow ones, and one case of each
 # make cpp          the programs that run exported models, into build/cpp
 # make cpp-lint     clang-format and clang-tidy over cpp/
 # make docs      the documentation as a site, into build/site
@@ -91,12 +91,13 @@ lint:
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# A file at a time on each of two processes of one thread: models this small gain nothing from threads.
+# A file at a time, in the order of tests/conftest.py, on each of two processes of one thread: models this small gain
+# nothing from threads.
 tests:
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 quick: .venv/developed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 # CPP_OPTIONS=-DLIT_SFT_SANITIZE=ON CPP_BUILD=build/cpp-sanitized: with the sanitizers.
 cpp:
@@ -126,10 +127,10 @@ newest:
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check torch
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@echo "The newest that pyproject.toml allows:"
-	-OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow"
+	-OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 	$(NEWEST)/bin/pip install --quiet --disable-pip-version-check --upgrade $$($(NEWEST)/bin/python -c "$$DEPENDENCIES")
 	@echo "The newest released; what they will change some day is told at the end and fails nothing:"
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" -W default::FutureWarning
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" -W default::FutureWarning
 
 clean:
 	rm -rf .venv $(NEWEST) $(SITE) $(TINY) $(TAUGHT) $(PREFERRED) $(REWARD) runs build

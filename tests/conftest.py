@@ -1,10 +1,13 @@
 """Shared by all tests: tiny checkpoints on disk, and a corpus to train them on."""
 
 import json
+import os
 import shutil
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -25,6 +28,45 @@ PACKABLE = TinySize(
 # The same examples in every run, however slow the machine is.
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("repeatable")
+
+
+LONGEST = (
+    "distributed/test_devices.py",
+    "runs/test_survival.py",
+    "stages/test_policy_on_every_family.py",
+    "cli/test_fit.py",
+    "export/test_onnx.py",
+    "cpp/test_answers.py",
+)
+"""Minutes each."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what is slow before `-m` looks at it, and let what takes longest begin first."""
+    mark_all_cases_but_one(items)
+    takes_long = {item.path for item in items if item.get_closest_marker("slow")}
+    first = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (first.get(item.path, len(first)), item.path not in takes_long))
+
+
+def mark_all_cases_but_one(items: list[pytest.Item]) -> None:
+    """The quick tests are one case of each test, chosen by its name: one of this family here, of that one there."""
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    for name, found in cases.items():
+        chosen = crc32(name.encode()) % len(found)
+        for item in found[:chosen] + found[chosen + 1 :]:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """Nothing that tests leave must survive a power cut; a run waits for its disk twenty times."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -63,6 +105,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         return written[family]
 
     return folder_of
+
+
+@pytest.fixture(scope="session")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `graphs.traced_once` keeps what it traced, for all test processes."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "traces"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 import torch
 from binaries import binary
 from goldens import GOLDEN_MODELS, golden_checkpoint
+from graphs import traced_once
 
 from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint
@@ -98,12 +99,15 @@ def messages(talk: Sequence[Message]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module", params=[*GOLDEN_MODELS, "native"])
 def exported(
-    request: pytest.FixtureRequest, tiny: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    traces: Path,
 ) -> Exported:
     binary()
     name = request.param
     checkpoint = open_checkpoint(tiny(name)) if name == "native" else golden_checkpoint(name)
-    with pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
+    with traced_once(traces), pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
         patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
         return Exported(checkpoint, tmp_path_factory.mktemp("exported") / name)
 
@@ -131,10 +135,10 @@ def test_log_probabilities_are_those_of_the_network(exported: Exported) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, traces: Path) -> Path:
     """One folder for what no family changes."""
     binary()
-    with pytest.MonkeyPatch.context() as patch:
+    with traced_once(traces), pytest.MonkeyPatch.context() as patch:
         patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
         return Exported(golden_checkpoint("baichuan-7b"), tmp_path_factory.mktemp("one") / "model").folder
 

@@ -12,6 +12,8 @@ from goldens import golden_checkpoint
 
 from lit_sft.export.text_side import write_text_side
 
+pytestmark = pytest.mark.slow  # the programs are built first
+
 Change = Callable[[dict[str, Any]], Any]
 
 

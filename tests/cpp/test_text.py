@@ -21,6 +21,8 @@ from lit_sft.families._base import TinySize
 from lit_sft.families.native.family import Native
 from lit_sft.generation.generate import decode_answer
 
+pytestmark = pytest.mark.slow  # the programs are built first
+
 NAMES = [*GOLDEN_MODELS, "llama"]
 NUM_TEXTS, NUM_CONVERSATIONS = 400, 100
 
@@ -45,7 +47,6 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Checkpoint
     return checkpoint
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_texts_and_prompts_are_those_of_python(
     name: str, opened: Callable[..., Checkpoint], tmp_path: Path

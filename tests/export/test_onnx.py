@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from goldens import GOLDEN_MODELS, golden_checkpoint
-from graphs import traced_once
+from graphs import traced_once, without_text_side
 
 from lit_sft import open_checkpoint
 from lit_sft.checkpoint import onnx_session
@@ -67,8 +67,8 @@ class Subject:
 
 
 @pytest.fixture(scope="module")
-def memory() -> Iterator[None]:
-    with traced_once():
+def quickly(traces: Path) -> Iterator[None]:
+    with traced_once(traces), without_text_side():
         yield
 
 
@@ -77,7 +77,7 @@ def subject(
     request: pytest.FixtureRequest,
     tiny: Callable[[str], Path],
     tmp_path_factory: pytest.TempPathFactory,
-    memory: None,
+    quickly: None,
 ) -> Subject:
     is_native = request.param == "native"
     checkpoint = open_checkpoint(tiny("native")) if is_native else golden_checkpoint(request.param)

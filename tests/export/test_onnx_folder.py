@@ -12,7 +12,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from graphs import traced_once
+from graphs import traced_once, without_text_side
 from peft import LoraConfig, get_peft_model
 from transformers import BloomConfig, BloomForCausalLM
 
@@ -41,8 +41,8 @@ SAMPLES = [Sample(ROW, [-100] * 12 + ROW[12:]), Sample(ROW[:9], [-100] * 9)]
 
 
 @pytest.fixture(autouse=True, scope="module")
-def memory() -> Iterator[None]:
-    with traced_once():
+def quickly(traces: Path) -> Iterator[None]:
+    with traced_once(traces), without_text_side():
         yield
 
 

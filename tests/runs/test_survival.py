@@ -109,7 +109,8 @@ def test_what_is_drawn_in_validation_and_in_sampled_answers_does_not_reach_train
 
 
 def test_a_run_that_is_killed_at_any_moment_ends_as_one_that_was_not(write_config: WriteConfig, tmp_path: Path) -> None:
-    config = write_config(data=DATA, trainer=TRAINER, checkpoints={"every_minutes": 0})
+    trainer = {**TRAINER, "max_epochs": 2, "val_check_interval": 4}  # a checkpoint after each step takes its time
+    config = write_config(data=DATA, trainer=trainer, checkpoints={"every_minutes": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     for step, where in ((2, "Kill"), (4, "KillInSave")):
         words = ["fit", "--config", config, "--name", "half", "--resume", "auto", *callbacks(where, step=step)]
