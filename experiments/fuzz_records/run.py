@@ -316,7 +316,9 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2900)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="Make and read this file alone, and keep it in the working directory.")
-    parser.add_argument("--results", type=Path, default=Path("fuzz_records.jsonl"), help="Files that stand here are done.")
+    parser.add_argument(
+        "--results", type=Path, default=Path("fuzz_records.jsonl"), help="Outcomes; files that stand here are done."
+    )
     options = parser.parse_args()
     if options.only is not None:
         print(attempt(make(options.only, options.seed, Path.cwd())))
@@ -358,7 +360,7 @@ def show(results: list[dict[str, Any]]) -> None:
         print("|".join(["", kind, str(counts.total()), *(str(counts[column]) for column in columns), ""]))
     slowest = max(results, key=lambda result: result["seconds"])
     total, peak = sum(result["seconds"] for result in results), max(result["peak MiB"] for result in results)
-    print(f"{total:.0f} s of computing time, the slowest {slowest['seconds']} s ({slowest['name']}), {peak} MiB at the peak")
+    print(f"{total:.0f} s of computing time, the slowest {slowest['seconds']} s ({slowest['name']}), {peak} MiB at most")
 
 
 def outcome_of(case: Case, cache_folder: Path) -> str:
