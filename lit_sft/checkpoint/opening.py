@@ -259,6 +259,12 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     config = read_object(config_file)
     if not config:
         raise CheckpointError(f"{folder} holds no config.json, or an empty one, so it is not a model folder")
+    stated = config.get("quantization_config")
+    if not isinstance(stated, dict | None):
+        raise CheckpointError(
+            f"{config_file}: quantization_config is {stated!r:.40}, not an object; remove it if the weights are not "
+            "quantized"
+        )
     chosen = find_family(family) if family != "auto" else _recognize(folder, config)
     return Checkpoint(folder, config, chosen(folder, config, prompt_format))
 
