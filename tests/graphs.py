@@ -16,7 +16,7 @@ from lit_sft.export import graph, text_side
 
 @contextmanager
 def traced_once(folder: Path) -> Iterator[None]:
-    """While it is open traces are kept in a folder, one of a configuration and a type: to trace takes most of an export."""
+    """While it is open traces are kept in a folder, one of a network and a type: to trace takes most of an export."""
     trace = graph.trace
 
     def from_folder(family: Any, network: Any, dtype: torch.dtype) -> Any:
