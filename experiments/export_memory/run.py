@@ -2,8 +2,8 @@
 
 Makes a checkpoint in half precision of more than 1.2 GB and exports it in each type, each in a process of its own. A
 thread of that process reads its memory from /proc every 20 ms: anonymous memory, which is what must fit, and resident
-memory, which counts the pages of mapped files too. Each folder is then opened like any checkpoint, answers a prompt in a
-further process, and is removed.
+memory, which counts the pages of mapped files too. Each folder is then opened like any checkpoint, answers a prompt in
+a further process, and is removed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SIZE = TinySize(
 )
 TYPES = ("float32", "float16", "int8", "int4")
 NUM_SAMPLES, NUM_TOKENS = 2, 40
-"""The check of an export takes at most 8 of 96: less leaves its memory as it is, but for the logits, and takes less time."""
+"""The check of an export takes at most 8 of 96: less leaves its memory as it is, but for the logits."""
 
 
 def memory() -> dict[str, int]:
@@ -69,7 +69,7 @@ class Watch:
 def export(checkpoint: Path, output: Path, dtype: str) -> dict[str, float]:
     """Peaks in MiB above the imports, and seconds."""
     import onnxruntime  # noqa: F401
-    import onnxscript.optimizer
+    import onnxscript.optimizer  # noqa: F401
     import torch.onnx  # noqa: F401
 
     from lit_sft.export import assembly, check, graph, text_side, weights  # noqa: F401

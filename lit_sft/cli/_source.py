@@ -57,7 +57,7 @@ def open_source(
     opened = open_checkpoint(str(checkpoint), family, prompt_format)
     if is_exported(opened.path) and (dtype or quantization):
         raise ConfigError(
-            f"{opened.path} is an exported graph, whose weights have the type that it was exported in: leave out --dtype "
-            "and --quantization"
+            f"{opened.path} is an exported graph, whose weights have the type that it was exported in: leave out "
+            "--dtype and --quantization"
         )
     return Source(opened, Path(adapter) if adapter else None, chosen, quantized), str(checkpoint)

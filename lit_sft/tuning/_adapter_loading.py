@@ -94,8 +94,8 @@ def place_adapter(folder: Path, checkpoint: Checkpoint) -> PlacedAdapter:
     """
     if is_exported(checkpoint.path):
         raise ConfigError(
-            f"{checkpoint.path} is an exported graph, which takes no adapter: export the checkpoint that it was made of "
-            f"with --adapter {folder}"
+            f"{checkpoint.path} is an exported graph, which takes no adapter: export the checkpoint that it was made "
+            f"of with --adapter {folder}"
         )
     file = read_adapter(folder)
     network = checkpoint.family.skeleton()
