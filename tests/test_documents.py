@@ -170,8 +170,10 @@ def fault_of(line: str) -> str:
         return "" if re.search(rf"^{words[1]}:", makefile, re.MULTILINE) else f"no target {words[1]}"
     if words[0] == "python" and words[1].startswith("experiments/"):
         return _unknown_options(words[2:], (ROOT / words[1]).read_text(encoding="utf-8"))
-    if words[0] == "build/cpp/lit-sft":
+    if words[0].startswith("build/cpp/lit-sft"):
         sources = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "cpp" / "src").glob("*.cpp"))
+        if words[0].endswith("-server"):
+            return _unknown_options(words[1:], sources)
         return _unknown_options(words[2:], sources) or ("" if f'"{words[1]}"' in sources else f"no verb {words[1]}")
     if words[0].endswith("pip"):
         asked = {extra for word in words for extra in re.findall(r"^\.\[([\w,]+)\]$", word)}
