@@ -249,7 +249,8 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     if not folder.is_dir():
         is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path))
         remedy = (
-            f"Download the repository: hf download {path} --local-dir models/{folder.name}, and give that folder"
+            f"Download the repository and give that folder: hf download {path} --local-dir models/{folder.name}, or "
+            f"modelscope download --model {path} --local_dir models/{folder.name}"
             if is_hub_name
             else "Give a folder that holds config.json and weights"
         )

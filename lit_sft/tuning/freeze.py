@@ -55,7 +55,8 @@ class Freeze(Full):
         """The weights are read in the type in which some of them train; then the others give up what they need not."""
         model = super().load(checkpoint, precision).requires_grad_(False)
         blocks = _blocks_of(model)
-        head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+        head: Any = model.get_output_embeddings()
+        embedding: Any = model.get_input_embeddings()
         first = len(blocks) - self.num_blocks
         wanted = [part for part, trains in ((embedding, self.train_embeddings), (head, self.train_head)) if trains]
         for module in (*blocks[first:], *wanted):

@@ -18,6 +18,7 @@ from lit_sft.benchmarks.published import PUBLISHED
 from lit_sft.benchmarks.scores import accuracies
 from lit_sft.benchmarks.text_scores import bleu_4, rouge
 from lit_sft.checkpoint.opening import families, open_checkpoint
+from lit_sft.conversation import Conversation, Message
 
 ANSWERS = {"logic": "ABA", "law": "CA", "advanced_mathematics": "D"}
 """Of the questions in the small C-Eval."""
@@ -116,19 +117,26 @@ def test_log_probabilities_are_those_of_each_question_alone_and_an_interrupted_e
     lines = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
     rows = [json.loads(line) for line in lines]
     checkpoint = open_checkpoint(folder)
-    network, tokenizer = checkpoint.load_model(), checkpoint.load_tokenizer()
+    network: Any = checkpoint.load_model()
+    tokenizer: Any = checkpoint.load_tokenizer()
     benchmark = CEval(ceval)
     for row in rows:
         question = next(q for q in benchmark.read("val", row["subject"]) if q.id == row["id"])
         if form == "plain":
             ids = tokenizer(benchmark.plain(question.subject, [], question))["input_ids"]
-            letters = [tokenizer.encode_text(letter)[-1] for letter in LETTERS]  # type: ignore[attr-defined]
+            letters = [tokenizer.encode_text(letter)[-1] for letter in LETTERS]
         else:
-            text = f"Human: {benchmark.asked(question)}\n\nAssistant:"
-            ids = tokenizer.encode_text(text)  # type: ignore[attr-defined]
-            continue
+            asked = [Message("user", benchmark.asked(question))]
+            whole = [
+                checkpoint.prompt_format.encode(
+                    Conversation([*asked, Message("assistant", letter)]), tokenizer
+                ).input_ids
+                for letter in LETTERS
+            ]
+            place = next(i for i, tokens in enumerate(zip(*whole, strict=False)) if len(set(tokens)) > 1)
+            ids, letters = whole[0][:place], [each[place] for each in whole]
         with torch.no_grad():
-            expected = network(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(-1)[letters]
+            expected = network(input_ids=torch.tensor([list(ids)])).logits[0, -1].log_softmax(-1)[letters]
         assert [*row["log_probs"].values()] == pytest.approx(expected.tolist(), abs=1e-4)
 
     expected_results = results(out)
@@ -179,8 +187,9 @@ def test_mistakes_get_one_line(
 def test_every_subject_has_a_category_and_every_number_a_family() -> None:
     assert sum(map(len, CEval.subjects.values())) == 52
     assert sum(map(len, CMMLU.subjects.values())) == 67
-    for benchmark in (CEval, CMMLU):
-        known = set().union(*benchmark.subjects.values())
+    benchmarks: list[type[MultipleChoice]] = [CEval, CMMLU]
+    for benchmark in benchmarks:
+        known = {subject for names in benchmark.subjects.values() for subject in names}
         assert all(members <= known for members in benchmark.groups().values())
         rows = [{"subject": subject, "choice": "A", "answer": "A"} for subject in known]
         assert set(accuracies(benchmark, rows)["categories"].values()) == {100}
