@@ -1,7 +1,7 @@
 """Every command in the READMEs and in docs/ works as it stands there, on small models and corpora of the same names.
 
-Both languages have the same commands (test_documents.py), so those of the English pages are taken, each once. What needs
-several devices, another network or a server is read to the whole configuration, and not run.
+Both languages have the same commands (test_documents.py), so those of the English pages are taken, each once. What
+needs several devices, another network or a server is read to the whole configuration, and not run.
 """
 
 import io
