@@ -360,7 +360,9 @@ def show(results: list[dict[str, Any]]) -> None:
         print("|".join(["", kind, str(counts.total()), *(str(counts[column]) for column in columns), ""]))
     slowest = max(results, key=lambda result: result["seconds"])
     total, peak = sum(result["seconds"] for result in results), max(result["peak MiB"] for result in results)
-    print(f"{total:.0f} s of computing time, the slowest {slowest['seconds']} s ({slowest['name']}), {peak} MiB at most")
+    print(
+        f"{total:.0f} s of computing time, the slowest {slowest['seconds']} s ({slowest['name']}), {peak} MiB at most"
+    )
 
 
 def outcome_of(case: Case, cache_folder: Path) -> str:
