@@ -100,14 +100,17 @@ void set_from(Strategy& strategy, const char* option, const JsonObject& body, co
 /// What the model was made to be asked with, and drawn from where the request says how; temperature 0 is greedy.
 Strategy chosen_by(const JsonObject& body, const Strategy& of_model) {
     Strategy drawn{.kind = Strategy::Kind::sampling, .max_new_tokens = of_model.max_new_tokens};
+    const bool is_cold = body.has("temperature") && body.at("temperature") == 0;
+    for (const char* key : {"top_p", "top_k", "seed"}) set_from(drawn, key, body, key);
+    if (!is_cold) set_from(drawn, "temperature", body, "temperature");
     if (!body.has("temperature") && !body.has("top_p") && !body.has("top_k")) {
         if (of_model.kind == Strategy::Kind::beam_search) return {.max_new_tokens = of_model.max_new_tokens};
+        const auto seed = drawn.seed;
         drawn = of_model;
-        if (of_model.kind == Strategy::Kind::sampling) set_from(drawn, "seed", body, "seed");
+        if (body.has("seed")) drawn.seed = seed;
         return drawn;
     }
-    if (body.has("temperature") && body.at("temperature") == 0) return {.max_new_tokens = of_model.max_new_tokens};
-    for (const char* key : {"temperature", "top_p", "top_k", "seed"}) set_from(drawn, key, body, key);
+    if (is_cold) return {.max_new_tokens = of_model.max_new_tokens};
     if (drawn.top_k > 0 && drawn.top_p != 1) throw UserError("top_k and top_p are both given: give one of them");
     return drawn;
 }
