@@ -47,8 +47,8 @@ python experiments/gpu/run.py --size tiny       # small networks, on a CPU: does
 
 Defaults that rest on it: rows are packed on a GPU (`packing`, parts `7b-lora` and `7b-lora-grouped`), the attention
 kernel for packed rows (part `attention`), our own head and loss (part `head`), blocks that are not compiled (part
-`7b-lora-compiled`). The estimates of `check` and of [memory and time](scale.md) come from formulas until parts `7b-lora` to
-`7b-full-8bit` were measured.
+`7b-lora-compiled`). The estimates of `check` and of [memory and time](scale.md) come from formulas until
+parts `7b-lora` to `7b-full-8bit` were measured.
 """,
         "nothing": "Not yet measured: no results.json is there.",
         "machine": "Measured on {date}: {device}, CUDA {cuda}, torch {torch}, transformers {transformers}.",
