@@ -5,12 +5,14 @@
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones
 # make cpp          the programs that run exported models, into build/cpp
+# make docs      the documentation as a site, into build/site
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
 
 PYTHON ?= python3
 BIN := .venv/bin
 NEWEST := .venv-newest
+SITE := .venv-docs
 CPP_BUILD ?= build/cpp
 TINY := models/tiny-baichuan-7b
 TAUGHT := models/quickstart
@@ -20,7 +22,11 @@ export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp clean
+# What the extra docs names.
+export PAGES = import tomllib; \
+  print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])
+
+.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp docs clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -81,6 +87,15 @@ cpp:
 	cmake -S cpp -B $(CPP_BUILD) $(CPP_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel 2
 
+# In an environment of its own: the reference is read from the source, without torch.
+$(SITE)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $$($(PYTHON) -c "$$PAGES")
+	touch $@
+
+docs: $(SITE)/installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+
 # An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.
 newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
@@ -93,4 +108,4 @@ newest:
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile -m "not slow" -W default::FutureWarning
 
 clean:
-	rm -rf .venv $(NEWEST) $(TINY) $(TAUGHT) runs build
+	rm -rf .venv $(NEWEST) $(SITE) $(TINY) $(TAUGHT) runs build

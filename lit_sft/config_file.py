@@ -36,14 +36,29 @@ HINTS = {
 """What YAML says of a mistake -> what was done wrong."""
 
 
-def read_configuration(file: Path) -> str:
-    """The text of a YAML file, with the files that it names in place of its parts.
+def read_configuration(file: Path, unread: Iterable[str] = ()) -> str:
+    """The text of a YAML file, with the files that it names in place of its parts, without the keys `unread`.
 
     Raises:
         ConfigError: If one cannot be read, is not UTF-8, is not YAML, has no keys, or says something twice.
     """
     text, root, is_whole = _read(file, ())
+    for key in unread:
+        is_whole = not _leave_out(root, key.split(".")) and is_whole
     return text if is_whole else yaml.serialize(root, Dumper=yaml.SafeDumper, allow_unicode=True)
+
+
+def _leave_out(node: yaml.Node, key: list[str]) -> bool:
+    """Whether there was anything at the key."""
+    if not isinstance(node, yaml.MappingNode):
+        return False
+    name, *inner = key
+    if inner:
+        return any(_leave_out(value, inner) for found, value in node.value if found.value == name)
+    kept = [(found, value) for found, value in node.value if found.value != name]
+    is_there = len(kept) < len(node.value)
+    node.value = kept
+    return is_there
 
 
 def _read(file: Path, above: tuple[Path, ...]) -> tuple[str, yaml.Node, bool]:

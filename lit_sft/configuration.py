@@ -94,6 +94,9 @@ class ShortErrorParser(ArgumentParser):
     base_classes: Mapping[str, tuple[str, ...]] = {}
     """Key of a configuration -> base classes of what it names by class, `lit_sft.tuning._base.Tuning`."""
 
+    unread: tuple[str, ...] = ()
+    """Keys of a configuration of which a verb makes nothing: packages that only they need may be absent."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A misspelt option must not pass as the beginning of another.
         super().__init__(*args, **{**kwargs, "allow_abbrev": False})
@@ -105,7 +108,7 @@ class ShortErrorParser(ArgumentParser):
             ConfigError: If it is not UTF-8 or not YAML, or says something twice.
         """
         file = Path(path)
-        text = read_configuration(file)
+        text = read_configuration(file, self.unread)
         with chdir(file.absolute().parent):  # files that it names otherwise than as its parts lie beside it
             parsed: Namespace = self.parse_string(text, path=file.name, **options)
         return parsed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import string
 import unicodedata
 from functools import cache
 
@@ -13,8 +12,13 @@ CONTROL_PICTURES = 0x2400
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """What can move the cursor, color, answer or reverse what a terminal shows; tabs and new lines stay."""
 
-# As a character reference, a character is text and never syntax.
-_MARKDOWN = str.maketrans({char: f"&#{ord(char)};" for char in string.punctuation if char not in ",;%"})
+_SYNTAX = re.compile(
+    r"[\\`*{}\[\]<>#|~&$@]"  # anywhere
+    r"|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])"  # emphasis, which none is within a word
+    r"|:(?=//)|(?<=mailto):|(?<=www)\."  # addresses, which some readers turn into links
+    r"|^\s*(?:[-+=](?![\w.])|\d+[.)](?=\s|$))"  # a list, a rule, a heading
+)
+"""What Markdown may read as something else than text."""
 
 
 def visible(text: str) -> str:
@@ -34,7 +38,12 @@ def harmless(text: str) -> str:
 
 def as_markdown(text: str) -> str:
     """Text on one line that Markdown and HTML show as it is."""
-    return visible(text).translate(_MARKDOWN)
+    return _SYNTAX.sub(_as_references, visible(text))
+
+
+def _as_references(found: re.Match[str]) -> str:
+    """As a character reference, a character is text and never syntax."""
+    return "".join(char if char.isspace() or char.isalnum() else f"&#{ord(char)};" for char in found.group())
 
 
 class HarmlessFormatter(logging.Formatter):

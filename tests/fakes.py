@@ -109,6 +109,17 @@ class FailingLogger(CSVLogger):
         raise ConnectionError("no route to host")
 
 
+class SwanLabLogger(CSVLogger):
+    """Stands for SwanLab's, whose package is not installed here."""
+
+    def __init__(self, project: str, mode: str, save_dir: str = ".") -> None:
+        super().__init__(save_dir)
+        self.texts: list[tuple[str, list[str], int]] = []
+
+    def log_text(self, key: str, texts: list[str], step: int) -> None:
+        self.texts.append((key, texts, step))
+
+
 class Kill(Ask):
     """The process ends at once."""
 

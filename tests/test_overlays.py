@@ -1,13 +1,16 @@
 """Every overlay stacks on every configuration."""
 
 import json
+import sys
 from collections.abc import Callable
 from itertools import takewhile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
+from fakes import SwanLabLogger
 from lightning.pytorch.cli import LightningCLI
 
 from lit_sft.__main__ import main
@@ -36,6 +39,8 @@ OVERLAYS: dict[str, dict[str, Any]] = {
     },
     **{name: {"model.class_path": "lit_sft.stages.ppo.PPO"} for name in ("ppo", "moss_rlhf")},
 }
+OVERLAYS["wandb"] = {"trainer.logger.0.class_path": "lightning.pytorch.loggers.WandbLogger"}
+OVERLAYS["swanlab"] = {"trainer.logger.0.class_path": "swanlab.integration.pytorch_lightning.SwanLabLogger"}
 ON_ANSWERS = ("reward", *OBJECTIVES)
 ON_PROMPTS = ("rloo", "grpo", "ppo", "moss_rlhf")
 
@@ -53,6 +58,16 @@ class OnlyParsed(CLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return {}
+
+
+@pytest.fixture(autouse=True)
+def swanlab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package of this name, which need not be installed."""
+    name = "swanlab.integration.pytorch_lightning"
+    for place in ("swanlab", "swanlab.integration", name):
+        monkeypatch.setitem(sys.modules, place, ModuleType(place))
+    monkeypatch.setattr(SwanLabLogger, "__module__", name)
+    monkeypatch.setattr(sys.modules[name], "SwanLabLogger", SwanLabLogger, raising=False)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +94,7 @@ def test_overlays_stack_on_a_configuration(number: int, parser: Parser) -> None:
     for overlay, wanted in [*OVERLAYS.items()][(number + number // 3) % 3 :: 3]:
         files = [str(config), str(CONFIGS / "overlays" / f"{overlay}.yaml")]
         parsed = parser.parse_args(["fit", *(word for file in files for word in ("--config", file))]).fit
-        assert {name: parsed[name] for name in wanted} == wanted
+        assert {name: _found(parsed, name) for name in wanted} == wanted
         # What the overlay does not say is as the configuration has it.
         assert parsed.trainer.gradient_clip_val == 1.0
         if overlay in (*ON_ANSWERS, *ON_PROMPTS):
@@ -88,6 +103,13 @@ def test_overlays_stack_on_a_configuration(number: int, parser: Parser) -> None:
             tuning = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["tuning"]
             assert parsed.model.init_args.tuning.class_path.endswith(f".{tuning['class_path']}")
             assert parsed.model.init_args.tuning.init_args.dropout == 0
+
+
+def _found(parsed: Any, name: str) -> Any:
+    """What stands at a key; of a list, in its place."""
+    for part in name.split("."):
+        parsed = parsed[int(part) if part.isdigit() else part]
+    return parsed
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

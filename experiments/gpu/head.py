@@ -57,7 +57,7 @@ def _timed(
     assert states.grad is not None
     found = {
         "milliseconds": 1000 * (time.perf_counter() - began) / REPETITIONS,
-        "loss": float(loss) / len(targets),
+        "loss": float(loss.detach()) / len(targets),
         "gradient": float(states.grad.float().norm()),
     }
     if torch.cuda.is_available():

@@ -132,6 +132,8 @@ def measure(
         options |= {"model.init_args.optimizer": json.dumps(optimizer), "trainer.precision": "bf16-true"}
     if size == "tiny":
         options |= {"trainer.accelerator": "cpu", "trainer.precision": "32-true"}
+        if overlay == "grpo":
+            options |= {"data.init_args.max_new_tokens": 8, "data.init_args.micro_batch_size": 2}
     try:
         main([*words, *(f"--{name}={value}" for name, value in options.items())])
     except Measured:

@@ -1,13 +1,12 @@
-"""The HParams tab of TensorBoard: what a run was made of, beside what came of it."""
+"""The HParams tab of TensorBoard, the settings of other loggers: what a run was made of, beside what came of it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams
 
+from lit_sft.callbacks._loggers import log_choices
 from lit_sft.data._base import CorpusData
 from lit_sft.stages._base import Stage
 
@@ -25,11 +24,7 @@ class HyperParameters(Callback):
         if not trainer.is_global_zero or not isinstance(pl_module, Stage):
             return
         named = [name for pair in results(pl_module).items() for name in pair]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                # The logger's own log_hyperparams would add a point to each curve.
-                for part in hparams(choices(trainer, pl_module), dict.fromkeys(named, 0.0)):
-                    logger.experiment._get_file_writer().add_summary(part)
+        log_choices(trainer, choices(trainer, pl_module), named)
 
 
 def choices(trainer: Trainer, stage: Stage) -> dict[str, str | float]:

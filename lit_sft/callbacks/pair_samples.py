@@ -1,4 +1,4 @@
-"""Sample pairs during validation, as text in TensorBoard: what the stage thinks of both answers."""
+"""Sample pairs during validation, as text beside the curves: what the stage thinks of both answers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.callbacks._before_after import BeforeAfter
-from lit_sft.callbacks.samples import Samples, table
+from lit_sft.callbacks._loggers import log_table
+from lit_sft.callbacks.samples import Samples
 from lit_sft.conversation import Judged, Preference
 from lit_sft.data.batch import PairBatch
 from lit_sft.data.preference import PreferenceData
@@ -52,9 +52,8 @@ class PairSamples(BeforeAfter):
                 }
             )
         self.rows = rows
-        for logger in trainer.loggers:
-            if rows and isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("pairs", _table(rows, stage.judgment), trainer.global_step)
+        if rows:
+            log_table(trainer, "pairs", *_table(rows, stage.judgment))
         return True
 
 
@@ -65,14 +64,15 @@ def _texts(record: Preference | Judged) -> tuple[str | None, str | None]:
     return record.answers[0].content, record.answers[-1].content
 
 
-def _table(rows: list[dict[str, Any]], judgment: str) -> str:
+def _table(rows: list[dict[str, Any]], judgment: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows."""
     columns = ["prompt", "chosen", f"{judgment} before", "now", "rejected", f"{judgment} before", "now"]
     lines = []
     for row in rows:
         (chosen_before, rejected_before), (chosen, rejected) = row["before"], row["after"]
         numbers = [_number(value) for value in (chosen_before, chosen, rejected_before, rejected)]
         lines.append([row["prompt"], row["chosen"] or "", *numbers[:2], row["rejected"] or "", *numbers[2:]])
-    return table(columns, lines)
+    return columns, lines
 
 
 def _number(value: float | None) -> str:

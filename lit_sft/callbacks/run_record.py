@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -19,8 +20,10 @@ from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_sft.data._base import CorpusData
 from lit_sft.files import write_json, write_text
-from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY, is_run
+from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY, command, is_run
 from lit_sft.stages._base import Stage
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("lit_sft", "torch", "lightning", "transformers", "peft", "bitsandbytes", "datasets", "tokenizers",
             "sentencepiece", "torchmetrics", "jsonargparse", "tensorboard", "numpy")  # fmt: skip
@@ -56,6 +59,10 @@ class RunRecord(SaveConfigCallback):
             (folder / SUMMARY).unlink(missing_ok=True)  # it is not finished any more
         write_json(folder / MANIFEST, manifest)
         self.already_saved = True
+        log.info(
+            "run folder %s. Curves: %s --logdir %s. Ctrl-C saves it; it goes on with fit --resume %s",
+            folder, command("tensorboard"), folder.parent, folder,
+        )  # fmt: skip
 
     def _manifest(self, trainer: Trainer, stage: Stage) -> dict[str, Any]:
         data = trainer.datamodule  # type: ignore[attr-defined]  # Lightning sets it, but does not declare it

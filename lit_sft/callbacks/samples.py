@@ -1,4 +1,4 @@
-"""Sample answers during validation, as text in TensorBoard."""
+"""Sample answers during validation, as text beside the curves."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sft.callbacks._before_after import BeforeAfter
+from lit_sft.callbacks._loggers import log_table
 from lit_sft.conversation import Prompt
 from lit_sft.data._asking import AskingData
-from lit_sft.display import as_markdown
 from lit_sft.errors import ConfigError
 from lit_sft.generation.generate import Answer
 from lit_sft.rewards._base import Answered
@@ -69,10 +68,7 @@ class Samples(BeforeAfter):
             [*(row[name] or "" for name in columns), answer.finish_reason, *(_number(rewards[name]) for name in names)]
             for row, (_, _, answer), rewards in zip(rows, found, worth, strict=True)
         ]
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                text = table([*columns, "finish", *names], lines)
-                logger.experiment.add_text("samples", text, trainer.global_step)
+        log_table(trainer, "samples", [*columns, "finish", *names], lines)
         return True
 
 
@@ -95,15 +91,3 @@ def _worth(stage: Answering, answers: Sequence[tuple[Prompt, Answer]]) -> list[d
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
-
-
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; what people and models wrote is shown, never interpreted."""
-    lines = [columns, ["---"] * len(columns), *([_cell(text) for text in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _cell(text: str) -> str:
-    """Text as it is, a line break as one."""
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return "<br>".join(map(as_markdown, lines))

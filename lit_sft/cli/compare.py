@@ -30,6 +30,7 @@ from lit_sft.report.headlines import headlines
 from lit_sft.report.judging import judge
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
+from lit_sft.report.training import Training, read_training
 from lit_sft.rewards.trained import trained_rewards
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run, newest_run
 from lit_sft.stages._answering import Answering
@@ -41,11 +42,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class State:
-    """One side of a comparison: a model, and the checkpoint with what was trained of it; without one the base."""
+    """One side of a comparison: a model, and the checkpoint with what was trained of it; without one the base.
+
+    `run`: in which it was trained, if that is known.
+    """
 
     name: str
     model: Namespace
     weights: Path | None = None
+    run: Path | None = None
 
     def can_become(self, other: State) -> bool:
         """Whether one loaded model can be this and then the other; what was put in cannot be taken out again."""
@@ -98,7 +103,7 @@ class CompareCLI(FitReader):
             run = Path(config.run or newest_run(Path(config.runs), name))
             tuning = config.model.init_args.tuning.class_path.rpartition(".")[2]
             weights = _checkpoint(config.ckpt_path or run)
-            self.after = State(f"{run.name}, tuned with {tuning}", config.model, weights)
+            self.after = State(f"{run.name}, tuned with {tuning}", config.model, weights, run)
             self.folder = Path(config.output or run / "comparison")
         refuse_foreign(self.folder)
         base = Path(self.after.model.init_args.checkpoint).name
@@ -116,7 +121,8 @@ class CompareCLI(FitReader):
             parser = KindParser()
             parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
             written = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-            return State(folder.name, parser.parse_object({"model": written["model"]}).model, _checkpoint(folder))
+            chosen = parser.parse_object({"model": written["model"]}).model
+            return State(folder.name, chosen, _checkpoint(folder), folder)
         model = self.config.model.clone()
         if (folder / "config.json").is_file():
             model.init_args.checkpoint = place
@@ -153,6 +159,7 @@ class CompareCLI(FitReader):
             probed=(before.probed, after.probed),
             seed=int(self.config.seed_everything),
             judges=list(self.rewards),
+            training=read_training(self.after.run) if self.after.run else Training(),
         )
         print(headlines(comparison, write_report(comparison, self.folder)))  # noqa: T201
         print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201

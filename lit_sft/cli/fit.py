@@ -22,7 +22,7 @@ from jsonargparse.typing import register_type
 from lightning import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
@@ -51,6 +51,7 @@ from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
 from lit_sft.runs.folder import (
     BASE_PREDICTIONS,
+    CURVES,
     LAST_CHECKPOINT,
     PREDICTIONS,
     check_writable,
@@ -69,7 +70,8 @@ log = logging.getLogger(__name__)
 register_type(torch.device)
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
-CURVES = "tensorboard"
+RUN_NAMES = ("WANDB_NAME", "SWANLAB_EXP_NAME")
+"""Variables from which other loggers take the name of a run, where a configuration has none."""
 
 RUN_FOLDER = "LIT_SFT_RUN_FOLDER"
 """Environment variable that carries the run folder to the processes that Lightning launches."""
@@ -92,6 +94,8 @@ class CLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Options beside model, data and trainer."""
+        if self._verb not in {"fit", "check"} and isinstance(parser, Parser):
+            parser.unread = ("trainer.logger",)  # its package may be where the run was trained, and not here
         parser.add_argument(
             "--name", type=str | None, default=None, help="Name of the run; the configuration's if not given."
         )
@@ -165,14 +169,22 @@ class CLI(LightningCLI):
         given = self._get(self.config_init, "trainer")
         if given.default_root_dir:
             log.warning("trainer.default_root_dir has no effect: a run has a folder of its own in --runs")
-        if given.logger in (None, True):
-            # Where the run goes on, what a later step left in the curves counts no more.
-            step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
-            kwargs["logger"] = TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step)
-        if self.subcommand != "fit":
-            # Only a fit is a run; measuring one must not write curves into it.
-            kwargs["logger"] = False
+        # Only a fit is a run; measuring one must not write curves into it.
+        kwargs["logger"] = self._loggers(given.logger, folder) if self.subcommand == "fit" else False
         return super().instantiate_trainer(default_root_dir=str(folder), **kwargs)
+
+    def _loggers(self, given: Logger | list[Logger] | bool | None, folder: Path) -> list[Logger]:
+        """Those of the configuration beside our own, unless it has a TensorBoardLogger of its own, or none at all."""
+        if given is False:
+            return []
+        others = [] if given is None or given is True else given if isinstance(given, list) else [given]
+        if any(isinstance(logger, TensorBoardLogger) for logger in others):
+            return others
+        for variable in RUN_NAMES:
+            os.environ.setdefault(variable, folder.name)
+        # Where the run goes on, what a later step left in the curves counts no more.
+        step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
+        return [TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step), *others]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         given = config.get("callbacks") or []

@@ -16,6 +16,7 @@ from lit_sft import files
 from lit_sft.errors import ConfigError
 from lit_sft.report.bootstrap import LEVEL, NUM_DRAWS, Difference, difference
 from lit_sft.report.metrics import METRICS, PERPLEXITY, HeldOutLosses, Metric, Reply, reward_metrics
+from lit_sft.report.training import Training
 
 ALL = "All prompts"
 
@@ -53,7 +54,7 @@ class Comparison:
     """Everything that is known of a model before and after.
 
     `probed`: held-out data as both predict it. `about`: what was compared, by heading. `judges`: names of the reward
-    models that judged the answers.
+    models that judged the answers. `training`: of the run that is compared.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Comparison:
     probed: tuple[HeldOutLosses, HeldOutLosses] = field(default_factory=lambda: ({}, {}))
     seed: int = 42
     judges: Sequence[str] = ()
+    training: Training = field(default_factory=Training)
 
     @property
     def metrics(self) -> list[Metric]:
@@ -106,7 +108,7 @@ class Comparison:
         return {
             place: (metric.count(row.before, row.reference or ""), metric.count(row.after, row.reference or ""))
             for place, row in enumerate(self.rows)
-            if _is_for(metric, row)
+            if is_for(metric, row)
         }
 
     def _difference(
@@ -137,6 +139,7 @@ def write_data(comparison: Comparison, measured: Sequence[Measured], folder: Pat
     metrics = {
         "title": comparison.title,
         "about": comparison.about,
+        "training": asdict(comparison.training),
         "interval": {"level": LEVEL, "draws": NUM_DRAWS, "seed": comparison.seed, "method": "paired percentile"},
         "metrics": [
             {
@@ -199,7 +202,8 @@ def _answers(comparison: Comparison) -> Iterator[dict[str, Any]]:
         yield values
 
 
-def _is_for(metric: Metric, row: Row) -> bool:
+def is_for(metric: Metric, row: Row) -> bool:
+    """Whether the metric says anything of these answers."""
     if metric.needs == "safety":
         return row.is_safety
     if metric.needs == "reward":

@@ -15,7 +15,9 @@ from jinja2 import Environment, StrictUndefined
 from lit_sft.display import visible
 from lit_sft.report.comparison import ALL, Comparison, Measured, Row
 from lit_sft.report.differences import Span, mark
-from lit_sft.report.wording import heading, interval, number, shown, verdict
+from lit_sft.report.drawing import draw
+from lit_sft.report.scores import Score, gain, scores
+from lit_sft.report.wording import doubt, heading, interval, number, shown, verdict
 
 HEADLINE = ("perplexity", "rouge_l", "stopped", "repetition", "refusals")
 """Metrics that the summary shows large, behind what reward models say."""
@@ -49,6 +51,8 @@ class Card:
     row: Row
     before: list[Span]
     after: list[Span]
+    scores: list[Score]
+    gain: float | None
 
 
 def page(comparison: Comparison, measured: Sequence[Measured]) -> str:
@@ -57,13 +61,14 @@ def page(comparison: Comparison, measured: Sequence[Measured]) -> str:
     script = (folder / "filter.js").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(visible=visible, shown=shown, language=language, heading=heading)
-    environment.globals.update(number=number, interval=interval, verdict=verdict, stroke=stroke)
+    environment.globals.update(number=number, interval=interval, verdict=verdict, doubt=doubt, stroke=stroke)
     sections = _sections(comparison, measured)
     return environment.from_string((folder / "page.html.jinja").read_text(encoding="utf-8")).render(
         comparison=comparison,
         sections=sections,
         headlines=_headlines(sections[0].measured),
-        cards=[Card(row, *mark(shown(row.before.text), shown(row.after.text))) for row in comparison.rows],
+        cards=[_card(comparison, row) for row in comparison.rows],
+        drawing=draw(comparison.training.curves),
         forgetting=comparison.forgetting(),
         script=script,
         # The browser then runs this script and no other, whatever stands in the page.
@@ -90,6 +95,11 @@ def stroke(found: Measured) -> Stroke:
 def language(text: str) -> str:
     """What a browser needs to choose the right glyphs: `zh-Hans`, or nothing where it is not known."""
     return "zh-Hans" if CHINESE.search(text) and not CJK.search(text) else ""
+
+
+def _card(comparison: Comparison, row: Row) -> Card:
+    found = scores(comparison, row)
+    return Card(row, *mark(shown(row.before.text), shown(row.after.text)), found, gain(found))
 
 
 def _headlines(measured: Sequence[Measured]) -> list[Measured]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_sft.display import visible
-from lit_sft.report.bootstrap import Difference
+from lit_sft.report.bootstrap import MIN_PROMPTS, Difference
 from lit_sft.report.comparison import Measured
 from lit_sft.report.metrics import Metric
 
@@ -38,6 +38,16 @@ def verdict(found: Measured) -> str:
         return "changed"
     is_higher = found.difference.change > 0
     return "better" if is_higher == (found.metric.better == "higher") else "worse"
+
+
+def doubt(found: Measured) -> str:
+    """Why nothing is clear; nothing where it is."""
+    difference = found.difference
+    if difference.is_clear:
+        return ""
+    if difference.num_prompts < MIN_PROMPTS:
+        return f"only {difference.num_prompts}; fewer than {MIN_PROMPTS} say nothing"
+    return "the interval holds zero"
 
 
 def heading(category: str) -> str:

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
+CURVES = "tensorboard"
 PREDICTIONS = "predictions.jsonl"
 BASE_PREDICTIONS = "predictions-base.jsonl"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"

@@ -21,6 +21,8 @@ from lit_sft.serve.protocol import ChatRequest, Choice, CompletionRequest, Usage
 
 MAX_BODY = 1 << 20
 """Bytes of a request."""
+MAX_DISCARDED = 16 << 20
+"""Bytes of a refused request that are read and thrown away, so that its client comes to read the refusal."""
 
 
 def make_app(
@@ -151,7 +153,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 class Guard:
-    """Refuses strangers, and bodies that are too long, before they are read."""
+    """Refuses strangers, and bodies that are too long, without holding them in memory."""
 
     def __init__(self, app: ASGIApp, api_key: str | None) -> None:
         self.app = app
@@ -160,6 +162,9 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         refusal = self._refusal(Request(scope)) if scope["type"] == "http" else None
+        if refusal:
+            # An answer while the client still sends closes the connection under it: a broken pipe, not a reason.
+            await _discard_body(receive)
         await (refusal or self.app)(scope, receive, send)
 
     def _refusal(self, request: Request) -> Response | None:
@@ -174,3 +179,12 @@ class Guard:
         if int(length) > MAX_BODY:
             return JSONResponse(_error(f"the request has more than {MAX_BODY:,} bytes", "invalid_request_error"), 413)
         return None
+
+
+async def _discard_body(receive: Receive) -> None:
+    num_bytes = 0
+    while num_bytes <= MAX_DISCARDED:
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return

@@ -57,7 +57,7 @@ def test_it_shows_hyperparameters_results_and_samples_of_each_strategy(
     head, _, *lines = texts[-1].split("\n")
     assert head == "| prompt | strategy | before | after | reference | finish |"
     assert [line.split(" | ")[1] for line in lines] == [
-        "greedy&#40;max&#95;new&#95;tokens&#61;4&#41;",
+        "greedy(max_new_tokens=4)",
         "nucleus &#60;p&#62;",
     ]
     was = [line.split(" | ")[2:4] for line in texts[0].split("\n")[2:]]

@@ -103,6 +103,6 @@ def test_of_a_record_without_end_the_length_is_known() -> None:
 
 @pytest.mark.parametrize("data", [b"[" * 400_000 + b"}" * 400_000, b"}" + b" " * 800_000, b'[{"a":' * 100_000])
 def test_brackets_and_blanks_take_time_in_proportion(data: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # of this process alone, whatever else the machine does
     elements(data)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -1,8 +1,10 @@
 """Numbers of a comparison, and pages that no answer can break."""
 
 import json
+import math
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from lit_sft.__main__ import main
 from lit_sft.report.bootstrap import difference
 from lit_sft.report.comparison import Comparison, Row
 from lit_sft.report.differences import mark
+from lit_sft.report.drawing import draw
 from lit_sft.report.headlines import headlines
 from lit_sft.report.markdown import markdown
-from lit_sft.report.metrics import METRICS, Reply, ratio
+from lit_sft.report.metrics import METRICS, Judgment, Reply, ratio
 from lit_sft.report.page import page
 from lit_sft.report.refusals import is_refusal
+from lit_sft.report.scores import gain, scores
 
 HOSTILE = "</style></script><script>document.title='broken'</script><img src=x onerror=\"document.title='broken'\">|`a`\n# b [c](d)\x1b[2J\u202e"  # noqa: E501
 PAIRS = [
@@ -120,6 +124,40 @@ def test_no_text_adds_a_cell_or_a_line_to_the_markdown() -> None:
     assert shape(HOSTILE) == shape("安全")
 
 
+def test_an_answer_shows_its_own_scores_and_is_sorted_by_the_first() -> None:
+    better = Row(
+        "f:1", "c", "s", "?", "请和家里人说一说", Reply("不", True, 1, 8.0, 4), Reply("请和家里人", True, 3, 4.0, 4)
+    )
+    shown = Comparison("t", {}, [better])
+    found = {score.metric.key: (score.before, score.after) for score in scores(shown, better)}
+    assert found["rouge_l"] == pytest.approx((0, 2 * 5 / (8 + 5)))
+    assert found["perplexity"] == pytest.approx((math.exp(2), math.exp(1)))
+    assert gain(scores(shown, better)) == pytest.approx(10 / 13)
+    assert 'data-gain="0.769231"' in page(shown, shown.measure())
+    judged = replace(
+        better,
+        before=replace(better.before, rewards={"judge": Judgment(1.5, 0.5)}),
+        after=replace(better.after, rewards={"judge": Judgment(-0.5, 0.0)}),
+    )
+    assert gain(scores(replace(shown, judges=["judge"]), judged)) == -2
+    alone = replace(better, reference=None)
+    assert gain(scores(shown, alone)) is None
+    assert 'data-gain=""' in page(replace(shown, rows=[alone]), [*shown.measure()])
+
+
+def test_why_a_difference_is_unclear_is_said() -> None:
+    shown = replace(comparison("甲"), probed=({"甲": {"a": (2.0, 1.0)}}, {"甲": {"a": (3.0, 1.0)}}))
+    for text in (page(shown, shown.measure()), markdown(shown, shown.measure())):
+        assert "unclear: only 1; fewer than 5 say nothing" in text
+
+
+def test_curves_are_drawn_on_a_common_scale_without_what_is_not_finite() -> None:
+    drawing = draw({"train/loss": [(0, 3.0), (5, math.nan), (10, 1.0)], "val/loss": [(10, 2.0)]})
+    assert drawing
+    assert [line.points for line in drawing.lines] == ["0.0,0.0 600.0,160.0", "600.0,80.0"]
+    assert draw({"train/loss": [(0, math.inf)]}) is None
+
+
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_a_browser_runs_the_filter_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
@@ -141,4 +179,9 @@ def test_compare_takes_the_newest_run_and_writes_a_report(write_config, tmp_path
     (perplexity,) = [entry for entry in found["metrics"] if entry["metric"] == "perplexity"]
     assert perplexity["after"] < perplexity["before"]
     assert found["forgetting"]["Belle"]["after"] < found["forgetting"]["Belle"]["before"]
+    assert found["training"]["facts"]["Steps"] == str(
+        json.loads((folder.parent / "summary.json").read_text())["optimizer_steps"]
+    )
+    assert found["training"]["facts"]["Data"] == "Belle"
+    assert found["training"]["curves"]["val/loss"][-1][1] < found["training"]["curves"]["val/loss"][0][1]
     assert {file.name for file in folder.iterdir()} == {"report.html", "report.md", "metrics.json", "answers.jsonl"}

@@ -181,7 +181,9 @@ def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> No
     body = json.dumps({"model": "tuned", "messages": asked("你好")}).encode()
     assert served.post("/v1/chat/completions", body, Authorization="Bearer other")[0] == 401
     assert served.post("/v1/chat/completions", b"{")[0] == 400
-    assert served.post("/v1/chat/completions", b" " * (MAX_BODY + 1))[0] == 413
+    for length in (MAX_BODY + 1, 8 * MAX_BODY):  # the longer fills every buffer on the way
+        assert served.post("/v1/chat/completions", b" " * length)[0] == 413
+        assert served.post("/v1/chat/completions", b" " * length, Authorization="Bearer other")[0] == 401
     with urlopen(f"{served.url}/health") as answer:  # needs no key
         assert json.load(answer)["status"] == "ok"
 
@@ -205,10 +207,23 @@ def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Ser
 
     with ThreadPoolExecutor(16) as pool:
         assert all(pool.map(client, range(32)))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while served.engine.num_running and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.engine.num_running == served.engine.num_waiting == 0
+
+
+def test_an_address_that_is_not_to_be_had_is_one_line_before_the_network_loads(
+    served: Served, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = served.url.rpartition(":")[2]
+    for words, said in (
+        (["--port", port], f"error: 127.0.0.1:{port}: Address already in use. Give another --port or --host\n"),
+        (["--port", "70000"], "error: --port is 70000; it must be between 0 and 65535\n"),
+        (["--host", "no.such.host.invalid"], "error: no.such.host.invalid:8000: "),
+    ):
+        assert main(["serve", "--checkpoint", str(tiny_folder), *words]) == 2
+        assert capsys.readouterr().err.startswith(said)
 
 
 def test_options_that_make_no_sense_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
