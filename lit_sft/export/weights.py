@@ -282,7 +282,8 @@ def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str,
         ConfigError: If it trained biases, or a module that holds more than weights of the network.
     """
     config = copy.copy(adapter.config)
-    whole, changes = {}, {}
+    whole: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
     for name, piece in adapter.pieces.items():
         (changes if "lora_" in name else whole)[name] = piece
     parameters = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}

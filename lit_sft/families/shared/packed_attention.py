@@ -135,7 +135,8 @@ def _per_sequence_loop(
     def parts_of(heads: Tensor) -> tuple[Tensor, ...]:
         # The backward pass of `split` lays the gradients of all parts side by side; that of a slice would write zeros
         # for all other tokens, and add them, once for each sequence.
-        return heads.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None].split(lengths, dim=2)
+        tokens = heads.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+        return torch.split(tokens, lengths, dim=2)
 
     mixed = [
         F.scaled_dot_product_attention(
