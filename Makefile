@@ -1,26 +1,36 @@
 # make quickstart   a first run: install, tiny model, fine-tune, predict, what was learned
 # make quickstart-preference   after it: a reward model, preference optimization, what changed
+# make quickstart-rl           after that: reinforcement learning with that reward model and rules, what changed
 # make install      what training needs
 # make develop      what tests and linters need, too
 # make test         everything that must hold before a change lands
 # make quick        the tests without the slow ones, and one case of each
 # make cpp          the programs that run exported models, into build/cpp
+# make cpp-lint     clang-format and clang-tidy over cpp/
+# make docs      the documentation as a site, into build/site
 # make newest       the quick tests with the newest releases of all libraries, in an environment of their own
 # make check        the same without installing: linters, types, layers, tests
 
 PYTHON ?= python3
 BIN := .venv/bin
 NEWEST := .venv-newest
+SITE := .venv-docs
 CPP_BUILD ?= build/cpp
 TINY := models/tiny-baichuan-7b
 TAUGHT := models/quickstart
+PREFERRED := models/quickstart_preferred
+REWARD := models/quickstart_reward
 
 # Names of the libraries without the bounds on their versions.
 export DEPENDENCIES = import re, tomllib; \
   needed = tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies']; \
   print(*(re.match('[A-Za-z0-9_-]+', line)[0] for line in needed))
 
-.PHONY: install develop quickstart quickstart-preference test quick newest check lint tests cpp clean
+# What the extra docs names.
+export PAGES = import tomllib; \
+  print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])
+
+.PHONY: install develop quickstart quickstart-preference quickstart-rl test quick newest check lint tests cpp cpp-lint docs clean
 
 # torch first and by version: a dependency on plain torch would pull another build.
 .venv/installed: pyproject.toml constraints.txt
@@ -57,6 +67,19 @@ quickstart-preference: .venv/installed $(TAUGHT)
 	$(BIN)/python -m lit_sft compare --reward "$$(ls -d runs/quickstart_reward-* | tail -n 1)"
 	$(BIN)/python -m lit_sft summary
 
+# What the newest quickstart of preferences has made.
+$(PREFERRED): | .venv/installed
+	ls -d runs/quickstart_preference-[0-9]*/model >/dev/null 2>&1 || $(MAKE) quickstart-preference
+	cp -r "$$(ls -d runs/quickstart_preference-[0-9]*/model | tail -n 1)" $@
+
+$(REWARD): | .venv/installed $(PREFERRED)
+	cp -r "$$(ls -d runs/quickstart_reward-[0-9]*/adapter | tail -n 1)" $@
+
+quickstart-rl: .venv/installed $(PREFERRED) $(REWARD)
+	$(BIN)/python -m lit_sft fit --config configs/quickstart_rl.yaml
+	$(BIN)/python -m lit_sft compare --reward $(REWARD)
+	$(BIN)/python -m lit_sft summary
+
 test: .venv/developed
 	$(MAKE) check
 
@@ -82,6 +105,22 @@ cpp:
 	cmake -S cpp -B $(CPP_BUILD) $(CPP_OPTIONS)
 	cmake --build $(CPP_BUILD) --parallel 2
 
+# Nothing is built: clang-tidy reads how it would be, without the precompiled headers of g++.
+cpp-lint:
+	@cpp/packages.sh
+	clang-format --dry-run --Werror cpp/src/*.cpp cpp/src/*.h cpp/include/lit_sft/*.h cpp/examples/*.cpp cpp/tests/*.cpp
+	cmake -S cpp -B build/cpp-lint -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON
+	clang-tidy --quiet -p build/cpp-lint cpp/src/*.cpp cpp/examples/*.cpp
+
+# In an environment of its own: the reference is read from the source, without torch.
+$(SITE)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt $$($(PYTHON) -c "$$PAGES")
+	touch $@
+
+docs: $(SITE)/installed
+	NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --strict
+
 # An early warning, not a condition: the newest releases that pyproject.toml allows, then the newest there are.
 newest:
 	$(PYTHON) -m venv --clear $(NEWEST)
@@ -94,4 +133,4 @@ newest:
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder -m "not slow" -W default::FutureWarning
 
 clean:
-	rm -rf .venv $(NEWEST) $(TINY) $(TAUGHT) runs build
+	rm -rf .venv $(NEWEST) $(SITE) $(TINY) $(TAUGHT) $(PREFERRED) $(REWARD) runs build

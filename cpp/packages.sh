@@ -2,7 +2,7 @@
 # Install the packages that building C++ needs, where that may be done; otherwise CMake names them.
 set -eu
 missing=""
-for package in g++ cmake libsentencepiece-dev nlohmann-json3-dev libcli11-dev doctest-dev; do
+for package in g++ cmake libsentencepiece-dev nlohmann-json3-dev libcli11-dev libcpp-httplib-dev doctest-dev; do
     dpkg -s "$package" >/dev/null 2>&1 || missing="$missing $package"
 done
 if [ -z "$missing" ]; then

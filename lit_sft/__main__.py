@@ -39,6 +39,7 @@ FUNCTION_VERBS = {
     "tiny": ("lit_sft.cli.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
     "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
     "serve": ("lit_sft.cli.serve:serve", "serve a model over HTTP, in the form of OpenAI's API"),
+    "evaluate": ("lit_sft.cli.evaluate:evaluate", "measure a model on C-Eval, CMMLU or ADGEN"),
     "merge": ("lit_sft.cli.merge:merge", "merge the adapter of a run into its base: a checkpoint of its own"),
     "runs": ("lit_sft.cli.runs:runs", "list the runs: state, steps, loss before and after"),
     "export": ("lit_sft.cli.export:export", "write a model as an ONNX graph: export --run RUN --output DIR"),

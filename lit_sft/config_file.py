@@ -23,6 +23,10 @@ PARTS = frozenset(
 
 SUFFIXES = (".yaml", ".yml")
 
+CORPORA = frozenset({"corpora", "test_corpora", "forgetting"})
+
+DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".gz", ".zst", ".parquet", ".arrow")
+
 HINTS = {
     "'\\t'": "YAML is indented with spaces, not with tabs",
     "cannot start any token": "Put the value in quotes",
@@ -102,6 +106,8 @@ def _put_in(root: yaml.Node, file: Path, above: tuple[Path, ...]) -> bool:
         inside = [(key.value, value) for key, value in node.value] if is_map else [(name, item) for item in node.value]
         for place, (key, value) in enumerate(inside):
             found = value
+            if key in CORPORA and isinstance(value, yaml.ScalarNode):
+                _refuse_data_file(f"{file}, line {value.start_mark.line + 1}: {key}", value.value)
             if key in PARTS and isinstance(value, yaml.ScalarNode) and value.value.endswith(SUFFIXES):
                 found = _part(file, key, value, above)
                 node.value[place] = (node.value[place][0], found) if is_map else found
@@ -131,12 +137,29 @@ def with_parts(words: Iterable[str]) -> list[str]:
         option, equals, value = word.partition("=")
         if not equals and place:
             option, value = found[place - 1], word
-        if option.startswith("--") and option.rpartition(".")[2].removeprefix("--") in PARTS and _is_name(value):
+        key = option.rpartition(".")[2].removeprefix("--").removesuffix("+")
+        if not option.startswith("--") or key not in PARTS:
+            continue
+        if key in CORPORA:
+            for name in value.strip("[]").split(",") if "{" not in value and "\n" not in value else ():
+                _refuse_data_file(option, name.strip(" '\""))
+        if _is_name(value):
             if not Path(value).is_file():
                 raise ConfigError(f"{option} names {value}, which is not a file")
             content = read_configuration(Path(value))
             found[place] = f"{option}={content}" if equals else content
     return found
+
+
+def _refuse_data_file(where: str, value: str) -> None:
+    """What stands for a corpus is a class; jsonargparse would read a file of records as a configuration."""
+    if value.endswith(SUFFIXES) or not ("/" in value or value.lower().endswith(DATA_SUFFIXES)):
+        return
+    written = f"{{class_path: Belle, init_args: {{path: {value}}}}}"
+    raise ConfigError(
+        f"{where} names the file {value}, not the class that reads it. Write [{written}], with the class of that "
+        "layout in place of Belle"
+    )
 
 
 def _is_name(value: str) -> bool:

@@ -175,7 +175,8 @@ class ShortErrorParser(ArgumentParser):
             given = GIVEN.search(message)
             value = f", not {(given[1] or given[2]).strip()[:80]}" if given else ""
             types = " or ".join(re.sub(r"<class '([\w.]+)'>", r"\1", kind.strip()) for kind in wanted)
-            return f"{place} expects {types}{value}"
+            remedy = ". Put it in brackets: [...]" if types == "list" else ""
+            return f"{place} expects {types}{value}{remedy}"
         return re.sub(r'Parser key "([\w.]+)":', r"\1:", " ".join(message.split())[:400])
 
     def _meant(self, name: str, names: Iterable[str]) -> str | None:

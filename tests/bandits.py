@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from policies import data_of, fitted
@@ -77,7 +77,16 @@ class FewWordsInFourBits(FewWords, QLoRA):
     """The same on a base in 4 bits."""
 
 
-def distances(
+class Learned(NamedTuple):
+    """What a fit has changed: the total variation from the best policy, and the share of the best token in answers."""
+
+    distance_before: float
+    distance_after: float
+    share_before: float
+    share_after: float
+
+
+def learned(
     checkpoint: Checkpoint,
     folder: Path,
     *,
@@ -87,8 +96,8 @@ def distances(
     stage_class: type[RolloutStage] = Policy,
     tuning_class: type[FewWords] = FewWords,
     **options: Any,
-) -> list[float]:
-    """Total variation from the best policy, before and after a fit."""
+) -> Learned:
+    """What a fit of a policy changes. The best token is that whose share the best policy raises most."""
     torch.manual_seed(3)
     asked, data = (data_of(checkpoint, folder, count=1, max_new_tokens=1, micro_batch_size=1) for _ in range(2))
     asked.setup("fit")
@@ -111,4 +120,9 @@ def distances(
     before = probabilities(stage, prompt.input_ids)
     best = best_policy(before, tokenizer, checkpoint.prompt_format.stop_token_ids(tokenizer))
     fitted(stage, data, folder, max_steps=num_steps, accumulate_grad_batches=stage.parts_of_pass)
-    return [float((policy - best).abs().sum() / 2) for policy in (before, probabilities(stage, prompt.input_ids))]
+    policies = before, probabilities(stage, prompt.input_ids)
+    rewarded = int((best / before).where(before > 1e-3, 0).argmax())
+    return Learned(
+        *(float((policy - best).abs().sum() / 2) for policy in policies),
+        *(float(policy[rewarded]) for policy in policies),
+    )

@@ -50,6 +50,24 @@ def test_the_command_line_may_not_say_a_thing_twice_either(words: list[str]) -> 
     assert parser.parse_args(["--corpora", "[{path: a}, {path: b}]"]).corpora == [{"path": "a"}, {"path": "b"}]
 
 
+@pytest.mark.parametrize("key", ["corpora", "test_corpora", "forgetting"])
+@pytest.mark.parametrize("value", ["data/belle.json", "[belle.jsonl]", "[Belle, data/*]", "'belle.JSON'"])
+def test_a_file_of_records_in_the_place_of_a_corpus_is_answered_with_what_to_write(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"line 2: .*not the class that reads it\. Write \[\{class_path: Belle"):
+        read_configuration(written(tmp_path, f"data:\n  {key}: {value}\n"))
+    with pytest.raises(ConfigError, match="not the class that reads it"):
+        with_parts([f"--data.init_args.{key}", value])
+    with pytest.raises(ConfigError, match="not the class that reads it"):
+        with_parts([f"--data.{key}+={value}"])
+
+
+def test_classes_of_corpora_by_name_or_in_a_file_are_none_of_that(tmp_path: Path) -> None:
+    read_configuration(written(tmp_path, "corpora: [Belle, my.package.Corpus, {class_path: Belle, path: a.json}]\n"))
+    with_parts(["--data.corpora", "[{class_path: Belle, init_args: {path: data/a.json}}]"])
+
+
 def test_a_part_in_a_file_of_its_own_is_held_to_the_same(tmp_path: Path) -> None:
     file, part = written(tmp_path, "data: parts/data.yaml\nlr: 1e-4\n"), tmp_path / "parts" / "data.yaml"
     part.parent.mkdir()

@@ -16,7 +16,7 @@ from lit_sft.families._base import TinySize
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 DEMO = CONFIGS.parent / "lit_sft" / "demo"
-TINY_FAMILIES = {"tiny-baichuan-7b": "baichuan-7b", "quickstart": "baichuan-7b"}
+TINY_FAMILIES = {"tiny-baichuan-7b": "baichuan-7b", "quickstart": "baichuan-7b", "quickstart_preferred": "baichuan-7b"}
 DEMO_PAIRS = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_heldout.jsonl")}}
 # Multiples of what the 4-bit kernels of the CPU ask for.
 SIZE = TinySize(hidden_size=64, intermediate_size=128, num_layers=1, num_heads=4, vocab_size=1400, context_length=1024)
@@ -46,7 +46,14 @@ def small(config: Path, stand_in, corpus_file: Path, tmp_path: Path) -> list[str
     """The configuration with a stand-in for its checkpoint and its corpora; all else is as it ships."""
     folder = Path(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]["checkpoint"]).name
     family = known.name if (known := released_family(folder)) else TINY_FAMILIES[folder]
-    is_sft = "SFTData" in config.read_text(encoding="utf-8")
+    text = config.read_text(encoding="utf-8")
+    is_sft = "SFTData" in text
+    of_prompts: dict[str, Any] = {}
+    if "PromptData" in text:  # the reward model that it names is made by another quickstart
+        of_prompts = {
+            "model.init_args.rewards": json.dumps([{"class_path": name} for name in ("Repetition", "NoEnd")]),
+            "data.init_args.max_new_tokens": "2",
+        }
     corpus = {"class_path": "Belle", "init_args": {"path": str(corpus_file)}} if is_sft else DEMO_PAIRS
     arguments = {
         "runs": tmp_path / "runs",
@@ -58,6 +65,7 @@ def small(config: Path, stand_in, corpus_file: Path, tmp_path: Path) -> list[str
         "data.init_args.validation_fraction": "0.2",
         "data.init_args.num_workers": "0",
         "trainer.accelerator": "cpu",
+        **of_prompts,
     }
     return ["--config", str(config), *options(arguments)]
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <numeric>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "machine.h"
 
 namespace lit_sft {

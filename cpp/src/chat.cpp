@@ -7,7 +7,7 @@
 #include <iostream>
 
 #include "answering.h"
-#include "error.h"
+#include "lit_sft/error.h"
 #include "stream.h"
 #include "unicode.h"
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {
@@ -184,7 +184,12 @@ void Engine::read_prompt(Sequence& sequence) {
     const auto end = piece_end(start, prompt.size(), sequence.prefix_length);
     const auto ids = std::span(prompt).subspan(start, end - start);
     const std::vector<std::size_t> wanted = {ids.size() - 1};
-    const auto logits = network_.read(sequence.rows.front(), {ids, start, sequence.prefix_length}, wanted);
+    std::span<const Logits> logits;
+    try {
+        logits = network_.read(sequence.rows.front(), {ids, start, sequence.prefix_length}, wanted);
+    } catch (const UserError& error) {
+        return finish(sequence, FinishReason::failed, error.what());
+    }
     row.tokens.insert(row.tokens.end(), ids.begin(), ids.end());
     row.last_used = clock_;
     sequence.num_read = end;
@@ -211,7 +216,14 @@ void Engine::read_next() {
         const auto& next = row.owner->next.tokens[row.index];
         pieces.push_back({std::span(&next, 1), row.tokens.size(), row.owner->prefix_length});
     }
-    const auto logits = network_.read_next(pieces);
+    std::span<const Logits> logits;
+    try {
+        logits = network_.read_next(pieces);
+    } catch (const UserError& error) {
+        for (const auto& sequence : running_)
+            if (sequence->is_active) finish(*sequence, FinishReason::failed, error.what());
+        return;
+    }
     for (std::size_t at = 0; at < num_active_; ++at) rows_[at].tokens.push_back(pieces[at].ids.front());
     // Those that end give their rows back and with that move others, so all choose before any ends.
     std::vector<Sequence*> sequences;

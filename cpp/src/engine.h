@@ -56,6 +56,9 @@ class Engine {
     /// @throws UserError where the prompt is empty, or holds what is not in the vocabulary.
     void submit(Request request, const std::string& where);
 
+    /// Requests that are being answered.
+    [[nodiscard]] std::size_t num_running() const { return running_.size(); }
+
     /// Does one step of all that is under way; false if there is nothing to do.
     bool step();
 

@@ -1,7 +1,7 @@
 #include "generation.h"
 
-#include "error.h"
 #include "json_file.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

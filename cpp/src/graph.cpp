@@ -4,7 +4,7 @@
 #include <map>
 #include <optional>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

@@ -3,7 +3,7 @@
 #include <charconv>
 #include <fstream>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 

@@ -3,7 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "model_verbs.h"
 #include "text_verbs.h"
 

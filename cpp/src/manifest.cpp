@@ -3,8 +3,8 @@
 #include <fstream>
 #include <vector>
 
-#include "error.h"
 #include "json_file.h"
+#include "lit_sft/error.h"
 #include "sha256.h"
 
 namespace lit_sft {

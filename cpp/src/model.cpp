@@ -1,6 +1,6 @@
 #include "model.h"
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "machine.h"
 #include "manifest.h"
 

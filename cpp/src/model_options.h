@@ -20,6 +20,7 @@ class ModelArguments {
     /// @throws UserError as `Model` does.
     [[nodiscard]] std::unique_ptr<Model> open() const;
     [[nodiscard]] const std::string& folder() const { return folder_; }
+    [[nodiscard]] std::size_t max_rows() const { return options_.max_rows; }
 
    private:
     std::string folder_;

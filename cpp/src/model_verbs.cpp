@@ -9,8 +9,8 @@
 
 #include "answering.h"
 #include "chat.h"
-#include "error.h"
 #include "json_file.h"
+#include "lit_sft/error.h"
 #include "model_options.h"
 #include "strategy_options.h"
 

@@ -72,12 +72,14 @@ constexpr std::uint32_t kApiVersion = 16;  // of which all functions below are
 
 /// The functions above.
 struct Api {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): types and lists of parameters
 #define LIT_SFT_DECLARE(slot, name, result, parameters) result(*name) parameters;
     LIT_SFT_ORT_FUNCTIONS(LIT_SFT_DECLARE)
 #undef LIT_SFT_DECLARE
 
     /// @param table of `OrtGetApiBase()->GetApi(kApiVersion)`.
     explicit Api(void* const* table) : GetErrorMessage(nullptr) {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): types and lists of parameters
 #define LIT_SFT_LOOK_UP(slot, name, result, parameters) name = reinterpret_cast<result(*) parameters>(table[slot]);
         LIT_SFT_ORT_FUNCTIONS(LIT_SFT_LOOK_UP)
 #undef LIT_SFT_LOOK_UP

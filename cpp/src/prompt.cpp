@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "unicode.h"
 
 namespace lit_sft {

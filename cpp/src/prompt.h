@@ -8,17 +8,10 @@
 #include <vector>
 
 #include "json_file.h"
+#include "lit_sft/message.h"
 #include "tokenizer.h"
 
 namespace lit_sft {
-
-struct Message {
-    std::string role;  ///< system, user, assistant or tool
-    std::string content;
-    std::string thoughts;  ///< what an assistant with tools writes beside its answer (MOSS)
-    std::string commands;
-    std::string name;  ///< of the tool that is meant (ChatGLM3)
-};
 
 /// A conversation that the prompt format cannot write; `what` is a short, stable reason such as `tool-message`.
 class BadConversation : public std::runtime_error {

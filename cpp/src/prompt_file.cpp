@@ -4,7 +4,7 @@
 #include <array>
 #include <set>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "prompt.h"
 #include "unicode.h"
 

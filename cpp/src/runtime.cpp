@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

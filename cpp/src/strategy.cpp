@@ -4,7 +4,7 @@
 #include <limits>
 #include <nlohmann/json.hpp>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {
@@ -55,7 +55,9 @@ bool set_sampling_option(Strategy& strategy, std::string_view name, const json& 
     } else if (name == "top_k") {
         strategy.top_k = count(value, 1, name, where);
     } else if (name == "seed") {
-        if (!value.is_number_integer()) refuse(where, name, value, "a whole number");
+        // A number above 2^63 would turn negative.
+        if (!value.is_number_integer() || (value.is_number_unsigned() && value.get<std::uint64_t>() > INT64_MAX))
+            refuse(where, name, value, "a whole number of 64 bits");
         strategy.seed = value.get<std::int64_t>();
     } else {
         return false;

@@ -3,7 +3,7 @@
 #include <array>
 #include <nlohmann/json.hpp>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

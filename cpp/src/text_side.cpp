@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "error.h"
 #include "json_file.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

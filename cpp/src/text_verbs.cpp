@@ -5,7 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "prompt.h"
 #include "stream.h"
 

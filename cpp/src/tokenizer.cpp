@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "tokenizer_byte_bpe.h"
 #include "tokenizer_sentencepiece.h"
 #include "unicode.h"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <queue>
 
-#include "error.h"
+#include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {

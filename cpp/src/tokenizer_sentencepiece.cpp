@@ -4,7 +4,7 @@
 
 #include <charconv>
 
-#include "error.h"
+#include "lit_sft/error.h"
 #include "sha256.h"
 #include "unicode.h"
 

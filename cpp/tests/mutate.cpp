@@ -1,5 +1,6 @@
 // Damages the files of an exported folder, in memory and as they stand in the file, and uses what is still read: only
-// a UserError may come of it. `lit-sft-mutate FOLDER NUMBER [SEED]`; of a build with sanitizers it finds more.
+// a UserError may come of it. `lit-sft-mutate FOLDER NUMBER [SEED [RUNTIME]]`; of a build with sanitizers it finds
+// more. With a runtime the network answers too, where the folder holds one.
 
 #include <array>
 #include <filesystem>
@@ -7,8 +8,11 @@
 #include <iostream>
 #include <random>
 
-#include "error.h"
+#include "generation.h"
 #include "json_file.h"
+#include "lit_sft/error.h"
+#include "manifest.h"
+#include "model.h"
 #include "prompt.h"
 #include "stream.h"
 
@@ -64,7 +68,7 @@ class Mutator {
     std::mt19937 chance_;
 };
 
-void use(const fs::path& folder) {
+void use_text(const fs::path& folder) {
     using namespace lit_sft;
     const auto tokenizer = Tokenizer::read(folder);
     const auto ids = tokenizer->encode("Hello\n\n  \xE4\xBD\xA0\xE5\xA5\xBD 123 <eom> <|blank_5|>");
@@ -87,21 +91,50 @@ void use(const fs::path& folder) {
     }
 }
 
+/// A few tokens by each strategy.
+void use_network(const fs::path& folder, const fs::path& runtime) {
+    using namespace lit_sft;
+    Model model(folder, {.runtime = runtime, .num_threads = 1, .max_rows = 2});
+    const TokenIds prompt = {1, 2, 3};
+    for (auto strategy : {model.generation().strategy, Strategy{}, Strategy{.kind = Strategy::Kind::sampling},
+                          Strategy{.kind = Strategy::Kind::beam_search, .num_beams = 3}}) {
+        strategy.max_new_tokens = 3;
+        if (strategy.num_beams > 64) continue;  // rows as many as somebody asks for
+        Request request;
+        request.prompt = prompt;
+        request.strategy = strategy;
+        request.stop = model.generation().stop;
+        (void)model.engine().answer(std::move(request), "prompt");
+    }
+    (void)model.engine().score(prompt, {4, 5}, "answer");
+}
+
+void use(const fs::path& folder, const fs::path& runtime) {
+    if (fs::exists(folder / "generation.json")) {
+        lit_sft::check_manifest(folder);
+        (void)lit_sft::read_generation(folder);
+        if (!runtime.empty()) use_network(folder, runtime);
+    }
+    use_text(folder);
+}
+
 void write(const fs::path& file, const std::string& content) { std::ofstream(file, std::ios::binary) << content; }
 
-int run(const fs::path& folder, int number, unsigned seed) {
+int run(const fs::path& folder, int number, unsigned seed, const fs::path& runtime) {
     Mutator mutator(seed);
     const auto copy = fs::temp_directory_path() / ("lit-sft-mutate-" + std::to_string(std::random_device()()));
     fs::copy(folder, copy, fs::copy_options::recursive);
-    const std::array files = {fs::path("tokenizer/config.json"), fs::path("prompt.json")};
-    std::array<std::string, files.size()> contents;
-    for (std::size_t i = 0; i < files.size(); ++i) contents[i] = lit_sft::read_file(folder / files[i], kMostBytes);
+    std::vector<fs::path> files;
+    for (const char* name : {"tokenizer/config.json", "prompt.json", "generation.json", "manifest.json"})
+        if (fs::exists(folder / name)) files.emplace_back(name);
+    std::vector<std::string> contents;
+    for (const auto& file : files) contents.push_back(lit_sft::read_file(folder / file, kMostBytes));
     int refused = 0;
     for (int i = 0; i < number; ++i) {
         const auto which = static_cast<std::size_t>(i) % files.size();
         write(copy / files[which], mutator.mutated(contents[which]));
         try {
-            use(copy);
+            use(copy, runtime);
         } catch (const lit_sft::UserError&) {
             ++refused;
         }
@@ -116,5 +149,6 @@ int run(const fs::path& folder, int number, unsigned seed) {
 
 int main(int argc, char** argv) {
     if (argc < 3) return 2;
-    return run(argv[1], std::stoi(argv[2]), argc > 3 ? static_cast<unsigned>(std::stoi(argv[3])) : 1);
+    const auto seed = argc > 3 ? static_cast<unsigned>(std::stoi(argv[3])) : 1;
+    return run(argv[1], std::stoi(argv[2]), seed, argc > 4 ? argv[4] : "");
 }

@@ -6,7 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "chooser.h"
-#include "error.h"
+#include "lit_sft/error.h"
 #include "processors.h"
 #include "random.h"
 

@@ -23,21 +23,31 @@ from typing import Any
 
 import zstandard
 
+from lit_sft.conversation import Conversation, Judged, Preference
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora._splitting import MAX_RECORD_BYTES
 from lit_sft.corpora.belle import Belle
+from lit_sft.corpora.cvalues_prompts import CValuesPrompts
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.jsonl_chat import JsonlChat
+from lit_sft.corpora.moss_rlhf_prompts import MossRlhfPrompts
 from lit_sft.corpora.moss_sft import MossSft
 from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.data.prompts import read_prompts
 from lit_sft.data.scan import scan_corpus
 from lit_sft.errors import UserError
+from lit_sft.preferences.alpaca_pairs import AlpacaPairs
+from lit_sft.preferences.cvalues import CValues
+from lit_sft.preferences.hh_rlhf import HhRlhf
+from lit_sft.preferences.moss_rlhf import MossRlhf
+from lit_sft.preferences.ranked_outputs import RankedOutputs
+from lit_sft.preferences.trl_pairs import TrlPairs
+from lit_sft.preferences.unpaired_answers import UnpairedAnswers
 
 MAX_SECONDS = 30
 """Of computing time; more is a hang: the largest file has some MB."""
 
-Record = dict[str, Any]
+Record = dict[str, Any] | list[Any]
 LAYOUTS: dict[str, tuple[type[Corpus], Callable[[str, str], Record]]] = {
     "belle": (Belle, lambda q, a: {"instruction": q, "input": "", "output": a}),
     "belle, talk": (
@@ -72,6 +82,28 @@ LAYOUTS: dict[str, tuple[type[Corpus], Callable[[str, str], Record]]] = {
         JsonlChat,
         lambda q, a: {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}], "id": 7},
     ),
+    "pairs, alpaca": (AlpacaPairs, lambda q, a: {"instruction": q, "input": "", "chosen": a, "rejected": "自己看。"}),
+    "pairs, CValues": (CValues, lambda q, a: {"prompt": q, "pos_resp": a, "neg_resp": "自己看。"}),
+    "pairs, hh-rlhf": (
+        HhRlhf,
+        lambda q, a: {
+            "chosen": f"\n\nHuman: {q}\n\nAssistant: {a}",
+            "rejected": f"\n\nHuman: {q}\n\nAssistant: 自己看。",
+        },
+    ),
+    "pairs, MOSS-RLHF": (MossRlhf, lambda q, a: {"chosen": [q, a], "rejected": [q, "自己看。"]}),
+    "pairs, TRL": (
+        TrlPairs,
+        lambda q, a: {
+            "prompt": [{"role": "user", "content": q}],
+            "chosen": [{"role": "assistant", "content": a}],
+            "rejected": [{"role": "assistant", "content": "自己看。"}],
+        },
+    ),
+    "ranked": (RankedOutputs, lambda q, a: {"instruction": q, "output": [a, "八点。", "自己看。"]}),
+    "judged": (UnpairedAnswers, lambda q, a: {"prompt": q, "completion": a, "label": True}),
+    "prompts, CValues": (CValuesPrompts, lambda q, a: {"id_": 1, "prompt": f"{q} {a}", "domain_en": "sociology"}),
+    "prompts, MOSS-RLHF": (MossRlhfPrompts, lambda q, a: [q, a]),
 }
 
 
@@ -248,11 +280,15 @@ def marks(number: int) -> tuple[str, str]:
     return f"q{number:04d}q", f"a{number:04d}a"
 
 
+def said(record: Conversation | Preference | Judged) -> str:
+    return "\n".join(message.content for talk in record.conversations() for message in talk.messages)
+
+
 def examine(case: Case, cache_folder: Path) -> list[str]:
     """What is wrong with the reading of a file; raises what the reading raises."""
     found = scan_corpus("fuzz", case.corpus(str(case.file)), cache_folder, num_workers=0)
     scan = found.scan
-    talks = ["".join(m.content for m in found.record(n).messages) for n in scan.good.tolist()]
+    talks = [said(found.record(n)) for n in scan.good.tolist()]
     names = [name for name in scan.bad if scan.bad[name]]
     bad = [found.records.read(n) for name in names for n in scan.records_with(name).tolist()]
     has_long = any(len(data) > MAX_RECORD_BYTES for data in bad)
@@ -280,26 +316,53 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=2900)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="Make and read this file alone, and keep it in the working directory.")
+    parser.add_argument(
+        "--results", type=Path, default=Path("fuzz_records.jsonl"), help="Outcomes; files that stand here are done."
+    )
     options = parser.parse_args()
+    if options.only is not None:
+        print(attempt(make(options.only, options.seed, Path.cwd())))
+        return
+    before = options.results.read_text().splitlines() if options.results.exists() else []
+    results = [result for line in before if (result := json.loads(line))["seed"] == options.seed]
+    done = {result["number"] for result in results}
+    with (
+        TemporaryDirectory() as name,
+        options.results.open("a") as written,
+        suppress(KeyboardInterrupt),  # then what was found so far is shown
+    ):
+        for number in sorted(set(range(options.count)) - done):
+            case = make(number, options.seed, Path(name))
+            results.append({"seed": options.seed, "number": number, **attempt(case)})
+            written.write(json.dumps(results[-1], ensure_ascii=False) + "\n")
+            written.flush()
+            case.file.unlink()
+    show(results)
+
+
+def attempt(case: Case) -> dict[str, Any]:
+    """The outcome of a file, in a cache of its own, and the computing time that it took."""
+    since = time.process_time()
+    with TemporaryDirectory() as cache_folder:
+        outcome = outcome_of(case, Path(cache_folder))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    seconds = round(time.process_time() - since, 2)
+    return {"name": case.name, "kind": case.kind, "outcome": outcome, "seconds": seconds, "peak MiB": peak}
+
+
+def show(results: list[dict[str, Any]]) -> None:
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    slowest = (0.0, "")
-    numbers = range(options.count) if options.only is None else [options.only]
-    with TemporaryDirectory() as name, suppress(KeyboardInterrupt):  # then what was found so far is shown
-        for number in numbers:
-            case = make(number, options.seed, Path.cwd() if options.only is not None else Path(name))
-            since = time.process_time()
-            outcome = outcome_of(case, Path(name) / "cache")
-            slowest = max(slowest, (time.process_time() - since, case.name))
-            outcomes[case.kind][outcome] += 1
-            if options.only is None:
-                case.file.unlink()
+    for result in results:
+        outcomes[result["kind"]][result["outcome"]] += 1
     columns = ["read", "refused", "traceback", "silent loss", "hang"]
     print("|".join(["", "damage", "files", *columns, ""]))
     for kind, counts in [*sorted(outcomes.items()), ("all", sum(outcomes.values(), Counter[str]()))]:
         print("|".join(["", kind, str(counts.total()), *(str(counts[column]) for column in columns), ""]))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    slow = f"the slowest {slowest[0]:.1f} s ({slowest[1]})"
-    print(f"{time.process_time():.0f} s of computing time, {slow}, {peak:.0f} MiB at the peak")
+    slowest = max(results, key=lambda result: result["seconds"])
+    total, peak = sum(result["seconds"] for result in results), max(result["peak MiB"] for result in results)
+    print(
+        f"{total:.0f} s of computing time, the slowest {slowest['seconds']} s ({slowest['name']}), {peak} MiB at most"
+    )
 
 
 def outcome_of(case: Case, cache_folder: Path) -> str:

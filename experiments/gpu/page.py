@@ -32,11 +32,13 @@ TEXTS = {
         "file": "gpu.md",
         "head": """# On a GPU
 
+[中文](gpu.zh-CN.md)
+
 What this project does on a GPU is known from formulas and from a CPU until it was measured. `experiments/gpu/run.py`
 measures it: every question is a part with a time limit of its own, the most important first, and nothing is
 downloaded, for weights are random and made on the device.
 
-```
+```bash
 python experiments/gpu/run.py --plan            # what would run, and for how long at most
 python experiments/gpu/run.py --minutes 12      # on a GPU; writes experiments/gpu/results.json after each part
 python experiments/gpu/page.py                  # this page again
@@ -45,8 +47,8 @@ python experiments/gpu/run.py --size tiny       # small networks, on a CPU: does
 
 Defaults that rest on it: rows are packed on a GPU (`packing`, parts `7b-lora` and `7b-lora-grouped`), the attention
 kernel for packed rows (part `attention`), our own head and loss (part `head`), blocks that are not compiled (part
-`7b-lora-compiled`). The estimates of `check` and of [scale.md](scale.md) come from formulas until parts `7b-lora` to
-`7b-full-8bit` were measured.
+`7b-lora-compiled`). The estimates of `check` and of [memory and time](scale.md) come from formulas until
+parts `7b-lora` to `7b-full-8bit` were measured.
 """,
         "nothing": "Not yet measured: no results.json is there.",
         "machine": "Measured on {date}: {device}, CUDA {cuda}, torch {torch}, transformers {transformers}.",
@@ -57,10 +59,12 @@ kernel for packed rows (part `attention`), our own head and loss (part `head`), 
         "file": "gpu.zh-CN.md",
         "head": """# 在 GPU 上
 
+[English](gpu.md)
+
 在实际测量之前，本项目在 GPU 上的表现只来自公式和 CPU 上的结果。`experiments/gpu/run.py` 用来测量：
 每个问题是一个单独的部分，有自己的时间上限，最重要的排在最前面；权重是随机的，直接在设备上生成，不下载任何东西。
 
-```
+```bash
 python experiments/gpu/run.py --plan            # 会运行什么，最多多长时间
 python experiments/gpu/run.py --minutes 12      # 在 GPU 上；每个部分之后写入 experiments/gpu/results.json
 python experiments/gpu/page.py                  # 重新生成本页
@@ -69,7 +73,7 @@ python experiments/gpu/run.py --size tiny       # 小网络，在 CPU 上：脚�
 
 依赖它的默认值：GPU 上把样本打包成行（`packing`，部分 `7b-lora` 和 `7b-lora-grouped`）、打包行的注意力内核
 （部分 `attention`）、我们自己的输出头和损失（部分 `head`）、不编译解码块（部分 `7b-lora-compiled`）。
-在测量 `7b-lora` 到 `7b-full-8bit` 之前，`check` 和 [scale.md](scale.md) 的估计来自公式。
+在测量 `7b-lora` 到 `7b-full-8bit` 之前，`check` 和[显存与时间](scale.zh-CN.md) 的估计来自公式。
 """,
         "nothing": "尚未测量：没有 results.json。",
         "machine": "测量于 {date}：{device}，CUDA {cuda}，torch {torch}，transformers {transformers}。",

@@ -5,6 +5,7 @@ What it prints last is one JSON object.
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 import tempfile
@@ -46,10 +47,14 @@ class Task(NamedTuple):
 
 
 class Clock:
-    """Wall seconds between the first and the last optimizer step, which leaves out what the first one prepares."""
+    """Seconds between the first and the last optimizer step, which leaves out what the first one prepares.
+
+    `wall` is what a user waits, `cpu` what the process worked, which other work on the machine does not change.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps, self.done, self.began, self.wall = steps, 0, 0.0, 0.0
+        self.began_cpu = self.cpu = 0.0
         Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the peak that importing left
         self.before = status("VmRSS")
         register_optimizer_step_post_hook(self._stepped)
@@ -57,9 +62,10 @@ class Clock:
     def _stepped(self, *_: Any) -> None:
         self.done += 1
         if self.done == 1:
-            self.began = time.perf_counter()
+            self.began, self.began_cpu = time.perf_counter(), time.process_time()
         if self.done == self.steps:
             self.wall = time.perf_counter() - self.began
+            self.cpu = time.process_time() - self.began_cpu
             self.memory = (status("VmHWM") - self.before) / MIB
 
 
@@ -191,23 +197,33 @@ def partial_class(kind: Any) -> Any:
     return One
 
 
-def bare(task: Task) -> dict[str, Any]:
-    """The limit for DPO: a pass of the reference, one of the policy, logits of the answers only, nothing else."""
+def bare(task: Task, *, is_dpo: bool) -> dict[str, Any]:
+    """The limit: for DPO a pass of the reference and one of the policy with logits of the answers only, for a reward
+    model one pass without logits, and nothing else."""
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaForCausalLM
+    from transformers import LlamaForCausalLM, LlamaModel
 
-    model: Any = LlamaForCausalLM.from_pretrained(task.folder / "model", dtype=torch.float32)
+    opened: Any = LlamaForCausalLM if is_dpo else LlamaModel
+    model = opened.from_pretrained(task.folder / "model", dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=TARGETS)).train()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    head = torch.nn.Linear(model.config.hidden_size, 1, bias=False)
+    if not is_dpo:
+        torch.nn.init.normal_(head.weight, std=(model.config.hidden_size + 1) ** -0.5)
+        parameters += head.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=0.0, fused=True)
     losses = []
     num_pairs = 0
     for step, (ids, starts, ends) in enumerate(_batches(task)):
-        with torch.no_grad(), model.disable_adapter():
-            reference = _log_probs(model, ids, starts, ends)
-        policy = _log_probs(model, ids, starts, ends)
-        chosen, rejected = (policy - reference).view(-1, 2).unbind(1)
-        loss = -F.logsigmoid(BETA * (chosen - rejected)).mean()
+        if is_dpo:
+            with torch.no_grad(), model.disable_adapter():
+                reference = _log_probs(model, ids, starts, ends)
+            values = BETA * (_log_probs(model, ids, starts, ends) - reference)
+        else:
+            hidden = model.get_base_model()(input_ids=ids, use_cache=False).last_hidden_state
+            values = head(hidden[torch.arange(len(ids)), ends - 1]).squeeze(1)
+        chosen, rejected = values.view(-1, 2).unbind(1)
+        loss = -F.logsigmoid(chosen - rejected).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -252,19 +268,35 @@ CONTESTANTS: dict[str, Callable[[Task], dict[str, Any]]] = {
     "dpo-packed": partial(ours, stage="Preference", packing=True),
     "dpo-grouped": partial(ours, stage="Preference", packing=False),
     "trl-dpo": partial(trl, trainer="DPO"),
-    "bare-dpo": bare,
+    "bare-dpo": partial(bare, is_dpo=True),
     "reward-packed": partial(ours, stage="Reward", packing=True),
     "reward-grouped": partial(ours, stage="Reward", packing=False),
     "trl-reward": partial(trl, trainer="Reward"),
+    "bare-reward": partial(bare, is_dpo=False),
 }
+
+
+def import_all(name: str) -> None:
+    """What a contestant runs on, before memory is counted: optimizers import a compiler when they first step."""
+    weight = torch.nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    torch.optim.AdamW([weight], fused=True).step()
+    modules = ["peft", "transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"]
+    if name.startswith("trl"):
+        modules += ["datasets", "trl.trainer.dpo_trainer", "trl.trainer.reward_trainer"]
+    elif not name.startswith("bare"):
+        modules += ["lit_sft.cli.fit", "lit_sft.stages.preference", "lit_sft.stages.reward", "lit_sft.data.preference"]
+    for module in modules:
+        importlib.import_module(module)
 
 
 def main(name: str, folder: str, **options: Any) -> dict[str, Any]:
     """Train, and say what was measured."""
     pairs = json.loads((Path(folder) / "pairs.json").read_text())
+    import_all(name)
     clock = Clock(options["steps"])
     found = CONTESTANTS[name](Task(Path(folder), pairs=pairs, **options))
-    return {**found, "wall_s": clock.wall, "memory_mib": clock.memory}
+    return {**found, "wall_s": clock.wall, "cpu_s": clock.cpu, "memory_mib": clock.memory}
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ sys.path.insert(0, str(TRAINING))
 import numpy as np  # noqa: E402
 from inputs import SIZES, _draw, _write_checkpoint  # noqa: E402
 
-NAMES = ["dpo-packed", "dpo-grouped", "trl-dpo", "bare-dpo", "reward-packed", "reward-grouped", "trl-reward"]
-PEERS = {"dpo": "trl-dpo", "reward": "trl-reward"}
+KINDS = ("dpo", "reward")
+NAMES = [name for kind in KINDS for name in (f"{kind}-packed", f"{kind}-grouped", f"trl-{kind}", f"bare-{kind}")]
 
 
 def write_inputs(folder: Path, num_pairs: int, seed: int) -> None:
@@ -69,18 +69,17 @@ def contestant(name: str, folder: Path, options: argparse.Namespace) -> dict[str
 
 
 def table(runs: dict[str, list[dict[str, Any]]]) -> str:
-    """Medians, and the ratios to the peer of the same kind."""
-    seconds = {name: statistics.median(run["wall_s"] / run["pairs"] for run in found) for name, found in runs.items()}
+    """Medians, and the ratios to TRL and to the bare loop of the same kind, in seconds of the processor."""
+    seconds = {name: statistics.median(run["cpu_s"] / run["pairs"] for run in found) for name, found in runs.items()}
     memory = {name: statistics.median(run["memory_mib"] for run in found) for name, found in runs.items()}
     lines = [
-        "| contestant | ms/pair | memory MiB | time / TRL's | memory / TRL's | pairs/s / the bare loop's | losses |",
+        "| contestant | CPU ms/pair | memory MiB | time / TRL's | memory / TRL's | pairs/s / the bare | losses |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, found in runs.items():
-        peer = PEERS["reward" if "reward" in name else "dpo"]
+        peer, bare = (f"{kind}-{'reward' if 'reward' in name else 'dpo'}" for kind in ("trl", "bare"))
         to_peer = f"{seconds[name] / seconds[peer]:.2f} | {memory[name] / memory[peer]:.2f}" if peer in runs else " | "
-        is_dpo = "dpo" in name and "bare-dpo" in runs
-        to_bare = f"{seconds['bare-dpo'] / seconds[name]:.2f}" if is_dpo else ""
+        to_bare = f"{seconds[bare] / seconds[name]:.2f}" if bare in runs else ""
         losses = found[0]["losses"]
         shown = f"{losses[0]:.3f}, {sum(losses[-5:]) / len(losses[-5:]):.3f}"
         lines.append(f"| {name} | {1000 * seconds[name]:.0f} | {memory[name]:,.0f} | {to_peer} | {to_bare} | {shown} |")

@@ -34,8 +34,9 @@ TUNINGS: dict[str, dict[str, Any]] = {
     "Full": {"class_path": "Full"},
     "DPO-LoRA": {"class_path": "LoRA", "init_args": {"dropout": 0.0}},
     "DPO-Full": {"class_path": "Full"},
+    "Reward-LoRA": {"class_path": "LoRA", "init_args": {"dropout": 0.0}},
 }
-"""The first part of a name is the objective, if there is one: DPO begins with an adapter, which is its reference."""
+"""The first part of a name is the stage, if it is another one: DPO with LoRA begins with an adapter, its reference."""
 
 IMPORTED = ("lit_sft.cli.fit", "peft", "bitsandbytes", "torch.utils.tensorboard")
 ENDS = ("starting", "training", "saving", "done")
@@ -43,7 +44,7 @@ CURVES = ("train/loss", "train/learning_rate", "train/gradient_norm", "val/loss"
 
 
 def write_config(work: Path, tuning: str, ranks: int) -> str:
-    is_dpo = tuning.startswith("DPO")
+    is_dpo, is_reward = tuning.startswith("DPO"), tuning.startswith("Reward")
     config: dict[str, Any] = {
         "seed_everything": 1,
         "name": tuning.lower(),
@@ -82,10 +83,15 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
         config["model"]["init_args"]["objective"] = {"class_path": "DPO"}
         if tuning == "DPO-LoRA":
             config["model"]["init_args"]["tuning"]["init_args"]["adapter"] = str(first_adapter(work))
+    if is_reward:
+        config["model"]["class_path"] = "Reward"
+        del config["model"]["init_args"]["generation"], config["samples"]
+    if is_dpo or is_reward:
         config["data"]["class_path"] = "PreferenceData"
         pairs = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
         config["data"]["init_args"]["corpora"] = [pairs]
-        config["trainer"]["max_epochs"] = 1
+        # As many steps as the others have.
+        config["trainer"]["max_epochs"] = 4
     file = work / f"{tuning}.yaml"
     file.write_text(yaml.safe_dump(config))
     return str(file)

@@ -1,8 +1,10 @@
-"""Write the tables of docs/scale.md, and the memory in the head of each configuration, by the formulas of `check`.
+"""Write the tables of docs/scale.md, in both languages, and the memory in the head of each configuration.
+
+By the formulas of `check`:
 
     python experiments/scale/run.py
 
-The text of the page between the marks and the paragraph `# Memory: ` are replaced; a test compares both. Sizes are
+The text of the pages between the marks and the paragraph `# Memory: ` are replaced; a test compares both. Sizes are
 those of the released models.
 """
 
@@ -33,7 +35,7 @@ from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
 ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs" / "scale.md"
+PAGES = [ROOT / "docs" / name for name in ("scale.md", "scale.zh-CN.md")]
 CONFIGS = sorted(set((ROOT / "configs").glob("*_*.yaml")) - set((ROOT / "configs").glob("quickstart_*.yaml")))
 CONTEXT = 1e9
 """Bytes that CUDA and its libraries take, at most."""
@@ -136,6 +138,7 @@ def filled(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
     for file in CONFIGS:
         file.write_text(headed(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -21,6 +21,9 @@ from lit_sft.tuning._base import Tuning, half_or_full
 if TYPE_CHECKING:
     import torch
 
+    from lit_sft.tuning._adapter_loading import PlacedAdapter
+    from lit_sft.tuning._prefix_file import StoredPrefix
+
 
 @dataclass(frozen=True)
 class Source:
@@ -51,9 +54,7 @@ class Network:
         on_gpu = torch.cuda.is_available()
         placed = None
         if source.adapter:
-            from lit_sft.tuning._adapter_loading import place_adapter
-
-            placed = place_adapter(source.adapter, self.checkpoint)
+            placed = _placed(source.adapter, self.checkpoint)
         dtype = source.dtype or (torch.bfloat16 if on_gpu else torch.float32)
         if source.quantization:
             precision = {torch.bfloat16: "bf16-true", torch.float16: "16-true"}.get(dtype, "32-true")
@@ -63,7 +64,7 @@ class Network:
         self.model: Any = base.to("cuda" if on_gpu else "cpu")  # type: ignore[arg-type]
         self.wrapped: Any = None
         if placed:
-            # peft replaces the layers in place, so that `model` has the adapter too.
+            # peft replaces the layers in place, and a prefix is put before them, so that `model` has it too.
             self.wrapped = placed.attach(base, is_trainable=False).eval()
 
     @contextmanager
@@ -74,6 +75,14 @@ class Network:
         else:
             with self.wrapped.disable_adapter():
                 yield
+
+
+def _placed(folder: Path, checkpoint: Checkpoint) -> PlacedAdapter | StoredPrefix:
+    """What was trained beside a frozen base, compared with that."""
+    from lit_sft.tuning._adapter_loading import place_adapter
+    from lit_sft.tuning._prefix_file import is_prefix, read_prefix
+
+    return read_prefix(folder, checkpoint) if is_prefix(folder, checkpoint) else place_adapter(folder, checkpoint)
 
 
 def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | None) -> Source:
@@ -96,7 +105,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | N
     refuse_reward_model(exported, "score answers with predict --run, or name another run")
     family = {"family": options.get("family", "auto"), "prompt_format": options.get("prompt_format")}
     dtype = dtype or half_or_full(str(config["trainer"]["precision"] or "32-true"))
-    if tuning.exports_adapter:
+    if tuning.stands_on_base:
         if tuning.quantizes_base:
             quantization = quantization or tuning
         base = open_checkpoint(options["checkpoint"], **family)

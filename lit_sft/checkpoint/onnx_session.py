@@ -150,6 +150,7 @@ class GraphSession:
         except Exception as error:  # onnxruntime has classes of its own for each fault
             said = str(error).strip().partition("\n")[0]
             raise CheckpointError(f"{file} cannot be loaded ({said}); export the model again") from None
+        self.file = file
         self._check_inputs(file)
 
     @property
@@ -244,7 +245,11 @@ class GraphSession:
             binding.bind_input(f"past.{name}", "cpu", 0, self.dtype, before.shape, before.ctypes.data)
             binding.bind_output(f"present.{name}", "cpu", 0, self.dtype, present.shape, present.ctypes.data)
         binding.bind_output(self.description.output, "cpu")
-        self.session.run_with_iobinding(binding)
+        try:
+            self.session.run_with_iobinding(binding)
+        except Exception as error:  # it is the first to see what the graph does with its inputs
+            said = str(error).strip().partition("\n")[0]
+            raise CheckpointError(f"{self.file} cannot be run ({said}); export the model again") from None
         return binding.get_outputs()[-1].numpy()  # type: ignore[no-any-return]
 
     def _make_room(self, cache: GraphCache, num_tokens: int) -> None:
@@ -263,6 +268,7 @@ class GraphSession:
     def _check_inputs(self, file: Path) -> None:
         """The graph takes what generation.json says."""
         inputs = {each.name: each.shape for each in self.session.get_inputs()}
+        kinds = {each.type for each in self.session.get_inputs() if each.name.startswith("past.")}
         for number, (heads, *dims) in enumerate(self.description.layers):
             for part, dim in zip(("key", "value"), dims, strict=True):
                 shape = inputs.get(f"past.{number}.{part}", [])
@@ -278,5 +284,7 @@ class GraphSession:
             count != 2 * len(self.description.layers)
             or expected not in inputs
             or self.description.output not in outputs
+            or ("prefix_length" in inputs) != (self.description.prefix_end_id is not None)
+            or kinds != {{"float32": "tensor(float)", "float16": "tensor(float16)"}[self.description.dtype]}
         ):
             raise CheckpointError(f"{file} is not the graph that {GENERATION} describes; export the model again")

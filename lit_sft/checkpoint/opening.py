@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,15 +193,22 @@ class Checkpoint(TextInterface):
 
         save_model(self.family, self.tokenizer_files, model, Path(folder), weights)
 
-    def save_native(self, model: PreTrainedModel, folder: str | Path) -> None:
+    def save_native(
+        self, model: PreTrainedModel, folder: str | Path, check: Callable[[Path], None] | None = None
+    ) -> None:
         """Write a network loaded from here so that plain `AutoModelForCausalLM.from_pretrained` loads it without us.
+
+        Args:
+            model: The network.
+            folder: Where to; must not exist, and does not until it is complete.
+            check: Looks at the folder before it has its name; what it raises leaves nothing behind.
 
         Raises:
             ConfigError: If no class of transformers computes it, it is quantized, or `folder` exists.
         """
         from lit_sft.checkpoint.saving import save_native
 
-        save_native(self.family, model, Path(folder))
+        save_native(self.family, model, Path(folder), check)
 
 
 def families() -> dict[str, type[Family]]:
@@ -241,7 +249,8 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     if not folder.is_dir():
         is_hub_name = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(path))
         remedy = (
-            f"Download the repository: hf download {path} --local-dir models/{folder.name}, and give that folder"
+            f"Download the repository and give that folder: hf download {path} --local-dir models/{folder.name}, or "
+            f"modelscope download --model {path} --local_dir models/{folder.name}"
             if is_hub_name
             else "Give a folder that holds config.json and weights"
         )
@@ -251,6 +260,12 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     config = read_object(config_file)
     if not config:
         raise CheckpointError(f"{folder} holds no config.json, or an empty one, so it is not a model folder")
+    stated = config.get("quantization_config")
+    if not isinstance(stated, dict | None):
+        raise CheckpointError(
+            f"{config_file}: quantization_config is {stated!r:.40}, not an object; remove it if the weights are not "
+            "quantized"
+        )
     chosen = find_family(family) if family != "auto" else _recognize(folder, config)
     return Checkpoint(folder, config, chosen(folder, config, prompt_format))
 

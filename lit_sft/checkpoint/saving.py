@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,20 +53,23 @@ def save_model(
         _write(settings, content)
 
 
-def save_native(family: Family, model: Any, folder: Path) -> None:
+def save_native(family: Family, model: Any, folder: Path, check: Callable[[Path], None] | None = None) -> None:
     """A folder for plain `AutoModelForCausalLM.from_pretrained` and `AutoTokenizer.from_pretrained`.
 
     Args:
         family: That of the folder which `model` was loaded from.
         model: The network in full or half precision, adapters merged.
         folder: Where to write; must not exist, and does not until it is complete.
+        check: Looks at the folder before it has its name; what it raises leaves nothing behind.
 
     Raises:
         ConfigError: If no plain class computes this network, adapters are attached, it is quantized or `folder` exists.
     """
     config = family.native_config(model.config)
     if config is None:
-        raise ConfigError(f"no class of transformers computes a {family.name}; save it in its own layout instead")
+        raise ConfigError(
+            f"no class of transformers computes a {family.name}; save it in its own layout instead (docs/sharing.md)"
+        )
     _refuse_adapters(model)
     if getattr(model, "hf_quantizer", None) is not None:
         raise ConfigError("a quantized network cannot be saved for plain transformers; load it with quantization=None")
@@ -75,12 +78,16 @@ def save_native(family: Family, model: Any, folder: Path) -> None:
     with torch.device("meta"):
         plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     weights = model.state_dict()
+    head = weights["lm_head.weight"]
+    weights["lm_head.weight"] = family.plain_head(head).to(head.dtype)
     assert {k: v.shape for k, v in plain.state_dict().items()} == {k: v.shape for k, v in weights.items()}
     plain.generation_config = model.generation_config
     with whole_folder(folder) as partial:
         plain.save_pretrained(partial, state_dict=weights)
         if tokenizer := family.native_tokenizer():
             tokenizer.save_pretrained(partial)
+        if check:
+            check(partial)
 
 
 def _refuse_adapters(model: Any) -> None:

@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lit_sft.checkpoint.files import is_exported
 from lit_sft.errors import ConfigError
 from lit_sft.runs.folder import newest_run
 
@@ -54,4 +55,9 @@ def open_source(
     for given in filter(None, (checkpoint, adapter)):
         refuse_reward_model(Path(given), "score answers with predict --run")
     opened = open_checkpoint(str(checkpoint), family, prompt_format)
+    if is_exported(opened.path) and (dtype or quantization):
+        raise ConfigError(
+            f"{opened.path} is an exported graph, whose weights have the type that it was exported in: leave out "
+            "--dtype and --quantization"
+        )
     return Source(opened, Path(adapter) if adapter else None, chosen, quantized), str(checkpoint)

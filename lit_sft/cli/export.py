@@ -1,4 +1,4 @@
-"""The verb export: a model, or what a run made of it, as a graph for other programs."""
+"""The verb export: a model, or what a run made of it, as a graph or a plain class for other programs."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import yaml
 
 from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
+from lit_sft.cli._stopping import removing_on_sigterm
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.export.folder import MANIFEST, Form, Source, export_onnx
+from lit_sft.export.folder import MANIFEST, Form, Source, check_request, export_onnx
 from lit_sft.export.merge import refuse_existing
 from lit_sft.rewards.trained import REWARD_FILE
 from lit_sft.runs.folder import CONFIG, is_run
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_PROMPTS = 8
 
+BLOCK = 128
+
 
 def export(
     output: str,
@@ -31,14 +34,17 @@ def export(
     adapter: str | None = None,
     family: str = "auto",
     prompt_format: str | None = None,
-    format: Literal["onnx"] = "onnx",
-    dtype: Literal["float32", "float16", "int8", "int4"] = "float32",
-    block: int = 128,
+    format: Literal["onnx", "native"] = "onnx",
+    dtype: Literal["float32", "float16", "bfloat16", "int8", "int4"] = "float32",
+    block: int = BLOCK,
     exact: bool = False,
     portable: bool = False,
     prompts: str | None = None,
 ) -> None:
     """Write a model as an ONNX graph with its tokenizer and prompt format as data, compared with the model in torch.
+
+    With --format native it is a folder of a plain class of transformers instead, where there is one: Llama for
+    Baichuan-7B and Baichuan2-7B, GLM for ChatGLM2-6B and ChatGLM3-6B; docs/sharing.md says who loads that.
 
     Give --run, or --checkpoint with or without --adapter. Weights stream: the memory is that of a few of the largest
     matrices. A reward model is exported with its head. docs/export.md says more.
@@ -50,8 +56,8 @@ def export(
         adapter: PEFT folder of an adapter of the checkpoint.
         family: Of the checkpoint, where its folder does not say it.
         prompt_format: Of the checkpoint; the first of its family if not given.
-        format: Of the graph.
-        dtype: Of the weights; int8 and int4 are those of linear layers in blocks with a scale.
+        format: An ONNX graph, or a plain class of transformers.
+        dtype: Of the weights; int8 and int4 are those of linear layers in blocks with a scale. bfloat16 is for native.
         block: Weights that share a scale: 16, 32, 64, 128 or 256.
         exact: Multiply int8 and int4 with activations in float32: slower, and only the weights are rounded.
         portable: Operators of the ONNX standard only, for any runtime; slower where the answer is long.
@@ -62,19 +68,45 @@ def export(
         UserError: If the output folder exists, packages are missing, the network cannot be exported, or the graph does
             not compute what the network does.
     """
-    refuse_existing(Path(output))
-    form = Form(dtype, block, exact, portable)
-    form.precision()
+    form = None if format == "native" else _form(dtype, block, exact, portable)
+    if form is None:
+        refuse_existing(Path(output))
+        if dtype in {"int8", "int4"} or exact or portable or block != BLOCK:
+            raise ConfigError("--format native has weights in float32, float16 or bfloat16, and no options of a graph")
+    else:
+        check_request(Path(output), form)
     if (run is None) == (checkpoint is None):
         raise ConfigError("give either --run or --checkpoint")
-    if run is not None:
-        if adapter is not None or family != "auto" or prompt_format is not None:
-            raise ConfigError("--run says itself which adapter, family and prompt format: leave them out")
+    if run is None:
+        source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)
+    elif adapter is None and family == "auto" and prompt_format is None:
         source = _of_run(Path(run), prompts)
     else:
-        source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)
-    manifest = export_onnx(source, Path(output), form)
-    _tell(output, source.checkpoint.family.name, form, manifest)
+        raise ConfigError("--run says itself which adapter, family and prompt format: leave them out")
+    with removing_on_sigterm():
+        if form is None:
+            _write_native(source, output, dtype)
+        else:
+            _tell(output, source.checkpoint.family.name, form, export_onnx(source, Path(output), form))
+
+
+def _write_native(source: Source, output: str, dtype: str) -> None:
+    import torch
+
+    from lit_sft.export.native import export_native
+
+    figures = export_native(source, Path(output), getattr(torch, dtype))
+    with_tokenizer = "with" if figures["has_tokenizer"] else "without"
+    print(  # noqa: T201
+        f"{visible(output)}: {figures['architecture']} in {dtype} {with_tokenizer} tokenizer; logits differ by "
+        f"{figures['max_logit_difference']:.2g} at most over {figures['num_positions']} positions"
+    )
+
+
+def _form(dtype: str, block: int, is_exact: bool, is_portable: bool) -> Form:
+    if dtype == "bfloat16":
+        raise ConfigError("onnxruntime has no bfloat16 on a CPU: take --dtype float32 or float16, or --format native")
+    return Form(dtype, block, is_exact, is_portable)
 
 
 def _of_checkpoint(checkpoint: Checkpoint, adapter: str | None, prompts: str | None) -> Source:
@@ -95,6 +127,8 @@ def _of_run(folder: Path, prompts: str | None) -> Source:
     if not trained.is_dir():
         raise ConfigError(f"{folder} holds no {trained.name}/: it did not finish. Resume it: fit --resume {folder}")
     checkpoint = stage.checkpoint
+    if stage.tuning.stands_on_base and not stage.tuning.exports_adapter:
+        raise ConfigError(f"{trained} is a prefix, which no exported model can hold: chat and serve take the run")
     if not stage.tuning.exports_adapter:
         checkpoint = open_checkpoint(trained, checkpoint.family.name, checkpoint.family.prompt_format_name)
     strategies = [*getattr(stage, "strategies", {}).values()]
@@ -137,8 +171,11 @@ def _tell(output: str, family: str, form: Form, manifest: dict[str, Any]) -> Non
     )
     if quality := manifest.get("quality"):
         print(  # noqa: T201
-            f"against the model that it was made of: perplexity {quality['perplexity']:.4g} "
-            f"({quality['perplexity_of_original']:.4g}), KL divergence {quality['kl_divergence']:.2g} nats"
+            f"against the model that it was made of, on {quality['num_tokens']} tokens of answers: perplexity "
+            f"{quality['perplexity']:.4g} ({quality['perplexity_of_original']:.4g}), KL divergence "
+            f"{quality['kl_divergence']:.2g} nats, same first choice {quality['top_1_agreement']:.1%}"
         )
+    elif "quality" in manifest:
+        print("perplexity and KL divergence were not measured: the prompts have no answers")  # noqa: T201
     kind = "portable" if form.is_portable else "fused"
     print(f"{visible(output)}: {family} as a {kind} graph in {form.dtype}; figures in {MANIFEST}")  # noqa: T201

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from lit_sft.cli._stopping import removing_on_sigterm
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
@@ -62,7 +63,8 @@ def merge(
     if original_names:
         if dtype or prompts:
             raise ConfigError("--original_names writes the adapter as it is: leave out --dtype and --prompts")
-        write_original_adapter(checkpoint, adapter, Path(output))
+        with removing_on_sigterm():
+            write_original_adapter(checkpoint, adapter, Path(output))
         print(f"{output}: adapter of the original modules of {checkpoint.family.name}")  # noqa: T201
         return
     prompt_ids = _prompt_ids(run, data, is_given=bool(prompts))
@@ -93,19 +95,25 @@ def _merged(
 
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
     checkpoint, tuning = stage.checkpoint, stage.tuning
-    return merge_adapter(
-        checkpoint,
-        adapter,
-        output,
-        dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
-        prompts=prompts,
-        load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
-    )
+    with removing_on_sigterm():
+        return merge_adapter(
+            checkpoint,
+            adapter,
+            output,
+            dtype=getattr(torch, dtype) if dtype else half_or_full(precision),
+            prompts=prompts,
+            load_quantized=(lambda: tuning.load_base(checkpoint, precision)) if tuning.quantizes_base else None,
+        )
 
 
 def _adapter(run: Path, tuning: Tuning) -> Path:
     """The PEFT folder that a run left."""
     exported = run / tuning.export_name
+    if tuning.stands_on_base and not tuning.exports_adapter:
+        raise ConfigError(
+            f"{exported} is a prefix, which no weights can take in: give it beside its base, as --adapter of chat, "
+            "serve or evaluate"
+        )
     if not tuning.exports_adapter:
         raise ConfigError(
             f"{run} tuned by {type(tuning).__name__}, not by an adapter, so there is nothing to merge: "

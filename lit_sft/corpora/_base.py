@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -198,14 +198,23 @@ class Corpus(ABC):
         except BadRecord:
             return None
 
-    def unreadable(self, file: Path, reasons: Iterable[str]) -> DataError:
-        """The error for a file without a single usable record."""
+    def unreadable(self, file: Path, reasons: Iterable[str], others: Sequence[str] = ()) -> DataError:
+        """The error for a file without a single usable record.
+
+        Args:
+            file: The file.
+            reasons: Why its records are of no use.
+            others: Names of classes that read it.
+        """
         why = ", ".join(sorted(reasons)) or "it holds none"
         if why == "not-an-object":
             return DataError(f"the records of {file} are lists or texts, not objects. Expected {self.layout}")
         if is_utf_16(file):
             return DataError(f"{file} is UTF-16. Convert it: {to_utf8(file)}")
         remedy = f". Convert it: {to_utf8(file)}" if "not-utf-8" in why else ""
+        others = [name for name in others if name != type(self).__name__]
+        if others and not remedy:
+            remedy = f". {' or '.join(others)} reads the file: set class_path to it"
         return DataError(
             f"no record of {file} could be read as {type(self).__name__} ({why}). Expected {self.layout}{remedy}"
         )

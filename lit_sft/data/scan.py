@@ -24,6 +24,7 @@ from lit_sft.data.cache import build_once, digest, usable
 from lit_sft.data.cache_pruning import hold_cache
 from lit_sft.data.codes import Codes
 from lit_sft.data.deciding_code import code_digest
+from lit_sft.data.other_layouts import classes_that_read
 from lit_sft.data.records import Records, index_records
 from lit_sft.data.workers import in_workers
 from lit_sft.errors import BadRecord, DataError
@@ -217,7 +218,7 @@ def _layout_of(corpus: Corpus, records: Records, file: int) -> int:
             corpus.read(data, None)
         except BadRecord as bad:
             reasons.add(bad.reason)
-    raise corpus.unreadable(records.files[file].file, reasons)
+    raise corpus.unreadable(records.files[file].file, reasons, classes_that_read(records.files[file]))
 
 
 class _Chunk(NamedTuple):
@@ -294,7 +295,7 @@ def _check_usable(found: ScannedCorpus) -> None:
     for file, start, stop in zip(records.files, records.bounds[:-1], records.bounds[1:], strict=True):
         if not usable[start:stop].any():
             names = {scan.verdict_names[code] for code in np.unique(scan.verdicts[start:stop])}
-            raise corpus.unreadable(file.file, names)
+            raise corpus.unreadable(file.file, names, classes_that_read(file))
     corpus.check_groups(set(scan.groups))
     if not len(scan.good):
         raise DataError(f"the filters leave no record of {corpus.path}: {scan.num_left_out} left out")

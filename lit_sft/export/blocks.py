@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22
-"""Weights that are quantized at once: memory does not grow with the matrix."""
+CHUNK = 1 << 18
+"""Weights that are quantized at once: what is computed with them stays in the caches of a processor."""
 
 NUM_TRIED = 26
 """Scales that are tried for each block."""
@@ -45,8 +45,8 @@ def quantize(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
     spread = torch.linspace(0.75, 1.2, NUM_TRIED) if bits < 8 else torch.ones(1)
     for factor in spread.tolist():
         scale_NB1 = extreme_NB1 / lowest * factor
-        multiple_NBW = _multiples(blocks_NBW, scale_NB1, lowest, highest)
-        error_NB1 = (multiple_NBW * scale_NB1 - blocks_NBW).square().sum(-1, keepdim=True)
+        rounded_NBW = _multiples(blocks_NBW, scale_NB1, lowest, highest).mul_(scale_NB1)
+        error_NB1 = rounded_NBW.sub_(blocks_NBW).square_().sum(-1, keepdim=True)
         is_better = error_NB1 < least_NB1
         least_NB1 = torch.where(is_better, error_NB1, least_NB1)
         best_NB1 = torch.where(is_better, scale_NB1, best_NB1)

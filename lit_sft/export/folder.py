@@ -151,9 +151,7 @@ def export_onnx(source: Source, output: Path, form: Form | None = None) -> dict[
         CheckpointError: If the checkpoint is damaged.
     """
     form = form or Form()
-    precision = form.precision()
-    refuse_existing(output)
-    require_packages()
+    precision = check_request(output, form)
     try:
         with whole_folder(output) as partial:
             manifest = _write(source, partial, form, precision)
@@ -162,16 +160,18 @@ def export_onnx(source: Source, output: Path, form: Form | None = None) -> dict[
     return manifest
 
 
-def require_packages() -> None:
-    """Refuse to begin without the packages of the extra.
+def check_request(output: Path, form: Form) -> Precision:
+    """What can be refused before anything is read; the precision of the form.
 
     Raises:
-        ConfigError: Naming those that are missing.
+        ConfigError: If `output` exists, options contradict each other, or packages of the extra are missing.
     """
     from importlib.util import find_spec
 
+    refuse_existing(output)
     if missing := [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]:
         raise ConfigError(MISSING.format(", ".join(missing)))
+    return form.precision()
 
 
 def _write(source: Source, folder: Path, form: Form, precision: Precision) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
     scores = _scores(source)
     with ExitStack() as files:
         data, original = (files.enter_context(DataFile(folder / name)) for name in (DATA, ORIGINAL))
-        store = _store(source, data, original, precision, has_head=scores is None)
+        store = weight_store(source, data, original, precision, has_head=scores is None)
         network = stream_weights(checkpoint, store.take).eval()
         assembly = FORMS["portable" if form.is_portable else "fused"](
             trace(checkpoint.family, network, precision.compute), store
@@ -212,8 +212,8 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
     return manifest
 
 
-def _store(source: Source, data: Any, original: Any, precision: Precision, *, has_head: bool) -> WeightStore:
-    """Where the weights of the checkpoint will stand."""
+def weight_store(source: Source, data: Any, original: Any, precision: Precision, *, has_head: bool) -> WeightStore:
+    """Where the weights of the checkpoint will stand: those of a graph in `data`, as they were in `original`."""
     from torch import nn
 
     from lit_sft.export.weights import WeightStore, merging

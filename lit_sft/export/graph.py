@@ -88,6 +88,13 @@ def trace(family: Family, network: Any, dtype: torch.dtype) -> Any:
     except Exception as error:  # torch has a class of its own for each step that cannot be traced
         raise ConfigError(f"this network cannot be exported: {_place(error)}") from error
     assert program is not None
+    attending = sum(f"{node.domain}::{node.op_type}" == ATTENTION for node in program.model.graph)
+    num_layers = family.network_config.get_text_config().num_hidden_layers
+    if attending != num_layers:
+        raise ConfigError(
+            f"this network cannot be exported: {attending} of its {num_layers} layers attend through transformers' "
+            "attention functions, which is where a graph has its cache"
+        )
     return program.model
 
 

@@ -57,17 +57,12 @@ def merge_adapter(
     adapted = placed.attach(checkpoint.load_model(dtype=dtype), is_trainable=False)
     on_base = _logits(adapted, asked)
     merged: Any = adapted.merge_and_unload()
-    logits = _logits(merged, asked)
-    figures: dict[str, Any] = {
+    figures = {
         "base": str(checkpoint.path.resolve()),
         "adapter": str(adapter.resolve()),
         "dtype": str(dtype).removeprefix("torch."),
-        "num_prompts": len(asked),
-        "num_positions": sum(map(len, logits)),
-        "from_adapter_on_base": _difference(on_base, logits),
+        **_compared(_logits(merged, asked), on_base, on_quantized),
     }
-    if on_quantized is not None:
-        figures["from_adapter_on_quantized_base"] = _difference(on_quantized, logits)
     if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
         raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
 
@@ -124,6 +119,17 @@ def _logits(model: Any, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         return [
             model(input_ids=row, use_cache=False, logits_to_keep=MAX_POSITIONS).logits[0].float().cpu() for row in rows
         ]
+
+
+def _compared(
+    merged: list[torch.Tensor], on_base: list[torch.Tensor], on_quantized: list[torch.Tensor] | None
+) -> dict[str, Any]:
+    """How far the merged network is from its adapter, and on how much that was measured."""
+    found: dict[str, Any] = {"num_prompts": len(merged), "num_positions": sum(map(len, merged))}
+    found["from_adapter_on_base"] = _difference(on_base, merged)
+    if on_quantized is not None:
+        found["from_adapter_on_quantized_base"] = _difference(on_quantized, merged)
+    return found
 
 
 def _difference(adapted: list[torch.Tensor], merged: list[torch.Tensor]) -> dict[str, float]:

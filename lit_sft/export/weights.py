@@ -7,10 +7,11 @@ it as it was, to compare with.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -159,17 +160,23 @@ class WeightStore:
         """
         if name == self.head and (self.is_tied or not self.has_head):
             return  # the embedding wins over a head that is stored beside it
-        weight = self.merge(name, weight)
-        kept = self.original.write(row_chunks(weight), weight.shape, weight.dtype)
-        self.originals[name] = kept
+        is_shared = self.is_tied and name == self.embedding
+        # An adapter may have changed one of the two only: then they are tied no longer.
+        head = self.merge(self.head, weight) if is_shared and self.has_head else None
+        merged = self.merge(name, weight)
+        self.originals[name] = kept = self._keep(merged)
         if name != self.head and name in self.linear:
-            self.exported[name] = self._linear(name, weight)
+            self.exported[name] = self._linear(name, merged)
         elif name != self.head:
             dtype = self.precision.embedding if name == self.embedding else self.precision.compute
-            self.exported[name] = Weight((self._write(name, row_chunks(weight), weight.shape, dtype),))
-        if self.has_head and name == (self.embedding if self.is_tied else self.head):
-            self.originals[self.head] = kept
-            self.exported[self.head] = self._linear(self.head, weight, self.plain_head)
+            self.exported[name] = Weight((self._write(name, row_chunks(merged), merged.shape, dtype),))
+        if head is not None or name == self.head:
+            head = merged if head is None else head
+            self.originals[self.head] = kept if head is merged else self._keep(head)
+            self.exported[self.head] = self._linear(self.head, head, self.plain_head)
+
+    def _keep(self, weight: Tensor) -> Stored:
+        return self.original.write(row_chunks(weight), weight.shape, weight.dtype)
 
     @property
     def num_logits(self) -> int:
@@ -272,20 +279,31 @@ def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str,
         skeleton: The network on "meta", which is changed.
 
     Raises:
-        ConfigError: If it trained more than changes of matrices.
+        ConfigError: If it trained biases, or a module that holds more than weights of the network.
     """
-    config = adapter.config
-    if config.bias != "none" or config.lora_bias or config.modules_to_save:
+    config = copy.copy(adapter.config)
+    whole: dict[str, Any] = {}
+    changes: dict[str, Any] = {}
+    for name, piece in adapter.pieces.items():
+        (changes if "lora_" in name else whole)[name] = piece
+    parameters = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
+    if config.bias != "none" or config.lora_bias or not whole.keys() <= parameters:
         raise ConfigError(
-            f"adapter {adapter.file.folder} holds biases or whole modules: merge it first, and export the checkpoint"
+            f"adapter {adapter.file.folder} holds biases, or parts of modules that are no weights of the network: "
+            "merge it first, and export the checkpoint"
         )
+    trained = replace(adapter, pieces=whole).tensors()
     for module in skeleton.modules():
         for name, parameter in module.named_parameters(recurse=False):
             # peft computes with the weights that it finds: these have a shape, a device, and one number.
             setattr(module, name, nn.Parameter(torch.zeros(()).expand(parameter.shape), requires_grad=False))
-    network: Any = adapter.attach(skeleton, is_trainable=False).base_model.model
+    config.modules_to_save = None  # peft would copy these modules to put their weights in
+    attached = replace(adapter, config=config, pieces=changes).attach(skeleton, is_trainable=False)
+    network: Any = attached.base_model.model
 
     def merge(name: str, weight: Tensor) -> Tensor:
+        if name in trained:
+            return trained[name]
         path, _, part = name.rpartition(".")
         layer = network.get_submodule(path)
         if part != "weight" or not hasattr(layer, "merge"):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from lit_sft.conversation import PromptFormat
 from lit_sft.errors import CheckpointError, ConfigError, UserError, accepted
@@ -73,6 +73,10 @@ class Family(ABC):
 
     size_keys: ClassVar[tuple[str, ...]] = ()
     """Keys of config.json without which the network is not known: their defaults are those of a released model."""
+
+    prefix_input: ClassVar[Literal["hidden", "states"] | None] = None
+    """What a projected prefix of the original embeds its tokens into: as wide as the residual stream, or as all keys
+    and values of a token; None where the original has no prefix (P-tuning v2)."""
 
     is_fallback: ClassVar[bool] = False
     """Whether it takes what any other family that matches would take, too."""

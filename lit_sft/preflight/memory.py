@@ -133,17 +133,45 @@ class Memory:
 def num_trained(size: NetworkSize, plan: Plan) -> int:
     """Parameters that train."""
     tuning = plan.tuning
+    if tuning.trained_blocks is not None:
+        # Where head and embedding are one matrix, there are fewer of them than were asked for.
+        matrices = min(tuning.trains_embeddings + tuning.trains_head, _num_matrices(size))
+        return tuning.trained_blocks * size.num_block_parameters + matrices * size.vocabulary * size.hidden_size
     if tuning.trains_base:
         return size.num_parameters
+    if tuning.prefix_tokens:
+        return _num_in_prefix(size, tuning)
     adapted = size.adapted(tuning.targets)
     return size.num_layers * sum(tuning.rank * (i + o) + tuning.dora * o for i, o in adapted)
+
+
+def _num_in_prefix(size: NetworkSize, tuning: Footprint) -> int:
+    """Parameters of a prefix, with the two layers that project it."""
+    states = size.num_layers * size.cache_width
+    if not tuning.prefix_projection:
+        return tuning.prefix_tokens * states
+    inputs, hidden = size.prefix_input_size, size.hidden_size
+    return tuning.prefix_tokens * inputs + (inputs + 1) * hidden + (hidden + 1) * states
+
+
+def _num_matrices(size: NetworkSize) -> int:
+    """Matrices of the vocabulary: embedding and head, or one that is both."""
+    return size.num_root_parameters // (size.vocabulary * size.hidden_size)
+
+
+def _trains_embeddings(size: NetworkSize, tuning: Footprint) -> bool:
+    """Whether the embedding trains, perhaps as the head."""
+    return tuning.trains_embeddings or (tuning.trains_head and _num_matrices(size) == 1)
 
 
 def base_bytes(size: NetworkSize, plan: Plan) -> float:
     """Bytes of the weights of the checkpoint in memory, undivided."""
     tuning = plan.tuning
     if tuning.packed_bytes is None:
-        return size.num_parameters * (plan.trained_bytes if tuning.trains_base else plan.activation_bytes)
+        if tuning.trains_base and (tuning.trained_blocks is None or _trains_embeddings(size, tuning)):
+            return size.num_parameters * plan.trained_bytes
+        trained = num_trained(size, plan) if tuning.trains_base else 0
+        return trained * plan.trained_bytes + (size.num_parameters - trained) * plan.activation_bytes
     packed, rest = size.num_linear_parameters, size.num_parameters - size.num_linear_parameters
     rows = size.num_layers * sum(outputs for _, _, outputs in size.linear_shapes)
     scales = packed * tuning.scale_bytes + rows * tuning.row_scale_bytes
@@ -156,7 +184,7 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
     What every linear layer reads and writes, and the product in a gated feed-forward layer; norms keep float32.
     """
     through = sum(inputs + outputs for _, inputs, outputs in size.linear_shapes) + size.is_gated * size.widest
-    saved = through * plan.activation_bytes
+    saved: float = through * plan.activation_bytes
     if plan.activation_bytes == 2:
         saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
     if not plan.tuning.trains_base:
@@ -165,8 +193,18 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
         mask = plan.activation_bytes if plan.tuning.dropout else 0
         inputs = sum(i for i, _ in size.adapted(plan.tuning.targets))
         saved += inputs * (copied + mask)
+    if plan.tuning.prefix_tokens:
+        # Keys and values once more, behind those of the prefix.
+        saved += (1 + plan.tuning.prefix_tokens / plan.row_length) * size.cache_width * plan.activation_bytes
     attention = 2 * plan.rows * size.num_heads * plan.row_length**2 * plan.activation_bytes
     return plan.tokens * saved + size.materializes_attention * attention
+
+
+def _num_passed(size: NetworkSize, tuning: Footprint) -> int:
+    """Blocks that the backward pass goes through: all above the lowest weight that trains."""
+    if tuning.trained_blocks is None or _trains_embeddings(size, tuning):
+        return size.num_layers
+    return tuning.trained_blocks
 
 
 def estimate(size: NetworkSize, plan: Plan) -> Memory:
@@ -179,13 +217,19 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         # Embedding, head and last norm whole, and two blocks: one computes while the next arrives.
         root = size.num_root_parameters * (plan.trained_bytes if plan.tuning.trains_base else plan.activation_bytes)
         gathered = root + 2 * (stored - root) / size.num_layers
-    half = plan.is_mixed * 2 * (size.num_linear_parameters if plan.tuning.trains_base else trained)
+    trained_share = trained / size.num_parameters
+    half = plan.is_mixed * 2 * (size.num_linear_parameters * trained_share if plan.tuning.trains_base else trained)
     buckets = trained * plan.trained_bytes if plan.sharding == "ddp" and plan.num_devices > 1 else 0
     block = block_activations(size, plan)
+    passed = _num_passed(size, plan.tuning)
     if plan.gradient_checkpointing:
-        kept = size.num_layers * plan.tokens * size.hidden_size * plan.activation_bytes + block
+        kept = passed * plan.tokens * size.hidden_size * plan.activation_bytes + block
     else:
-        kept = size.num_layers * block
+        kept = passed * block
+    if plan.tuning.prefix_tokens:
+        # Of each row, with what the dropout keeps.
+        states = plan.rows * plan.tuning.prefix_tokens * size.num_layers * size.cache_width
+        kept += states * (plan.activation_bytes + (plan.tuning.dropout > 0))
     # The widest gradient and the one it is computed from; a packed matrix is unpacked to be used.
     backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
     if plan.tuning.packed_bytes is not None:
@@ -201,7 +245,8 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     gradients = trained * plan.trained_bytes / shards
     # Its gradient is made with the loss, before any other. A score has no use for the vocabulary.
     speaks = plan.head_use != "score"
-    head = size.vocabulary * size.hidden_size * plan.trained_bytes if plan.tuning.trains_base and speaks else 0
+    trains_head = plan.tuning.trains_base if plan.tuning.trained_blocks is None else plan.tuning.trains_head
+    head = size.vocabulary * size.hidden_size * plan.trained_bytes if trains_head and speaks else 0
     supervised = plan.tokens * plan.supervised_share
     # A row for each log-probability, kept from the forward to the backward pass: its gradient, or the hidden state.
     rows = supervised * size.hidden_size * plan.activation_bytes * (plan.head_use == "log-probabilities")

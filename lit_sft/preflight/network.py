@@ -28,6 +28,7 @@ class NetworkSize:
         has_plain_head: Whether the head is a linear layer and no more.
         cache_width: Numbers that a token leaves in the cache of a block, keys and values; 6% less than Baichuan-13B's,
             which stores its positions there.
+        prefix_input_size: Width of a token of a prefix before its projection; 0 where the original has none.
     """
 
     num_parameters: int
@@ -41,6 +42,7 @@ class NetworkSize:
     materializes_attention: bool
     has_plain_head: bool
     cache_width: int
+    prefix_input_size: int = 0
 
     @property
     def num_linear_parameters(self) -> int:
@@ -79,6 +81,8 @@ def measure_network(family: Family) -> NetworkSize:
     num_in_blocks = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     widest = max(inputs for _, inputs, _ in linear)
     num_written = sum(outputs for _, _, outputs in linear if outputs >= widest > hidden_size)
+    cache_width = 2 * _num_key_heads(network.config) * int(hidden_size) // network.config.num_attention_heads
+    prefix_sizes = {None: 0, "hidden": int(hidden_size), "states": len(blocks) * cache_width}
     return NetworkSize(
         num_parameters=num_parameters,
         num_root_parameters=num_parameters - num_in_blocks,
@@ -90,7 +94,8 @@ def measure_network(family: Family) -> NetworkSize:
         is_gated=num_written > widest,
         materializes_attention=network.config._attn_implementation == "eager",
         has_plain_head=type(head) is nn.Linear,
-        cache_width=2 * _num_key_heads(network.config) * int(hidden_size) // network.config.num_attention_heads,
+        cache_width=cache_width,
+        prefix_input_size=prefix_sizes[family.prefix_input],
     )
 
 

@@ -91,7 +91,7 @@ class Trained(RewardFunction):
         if not self.is_adapter:
             return "all of its weights have trained"
         if not tuning.exports_adapter:
-            return "all weights of the policy train"
+            return "the policy has no adapters"
         if checkpoint.fingerprint() != self.about["base"]:
             return f"it was trained on another model than {checkpoint.path}"
         return None

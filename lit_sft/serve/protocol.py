@@ -32,7 +32,7 @@ class Choice(BaseModel):
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1)
     repetition_penalty: float | None = Field(None, gt=0, le=100)
-    seed: int = 0
+    seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -64,10 +64,12 @@ class Choice(BaseModel):
         if (self.temperature, self.top_p, self.top_k) == (None, None, None):
             chosen = copy.copy(default) if default.num_beams == 1 else Greedy()
             vars(chosen).update(common)
+            if self.seed is not None and "seed" in vars(chosen):
+                vars(chosen)["seed"] = self.seed
             return chosen
         if self.temperature == 0:
             return Greedy(**common)
-        drawn = {"temperature": 1.0 if self.temperature is None else self.temperature, "seed": self.seed, **common}
+        drawn = {"temperature": 1.0 if self.temperature is None else self.temperature, "seed": self.seed or 0, **common}
         if self.top_k is not None:
             if self.top_p not in {None, 1.0}:
                 raise ConfigError("top_k and top_p are both given: give one of them")

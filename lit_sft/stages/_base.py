@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -89,6 +89,8 @@ class Stage(Resuming):
         self._epoch_progress = 0.0
         self._base_rates: list[float] = []
         self._loaded_tokenizer: PreTrainedTokenizerBase | None = None
+        self._has_trained = False
+        self._as_base = ExitStack()
 
     @property
     def causal_lm(self) -> PreTrainedModel:
@@ -142,6 +144,11 @@ class Stage(Resuming):
                 self._load()
 
     def _load(self) -> None:
+        if is_exported(self.checkpoint.path) and self.tuning.exports_adapter:
+            raise ConfigError(
+                f"{self.checkpoint.path} is an exported graph, which has no layers for an adapter of "
+                f"{type(self.tuning).__name__}: set model.tuning to Full, which answers with it as it is"
+            )
         precision = self._trainer.precision if self._trainer else "32-true"
         model = self.tuning.load(self.checkpoint, str(precision))
         if self.gradient_checkpointing:
@@ -235,6 +242,41 @@ class Stage(Resuming):
         kwargs.pop("dtype", None)
         return super().to(*args, **kwargs) if args or kwargs else self
 
+    def on_validation_start(self) -> None:
+        """A tuning that is fresh may be noise: what nothing trained is measured as the base."""
+        super().on_validation_start()
+        self._begin_as_base()
+
+    def on_validation_end(self) -> None:
+        """From here on with all that trains."""
+        self._as_base.close()
+        super().on_validation_end()
+
+    def on_test_start(self) -> None:
+        """As `on_validation_start`."""
+        self._begin_as_base()
+
+    def on_test_end(self) -> None:
+        """As `on_validation_end`."""
+        self._as_base.close()
+
+    def on_predict_start(self) -> None:
+        """As `on_validation_start`."""
+        self._begin_as_base()
+
+    def on_predict_end(self) -> None:
+        """As `on_validation_end`."""
+        self._as_base.close()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """It holds what trained."""
+        super().on_load_checkpoint(checkpoint)
+        self._has_trained = True
+
+    def _begin_as_base(self) -> None:
+        if not (self._has_trained or self.tuning.begins_as_base or self.tuning.adapter):
+            self._as_base.enter_context(self.tuning.base_of(self.model))
+
     def on_train_start(self) -> None:
         """Guard against the silent loss of dropout and gradient checkpointing.
 
@@ -244,6 +286,7 @@ class Stage(Resuming):
         asleep = [name for name, module in self.named_modules() if name.startswith("model") and not module.training]
         if asleep:
             raise TrainingError(f"{asleep[0]} and {len(asleep) - 1} other modules are in evaluation mode in training")
+        self._has_trained = True
         super().on_train_start()
 
     def configure_optimizers(self) -> Optimizer:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lit_sft.conversation import Prompt
 from lit_sft.data.batch import PromptBatch
@@ -64,7 +65,8 @@ class Rewarded(Answering):
         self.rewards = rewards
         self.temperature = temperature
         self.rollout_tokens = rollout_tokens
-        self._held_out_answers: list[Measured] = []
+        self._held_out_answers: list[tuple[Measured, Tensor, list[str]]] = []
+        """Of a batch, with the number of the corpus of each answer, and the names of all."""
 
     def setup(self, stage: str) -> None:
         """Refuse what are no prompts.
@@ -160,16 +162,20 @@ class Rewarded(Answering):
         numbers = [zlib.crc32(str(prompt.input_ids).encode()) for prompt in prompts]
         answers = self.draw(prompts, numbers, HELD_OUT, 1)
         drawn = [answer for (answer,) in answers]
-        self._held_out_answers.append(
-            Measured(
-                self.scores(prompts, answers),
-                torch.tensor([answer.num_tokens for answer in drawn]),
-                torch.tensor([answer.is_ended for answer in drawn]),
-            )
+        measured = Measured(
+            self.scores(prompts, answers),
+            torch.tensor([answer.num_tokens for answer in drawn]),
+            torch.tensor([answer.is_ended for answer in drawn]),
         )
+        self._held_out_answers.append((measured, batch.corpus_ids[:, 0].cpu(), batch.corpora))
 
     def _log_answers(self, split: str) -> None:
+        """What all of them are worth, and what those of each corpus are, if there are several."""
         own, self._held_out_answers = self._held_out_answers, []
         parts = [part for of_rank in gather(own) for part in of_rank]
-        metrics = Measured.together(parts).metrics(1)
+        measured, numbers, names = zip(*parts, strict=True)
+        together = Measured.together(measured)
+        metrics = together.metrics(1)
+        if len(names[0]) > 1:
+            metrics |= together.mean_rewards(torch.cat(numbers), names[0])
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()}, prog_bar=True, sync_dist=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
@@ -75,6 +76,17 @@ class Measured:
             found["sampling/sampling_logp_difference/max"] = float(distance.max())
             found |= _range("sampling/importance_sampling_ratio/{}", self.differences.exp())
         return found
+
+    def mean_rewards(self, numbers: Tensor, corpora: Sequence[str]) -> dict[str, float]:
+        """The mean reward of the answers to prompts of each corpus, as `reward/NAME`, where any is scored.
+
+        Args:
+            numbers: Of the corpus of each answer [S].
+            corpora: Their names.
+        """
+        of_corpora = {name: self.scores.total[numbers == number] for number, name in enumerate(corpora)}
+        means = {f"reward/{name}": float(total.double().nanmean()) for name, total in of_corpora.items()}
+        return {name: mean for name, mean in means.items() if math.isfinite(mean)}
 
 
 def _mean_and_std(mean: str, std: str, values: Tensor) -> dict[str, float]:

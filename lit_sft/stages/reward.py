@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lit_sft.conversation import Prompt
 from lit_sft.data.batch import PairBatch
+from lit_sft.distributed.fsdp2 import FSDP2
 from lit_sft.errors import BadRecord, ConfigError, DataError
 from lit_sft.losses.ranking import Ranking, pair_weights, ranking_losses
 from lit_sft.losses.segments import sums_by_group
@@ -81,6 +82,11 @@ class Reward(SummedLoss, Predicting, Judging):
         if centering < 0:
             raise ConfigError(f"centering is {centering}; it must be at least 0")
         refuse_dropout(tuning, self.checkpoint)
+        if tuning.stands_on_base and not tuning.exports_adapter:
+            raise ConfigError(
+                f"Reward keeps its head beside an adapter or a model, which {type(tuning).__name__} leaves neither of: "
+                "take LoRA, QLoRA, Freeze or Full"
+            )
         self.centering = centering
         self.head: nn.Module | None = None
         self.statistics: dict[str, float] = {}
@@ -109,6 +115,18 @@ class Reward(SummedLoss, Predicting, Judging):
         embedding, vocabulary = network.get_input_embeddings(), network.get_output_embeddings()
         if vocabulary is not None and getattr(vocabulary, "weight", None) is not getattr(embedding, "weight", None):
             vocabulary.requires_grad_(False)
+
+    def configure_model(self) -> None:
+        """Load the weights, and let go of the head of the vocabulary once the network has been tried with it.
+
+        Where the base trains it is exported, too; weights that are shared out stay as they were shared.
+        """
+        is_loaded = self.model is not None
+        super().configure_model()
+        is_sharded = self._trainer is not None and isinstance(self.trainer.strategy, FSDP2)
+        if not is_loaded and not is_sharded and not self.tuning.footprint(()).trains_base:
+            # Half a gigabyte of Baichuan-7B in half precision.
+            self.causal_lm.set_output_embeddings(nn.Identity())
 
     def scores(self, batch: PairBatch) -> Tensor:
         """The reward of each answer [S], float32."""

@@ -6,6 +6,8 @@ Only headers are read here. Where the tensors belong is the matter of `_original
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,19 +154,41 @@ def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
             )
     # The head of a classifier is no part of our networks; its tensors then find no place.
     given = {key: value for key, value in content.items() if key in known} | {"task_type": "CAUSAL_LM"}
-    _check_sizes(file, content)
+    _check_values(file, content)
     try:
         return LoraConfig(**given)
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError(f"{file} is not a configuration of LoRA: {str(error).partition(chr(10))[0]}") from None
 
 
-def _check_sizes(file: Path, content: dict[str, Any]) -> None:
-    """Numbers that peft takes as they come, to fail where it computes with them."""
-    for key, default in (("r", 8), ("lora_alpha", 8)):
-        value = content.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
-            raise ConfigError(f"{file}: {key} is {json.dumps(value)}; it must be a number above 0")
+def _check_values(file: Path, content: dict[str, Any]) -> None:
+    """What peft takes as it comes, to fail where it computes with it."""
+    for key in ("r", "lora_alpha"):
+        _check_number(file, key, content.get(key, 8))
+    for key in ("use_rslora", "use_dora"):
+        if not isinstance(content.get(key) or False, bool):
+            raise ConfigError(f"{file}: {key} is {json.dumps(content[key])}; it must be true or false")
     for key in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(content.get(key) or {}, dict):
+        numbers = content.get(key) or {}
+        if not isinstance(numbers, dict):
             raise ConfigError(f"{file}: {key} must be an object of names and numbers")
+        for name, value in numbers.items():
+            _check_expression(file, key, name)
+            _check_number(file, f"{key} of {name}", value)
+    targets = content["target_modules"]
+    if isinstance(targets, str):
+        _check_expression(file, "target_modules", targets)
+    elif not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
+        raise ConfigError(f"{file}: target_modules must be a list of names, or a regular expression")
+
+
+def _check_number(file: Path, key: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ConfigError(f"{file}: {key} is {json.dumps(value)}; it must be a number above 0")
+
+
+def _check_expression(file: Path, key: str, text: str) -> None:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ConfigError(f"{file}: {key} has {text!r}, which is not a regular expression: {error}") from None

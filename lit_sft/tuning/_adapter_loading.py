@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, PeftModel, PeftModelForCausalLM
 from peft.utils.save_and_load import get_peft_model_state_dict, set_peft_model_state_dict
 
+from lit_sft.checkpoint.files import is_exported
 from lit_sft.errors import ConfigError
 from lit_sft.tuning._adapter_file import PREFIX, AdapterFile, read_adapter
 from lit_sft.tuning._original_names import Piece, to_network, to_original
@@ -91,6 +92,11 @@ def place_adapter(folder: Path, checkpoint: Checkpoint) -> PlacedAdapter:
         ConfigError: If it is not a LoRA adapter, or not one for this network, naming the first tensor at fault.
         CheckpointError: If its file is damaged.
     """
+    if is_exported(checkpoint.path):
+        raise ConfigError(
+            f"{checkpoint.path} is an exported graph, which takes no adapter: export the checkpoint that it was made "
+            f"of with --adapter {folder}"
+        )
     file = read_adapter(folder)
     network = checkpoint.family.skeleton()
     shapes = {name: tensor.shape for name, tensor in file.tensors.items()}

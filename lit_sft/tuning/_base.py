@@ -32,6 +32,11 @@ class Footprint:
         packed_bytes: Bytes of a weight of a linear layer that is packed; None where it has the type of the arithmetic.
         scale_bytes: Bytes of scales for each packed weight.
         row_scale_bytes: Bytes of scales for each row of a packed matrix.
+        trained_blocks: Decoder blocks that train, where not all of the base does.
+        trains_embeddings: Whether the embedding trains, too.
+        trains_head: Whether the head trains, too.
+        prefix_tokens: Tokens of a prefix of keys and values.
+        prefix_projection: Whether that is projected by layers that train.
     """
 
     trains_base: bool = False
@@ -42,6 +47,11 @@ class Footprint:
     packed_bytes: float | None = None
     scale_bytes: float = 0.0
     row_scale_bytes: float = 0.0
+    trained_blocks: int | None = None
+    trains_embeddings: bool = False
+    trains_head: bool = False
+    prefix_tokens: int = 0
+    prefix_projection: bool = False
 
 
 class Tuning(ABC):
@@ -52,6 +62,12 @@ class Tuning(ABC):
 
     exports_adapter: ClassVar[bool] = False
     """Whether that is a PEFT adapter for `load_base`, which `merge` merges and `chat` takes off; else a checkpoint."""
+
+    stands_on_base: ClassVar[bool] = False
+    """Whether what it exports is no checkpoint of its own, but goes with that of `load_base`."""
+
+    begins_as_base: ClassVar[bool] = True
+    """Whether the network computes as the checkpoint, or as the adapter to start from, before anything trained."""
 
     quantizes_base: ClassVar[bool] = False
     """Whether `load_base` differs from the weights of the checkpoint."""

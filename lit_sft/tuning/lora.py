@@ -47,6 +47,7 @@ class LoRA(Tuning):
 
     export_name = "adapter"
     exports_adapter = True
+    stands_on_base = True
     keeps_reference = True
 
     def __init__(

@@ -54,7 +54,10 @@ def test_an_unknown_prompt_format_is_answered_with_those_of_the_family(tiny_fold
 
 
 def test_the_name_of_a_repository_is_answered_with_how_to_download_it() -> None:
-    with pytest.raises(CheckpointError, match=r"hf download baichuan-inc/Baichuan-7B --local-dir models/Baichuan-7B"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"hf download baichuan-inc/Baichuan-7B --local-dir models/Baichuan-7B, or modelscope download",
+    ):
         open_checkpoint("baichuan-inc/Baichuan-7B")
     with pytest.raises(CheckpointError, match="Give a folder") as error:
         open_checkpoint("/nowhere/at/all")

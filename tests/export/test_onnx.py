@@ -135,6 +135,22 @@ def test_integers_compute_what_torch_computes_with_the_same_integers(dtype: str,
     assert manifest["quality"]["kl_divergence"] < {"int8": 0.1, "int4": 5.0}[dtype]
 
 
+@pytest.mark.parametrize("is_portable", [False, True])
+@pytest.mark.parametrize("name", ["baichuan2-13b", "chatglm-6b"])
+def test_half_precision_is_off_by_its_rounding_alone(
+    name: str, is_portable: bool, tmp_path: Path, memory: None
+) -> None:
+    half = Subject(golden_checkpoint(name), tmp_path)
+    session, manifest = half.export(Form("float16", is_portable=is_portable))
+    assert session.description.dtype == "float16"
+    spread = max(1.0, manifest["parity"]["std_of_logits"])
+    # Beside torch with the same halves, where only the arithmetic differs, and beside the network in float32.
+    assert manifest["parity"]["max_logit_difference"] <= 0.05 * spread
+    for row, more, expected in zip(half.rows, half.more, half.expected, strict=True):
+        found = session.forward([row + more], session.new_cache(1), keep=len(expected))[0]
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=0.1 * spread, rtol=0)
+
+
 STRATEGIES = [
     Greedy(max_new_tokens=8, repetition_penalty=1.2),
     BeamSearch(num_beams=3, max_new_tokens=8, no_repeat_ngram_size=3, length_penalty=0.5),

@@ -3,24 +3,33 @@
 import errno
 import json
 import shutil
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from graphs import traced_once
 from peft import LoraConfig, get_peft_model
+from transformers import BloomConfig, BloomForCausalLM
 
 from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
+from lit_sft.chat.network import Network
+from lit_sft.chat.network import Source as ChatSource
+from lit_sft.chat.session import Session
 from lit_sft.checkpoint.onnx_session import GraphSession
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.cli._source import open_source
 from lit_sft.errors import CheckpointError, ConfigError, UserError
-from lit_sft.export import check, folder, reference
+from lit_sft.export import check, reference
 from lit_sft.export.check import Sample
-from lit_sft.export.folder import Form, Source, export_onnx
+from lit_sft.export.folder import Form, Source, check_request, export_onnx
 from lit_sft.export.weights import DataFile
+from lit_sft.generation.strategies import Greedy
 from lit_sft.rewards.trained import HEAD_FILE, REWARD_FILE
 from lit_sft.tuning._adapter_loading import place_adapter
 from lit_sft.tuning._heads import ScalarHead
@@ -140,6 +149,16 @@ def test_a_network_whose_attention_is_special_is_refused(tiny: Callable[[str], P
     assert not (tmp_path / "out").exists()
 
 
+def test_a_network_that_attends_in_a_way_of_its_own_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(tiny("native"), tmp_path / "bloom", ignore=shutil.ignore_patterns("*.safetensors"))
+    config = BloomConfig(vocab_size=1400, hidden_size=32, n_layer=1, n_head=4)
+    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
+    with pytest.raises(ConfigError, match="this network cannot be exported") as refused:
+        export_onnx(Source(open_checkpoint(tmp_path / "bloom"), SAMPLES), tmp_path / "out")
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_options_that_cannot_work_are_refused_before_anything_is_read(
     checkpoint: Checkpoint, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,7 +170,25 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(
         export_onnx(source, exported)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else "there")
     with pytest.raises(ConfigError, match=r"pip install '\.\[export\]' \(missing: onnxscript\)"):
-        folder.require_packages()
+        check_request(tmp_path / "out", Form())
+
+
+def test_a_graph_is_not_opened_without_onnxruntime(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ConfigError, match=r"onnxruntime is missing: pip install '\.\[export\]'"):
+        open_checkpoint(exported).load_model()
+
+
+def test_an_export_that_is_told_to_stop_leaves_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(DataFile, "write", lambda *_: signal.raise_signal(signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    words = ["export", "--checkpoint", str(checkpoint.path), "--output", str(tmp_path / "out")]
+    assert main(words) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err.endswith("stopped by SIGTERM\n")
+    assert not [*tmp_path.iterdir()]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_verb_says_in_one_line_what_it_lacks(
@@ -177,7 +214,9 @@ def test_a_run_is_exported_with_its_adapter_and_its_strategy(
     (run,) = [path for path in (tmp_path / "runs").iterdir() if (path / "adapter").is_dir()]
     capsys.readouterr()
     assert main(["export", "--run", str(run), "--output", str(tmp_path / "out"), "--dtype", "int8"]) == 0
-    assert "logits differ by" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "logits differ by" in said
+    assert "KL divergence" in said
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["source"]["adapter"] == str((run / "adapter").resolve())
     assert manifest["quality"]["num_tokens"] > 0
@@ -196,6 +235,8 @@ def test_a_run_is_exported_with_its_adapter_and_its_strategy(
         ("layers", [{"num_heads": 1 << 40, "key_dim": 16, "value_dim": 16}], "layers is"),
         ("layers", [{"num_heads": 2, "key_dim": 16, "value_dim": 16}], "does not take past.0.key of 2 heads"),
         ("cache_dtype", "int3", "cache_dtype is 'int3'"),
+        ("cache_dtype", "float16", "is not the graph that generation.json describes"),
+        ("prefix_end_id", 5, "is not the graph that generation.json describes"),
     ],
 )
 def test_a_folder_that_contradicts_itself_is_refused(
@@ -217,6 +258,50 @@ def test_a_file_that_is_cut_off_is_refused(exported: Path, tmp_path: Path, name:
     with pytest.raises(CheckpointError) as refused:
         open_checkpoint(tmp_path / "broken").load_model()
     assert "\n" not in str(refused.value)
+
+
+def test_weights_in_another_folder_are_not_read(exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(exported, tmp_path / "broken")
+    shutil.move(tmp_path / "broken" / "model.onnx.data", tmp_path / "elsewhere")
+    graph = onnx.load(tmp_path / "broken" / "model.onnx", load_external_data=False)
+    for entry in (entry for tensor in graph.graph.initializer for entry in tensor.external_data):
+        if entry.key == "location":
+            entry.value = "../elsewhere"
+    (tmp_path / "broken" / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(CheckpointError, match="cannot be loaded") as refused:
+        open_checkpoint(tmp_path / "broken").load_model()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_run_that_fails_is_one_line(exported: Path) -> None:
+    session = GraphSession(exported, threads=1)
+    with pytest.raises(CheckpointError, match=r"model\.onnx cannot be run") as refused:
+        session.forward([[10**6]], session.new_cache(1))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_chat_with_a_graph_is_that_with_its_network(exported: Path, checkpoint: Checkpoint) -> None:
+    said: list[str] = []
+    for path in (checkpoint.path, exported):
+        pieces: list[str] = []
+        talk = Session(Network(ChatSource(open_checkpoint(path), strategy=Greedy(max_new_tokens=6))), pieces.append)
+        for question in ("你好", "1+1=?"):
+            assert talk.answer(question)
+        said.append("".join(pieces))
+    assert said[0] == said[1] != ""
+
+
+def test_what_needs_a_network_in_torch_says_so_of_a_graph(
+    exported: Path, adapter: Path, write_config: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["validate", "--config", write_config(model={"checkpoint": str(exported)})]) == 2
+    assert "no layers for an adapter of LoRA: set model.tuning to Full" in capsys.readouterr().err
+    assert main(["serve", "--checkpoint", str(exported)]) == 2
+    assert "serve joins requests in networks of torch only" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="takes no adapter: export the checkpoint"):
+        place_adapter(adapter, open_checkpoint(exported))
+    with pytest.raises(ConfigError, match="leave out --dtype and --quantization"):
+        open_source(str(exported), None, None, "bfloat16", None, "auto", None)
 
 
 def test_a_graph_answers_in_predict_and_compare_as_its_network_and_fit_refuses_it(

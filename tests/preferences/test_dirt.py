@@ -12,6 +12,7 @@ from preference_records import PAIRS, VERDICTS
 from reading import read, write_lines
 
 from lit_sft.corpora._base import Corpus
+from lit_sft.corpora.belle import Belle
 from lit_sft.errors import BadRecord, DataError
 from lit_sft.preferences._base import PreferenceCorpus
 from lit_sft.preferences.cvalues import CValues
@@ -169,6 +170,29 @@ def test_a_wrong_class_is_told_what_it_reads(tmp_path: Path) -> None:
     file = write_lines(tmp_path / "a.jsonl", PAIR)
     with pytest.raises(DataError, match=r"could be read as HhRlhf \(no-turns\).*transcripts"):
         read(HhRlhf(file))
+
+
+JUDGED = {"prompt": "问", "completion": "答", "label": True}
+ALPACA = {"instruction": "问", "input": "", "chosen": "好", "rejected": "坏"}
+TAUGHT = {"instruction": "问", "input": "", "output": "答"}
+
+
+@pytest.mark.parametrize(
+    ("record", "wrong", "right"),
+    [
+        (PAIR, HhRlhf, "TrlPairs"),
+        (PAIR, UnpairedAnswers, "TrlPairs"),
+        (JUDGED, TrlPairs, "UnpairedAnswers"),
+        (ALPACA, TrlPairs, "AlpacaPairs"),
+        (TAUGHT, TrlPairs, ".*Belle.*"),
+        (PAIR, Belle, "TrlPairs"),
+    ],
+)
+def test_a_wrong_class_is_told_which_reads_the_file(
+    record: dict[str, Any], wrong: type[Corpus], right: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=rf"\. {right} reads the file: set class_path to it$"):
+        read(wrong(write_lines(tmp_path / "a.jsonl", record)))
 
 
 def as_chat(record: dict[str, Any]) -> tuple[list[tuple[str, str]], list[str]]:

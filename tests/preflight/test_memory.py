@@ -90,9 +90,10 @@ def test_remedies_fit() -> None:
     assert remedies(size, plan, family.lora_targets, 1e9) == []
 
 
-def test_the_page_shows_what_the_formulas_say() -> None:
-    page = scale.PAGE.read_text(encoding="utf-8")
-    assert scale.filled(page) == page, "python experiments/scale/run.py"
+def test_the_pages_show_what_the_formulas_say() -> None:
+    for file in scale.PAGES:
+        page = file.read_text(encoding="utf-8")
+        assert scale.filled(page) == page, "python experiments/scale/run.py"
 
 
 @pytest.mark.parametrize("config", scale.CONFIGS, ids=lambda file: file.stem)

@@ -115,7 +115,7 @@ def test_where_it_cannot_join_it_says_why_and_has_a_network_of_its_own(
     (other / "config.json").write_text(config + "\n", encoding="utf-8")
     cases = [
         (full_run, tuning, path, "all of its weights have trained"),
-        (run, Full(), path, "all weights of the policy train"),
+        (run, Full(), path, "the policy has no adapters"),
         (run, tuning, other, "it was trained on another model than"),
     ]
     for folder, of_policy, base, reason in cases:

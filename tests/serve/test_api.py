@@ -24,6 +24,7 @@ from lit_sft.generation.strategies import Greedy, Strategy, TopP
 from lit_sft.serve.answering import Answerer
 from lit_sft.serve.app import MAX_BODY, make_app
 from lit_sft.serve.engine import Engine
+from lit_sft.serve.protocol import Choice
 from lit_sft.tuning.lora import LoRA
 
 KEY = "a-key"
@@ -156,6 +157,14 @@ def test_a_penalty_alone_changes_the_strategy_of_the_model_and_what_changes_noth
     assert answer.choices[0].message.content == expected.text
 
 
+def test_a_seed_alone_draws_anew_what_the_model_draws() -> None:
+    given: dict[str, int]
+    for given, seed in (({}, 3), ({"seed": 0}, 0), ({"seed": 9}, 9)):
+        chosen = Choice.model_validate({"model": "tuned", **given}).strategy(TopP(top_p=0.7, seed=3))
+        assert (vars(chosen)["top_p"], vars(chosen)["seed"]) == (0.7, seed)
+    assert "seed" not in vars(Choice.model_validate({"model": "tuned", "seed": 9}).strategy(Greedy()))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -211,6 +220,19 @@ def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Ser
     while served.engine.num_running and time.monotonic() < deadline:
         time.sleep(0.05)
     assert served.engine.num_running == served.engine.num_waiting == 0
+
+
+def test_an_address_that_is_not_to_be_had_is_one_line_before_the_network_loads(
+    served: Served, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = served.url.rpartition(":")[2]
+    for words, said in (
+        (["--port", port], f"error: 127.0.0.1:{port}: Address already in use. Give another --port or --host\n"),
+        (["--port", "70000"], "error: --port is 70000; it must be between 0 and 65535\n"),
+        (["--host", "no.such.host.invalid"], "error: no.such.host.invalid:8000: "),
+    ):
+        assert main(["serve", "--checkpoint", str(tiny_folder), *words]) == 2
+        assert capsys.readouterr().err.startswith(said)
 
 
 def test_options_that_make_no_sense_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

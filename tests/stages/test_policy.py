@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from bandits import distances
+from bandits import learned
 from lightning import Callback, Trainer
-from policies import data_of, fitted, policy_of, trained
+from policies import data_of, fitted, policy_of, prompts_in, trained
 
 from lit_sft.__main__ import main
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
@@ -65,9 +65,9 @@ def test_a_run_that_is_killed_at_any_part_of_a_rollout_goes_on_to_the_same_weigh
 
 
 def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(base: Checkpoint, tmp_path: Path) -> None:
-    before, after = distances(base, tmp_path, num_answers=48, num_steps=40, lr=0.01)
-    assert before > 0.2
-    assert after < 0.05
+    found = learned(base, tmp_path, num_answers=48, num_steps=40, lr=0.01)
+    assert found.distance_before > 0.2
+    assert found.distance_after < 0.05
 
 
 @pytest.mark.parametrize(
@@ -122,6 +122,26 @@ def test_advantages_of_both_baselines_have_the_kl_taken_off(base: Checkpoint) ->
     assert group.tolist() == [0.0, 0.0, -0.5, 0.5]
     clipped = policy_of(base.path, reward_clip=(0.0, 4.0), **options).advantages(measured)
     assert clipped.tolist() == [0.0, 0.0, 0.0, 0.0]
+
+
+def test_held_out_prompts_of_several_corpora_have_a_mean_reward_each(
+    base: Checkpoint, tmp_path: Path, corpus_file: Path
+) -> None:
+    data = PromptData(
+        base,
+        [prompts_in(tmp_path), Belle(str(corpus_file))],
+        max_length=min(128, base.context_length),
+        max_new_tokens=4,
+        micro_batch_size=2,
+        validation_fraction=0.5,
+        cache=str(tmp_path / "cache"),
+    )
+    options: dict[str, Any] = {"max_steps": 1, "limit_val_batches": 1.0, "val_check_interval": 1}
+    found = fitted(policy_of(base.path, num_parts=1), data, tmp_path, **options)
+    (reward,), *of_corpora = (found[f"val/reward{corpus}"] for corpus in ("", "/PromptRecords", "/Belle"))
+    (of_records,), (of_belle,) = of_corpora
+    assert of_records != of_belle
+    assert min(of_records, of_belle) < reward < max(of_records, of_belle)
 
 
 def test_training_stops_where_the_policy_leaves_its_reference(base: Checkpoint, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bandits import FewWords, FewWordsInFourBits, distances
+from bandits import FewWords, FewWordsInFourBits, learned
 from policies import data_of, fitted, policy_of, trained
 
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
@@ -32,9 +32,9 @@ def test_before_the_first_step_every_ratio_is_one_to_the_bit_and_the_step_change
 
 @pytest.mark.slow
 def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    before, after = distances(checkpoint, tmp_path, num_steps=100, lr=0.006)
-    assert before > 0.2
-    assert after < 0.1  # answers are drawn: what is left is the noise of the last steps
+    found = learned(checkpoint, tmp_path, num_steps=100, lr=0.006)
+    assert found.distance_before > 0.2
+    assert found.distance_after < 0.1  # answers are drawn: what is left is the noise of the last steps
 
 
 @pytest.mark.slow
@@ -45,5 +45,6 @@ def test_rewarded_tokens_become_more_frequent(
 ) -> None:
     checkpoint = open_checkpoint(tiny(family), family)
     options: dict[str, Any] = {"tuning_class": KINDS[kind], "num_answers": 32, "algorithm": algorithm}
-    before, after = distances(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)
-    assert after < 0.8 * before
+    found = learned(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)
+    assert found.distance_after < 0.8 * found.distance_before
+    assert found.share_after > 1.1 * found.share_before

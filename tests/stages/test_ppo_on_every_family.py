@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from bandits import FewWords, FewWordsInFourBits, distances
+from bandits import FewWords, FewWordsInFourBits, learned
 
 from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.stages.ppo import PPO
@@ -22,14 +22,15 @@ def test_rewarded_tokens_become_more_frequent(
 ) -> None:
     checkpoint = open_checkpoint(tiny(family), family)
     options = {"stage_class": PPO, "tuning_class": KINDS[kind], "num_answers": 32}
-    before, after = distances(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)  # type: ignore[arg-type]
-    assert after < 0.5 * before
+    found = learned(checkpoint, tmp_path, num_steps=12, lr=0.004, **options)  # type: ignore[arg-type]
+    assert found.distance_after < 0.5 * found.distance_before
+    assert found.share_after > 1.1 * found.share_before
 
 
 @pytest.mark.slow
 def test_ppo_finds_the_best_policy(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("baichuan-7b"))
     options = {"stage_class": PPO, "num_answers": 64, "num_iterations": 2}
-    before, after = distances(checkpoint, tmp_path, num_steps=60, lr=0.02, **options)  # type: ignore[arg-type]
-    assert before > 0.2
-    assert after < 0.05
+    found = learned(checkpoint, tmp_path, num_steps=60, lr=0.02, **options)  # type: ignore[arg-type]
+    assert found.distance_before > 0.2
+    assert found.distance_after < 0.05

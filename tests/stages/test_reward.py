@@ -74,6 +74,14 @@ def test_the_score_is_that_of_the_last_token_alone_or_packed(checkpoint: Any, tm
             torch.testing.assert_close(stage.head(hidden[0, -1:])[0], score, rtol=1e-4, atol=1e-5)
 
 
+def test_a_base_that_does_not_train_keeps_no_head_of_the_vocabulary(tiny: Tiny) -> None:
+    adapted, full = (Reward(str(tiny("baichuan-7b")), tuning) for tuning in (LoRA(rank=2), Full()))
+    for stage in (adapted, full):
+        stage.configure_model()
+    assert not list(adapted.causal_lm.get_output_embeddings().parameters())
+    assert len(list(full.causal_lm.get_output_embeddings().parameters())) == 1  # it is exported with the others
+
+
 def trained(tmp_path: Path, checkpoint: Path, tuning: Any, **options: Any) -> Reward:
     """After some epochs on polite and rude answers."""
     stage = Reward(str(checkpoint), tuning, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2), schedule=Constant())

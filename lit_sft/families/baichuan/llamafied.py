@@ -9,10 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sft.families.baichuan.family import CONVERSIONS, BaichuanFamily, OriginalConfig, generation_of_tokenizer
 from lit_sft.families.shared.packed_rows import separate_packed
+from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer
 from lit_sft.families.shared.settings import read_object
 
 
@@ -66,3 +67,14 @@ class RotaryFamily(BaichuanFamily):
     def read_config(self) -> PreTrainedConfig:
         """That of the family, or a Llama's."""
         return LlamafiedConfig.from_dict(dict(self.config)) if self.is_llamafied else super().read_config()
+
+    def native_config(self, config: Any) -> LlamaConfig:
+        """Once W_pack is split, and the rows of a normalized head are, it is Llama."""
+        others = ("model_type", "architectures", "z_loss_weight")
+        return LlamaConfig(**{k: v for k, v in config.to_dict().items() if k not in others})
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The same Rust tokenizer, its decoder included."""
+        tokenizer = self.load_tokenizer()
+        assert isinstance(tokenizer, SentencePieceTokenizer)
+        return tokenizer.plain()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lit_sft.conversation import PromptFormat
 from lit_sft.families.baichuan.family import OriginalConfig
@@ -19,7 +19,6 @@ from lit_sft.families.baichuan.llamafied import RotaryFamily
 from lit_sft.families.baichuan.norm_head import NormHead, ZLoss, resized_norm_head
 from lit_sft.families.baichuan.prompts import BaichuanChatFormat, HumanAssistantFormat
 from lit_sft.families.shared.packed_rows import separate_packed
-from lit_sft.families.shared.sentencepiece import SentencePieceTokenizer
 
 
 class BaiChuanConfig(OriginalConfig, LlamaConfig):
@@ -97,16 +96,6 @@ class Baichuan7B(RotaryFamily):
     def prompt_formats(self) -> dict[str, PromptFormat]:
         """The base model brings none of its own."""
         return {"human-assistant": HumanAssistantFormat(self.chat_limits())}
-
-    def native_config(self, config: Any) -> LlamaConfig:
-        """Once W_pack is split it is Llama."""
-        return LlamaConfig(**{k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")})
-
-    def native_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The same Rust tokenizer, its decoder included."""
-        tokenizer = self.load_tokenizer()
-        assert isinstance(tokenizer, SentencePieceTokenizer)
-        return tokenizer.plain()
 
 
 class Baichuan2_7B(RotaryFamily):  # noqa: N801 - Baichuan27B would be another number

@@ -81,6 +81,7 @@ class ChatGLM6B(Family):
     }  # fmt: skip
     config_class = ChatGLM6BConfig
     size_keys = ("vocab_size", "hidden_size", "inner_hidden_size", "num_layers", "num_attention_heads")
+    prefix_input = "hidden"
     lora_targets = ("q_proj", "k_proj", "v_proj", "dense", "dense_h_to_4h", "dense_4h_to_h")
     tokenizer_file_names = (MODEL_FILE, "tokenizer_config.json", "added_tokens.json")
     postprocess_lookback = len(TRAINING_TIME)
@@ -98,7 +99,10 @@ class ChatGLM6B(Family):
                 "be tuned. Take the half-precision checkpoint (THUDM/chatglm-6b) and quantize it on loading (QLoRA)"
             )
         if config.get("pre_seq_len"):
-            raise CheckpointError(f"{file} has pre_seq_len, so the folder holds a P-Tuning prefix. Take the base model")
+            raise CheckpointError(
+                f"{file} has pre_seq_len: a P-Tuning prefix, not a model. Take the model it was made for, and give "
+                "this folder as adapter (chat --adapter, or the option of PTuning)"
+            )
         if not config.get("position_encoding_2d", True):
             raise CheckpointError(f"{file} has position_encoding_2d: false, which no released ChatGLM-6B has")
 

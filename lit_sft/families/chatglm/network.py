@@ -123,10 +123,10 @@ class ChatGLM6BAttention(nn.Module):
     # Who sees whom is always said.
     is_causal = False
 
-    def __init__(self, config: ChatGLM6BConfig, layer_index: int) -> None:
+    def __init__(self, config: ChatGLM6BConfig, layer_idx: int) -> None:
         super().__init__()
         self.config = config
-        self.layer_index = layer_index
+        self.layer_idx = layer_idx
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
@@ -147,7 +147,7 @@ class ChatGLM6BAttention(nn.Module):
         k_BHKD = rotate(self.k_proj(hidden_BTC).view(shape).transpose(1, 2), *angles)
         v_BHKD = self.v_proj(hidden_BTC).view(shape).transpose(1, 2)
         if past_key_values is not None:
-            k_BHKD, v_BHKD = past_key_values.update(k_BHKD, v_BHKD, self.layer_index)
+            k_BHKD, v_BHKD = past_key_values.update(k_BHKD, v_BHKD, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         mixed_BTHD, weights = attend(
             self, q_BHTD, k_BHKD, v_BHKD, attention_mask, scaling=self.head_dim**-0.5, dropout=0.0, **kwargs
@@ -172,10 +172,10 @@ class ChatGLM6BMLP(nn.Module):
 class ChatGLM6BBlock(GradientCheckpointingLayer):
     """A block whose residual path carries the *normed* input, scaled up."""
 
-    def __init__(self, config: ChatGLM6BConfig, layer_index: int) -> None:
+    def __init__(self, config: ChatGLM6BConfig, layer_idx: int) -> None:
         super().__init__()
         self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
-        self.attention = ChatGLM6BAttention(config, layer_index)
+        self.attention = ChatGLM6BAttention(config, layer_idx)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layernorm_epsilon)
         self.mlp = ChatGLM6BMLP(config)
 

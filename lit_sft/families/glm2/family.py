@@ -150,6 +150,7 @@ class Glm2Family(Family):
         *("padded_vocab_size", "hidden_size", "ffn_hidden_size", "num_layers", "num_attention_heads", "kv_channels"),
         "multi_query_group_num",
     )
+    prefix_input = "states"
     roles: ClassVar[tuple[str, ...]] = ()
     lora_targets = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj")
     tokenizer_file_names = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -218,6 +219,12 @@ class Glm2Family(Family):
         special = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "rope_parameters")
         names = (*ChatGLM2Config.attribute_map, *same, *special)
         return GlmConfig(**{name: getattr(config, name) for name in names})
+
+    def native_tokenizer(self) -> PreTrainedTokenizerBase:
+        """The same Rust tokenizer, [gMASK] sop before every text; it writes no names of control tokens."""
+        tokenizer = self.load_tokenizer()
+        assert isinstance(tokenizer, Glm2Tokenizer)
+        return tokenizer.plain()
 
     @classmethod
     @abstractmethod
@@ -288,7 +295,10 @@ def _refuse_relatives(folder: Path, config: dict[str, Any]) -> None:
             "original kernels. Take the half-precision release; QLoRA quantizes it while loading"
         )
     if config.get("pre_seq_len"):
-        raise CheckpointError(f"{file} has pre_seq_len: a P-Tuning prefix, not a model. Take the model it was made for")
+        raise CheckpointError(
+            f"{file} has pre_seq_len: a P-Tuning prefix, not a model. Take the model it was made for, and "
+            "give this folder as adapter (chat --adapter, or the option of PTuning)"
+        )
     for key, value in FIXED.items():
         if config.get(key, value) != value:
             raise CheckpointError(

@@ -130,24 +130,21 @@ def _per_sequence_loop(
     is_causal: bool,
 ) -> Tensor:
     """A call for each sequence: on a CPU there is nothing to gain from one for all."""
-    length = query.shape[2]
-    parts = []
-    for start, end in pairwise(cu_seqlens.tolist()):
-        if start == end:
-            continue
-        row, first = divmod(start, length)
-        own = (slice(row, row + 1), slice(None), slice(first, first + end - start))
-        mixed = F.scaled_dot_product_attention(
-            query[own],
-            key[own],
-            value[own],
-            dropout_p=dropout,
-            is_causal=is_causal,
-            scale=scaling,
-            enable_gqa=key.shape[1] != query.shape[1],
-        )
-        parts.append(mixed.transpose(1, 2))
-    return torch.cat(parts, dim=1).view(query.shape[0], length, *parts[0].shape[2:])
+    lengths = [end - start for start, end in pairwise(cu_seqlens.tolist()) if end > start]
+
+    def parts_of(heads: Tensor) -> tuple[Tensor, ...]:
+        # The backward pass of `split` lays the gradients of all parts side by side; that of a slice would write zeros
+        # for all other tokens, and add them, once for each sequence.
+        tokens = heads.transpose(1, 2).flatten(0, 1).transpose(0, 1)[None]
+        return torch.split(tokens, lengths, dim=2)
+
+    mixed = [
+        F.scaled_dot_product_attention(
+            *parts, dropout_p=dropout, is_causal=is_causal, scale=scaling, enable_gqa=key.shape[1] != query.shape[1]
+        ).transpose(1, 2)
+        for parts in zip(parts_of(query), parts_of(key), parts_of(value), strict=True)
+    ]
+    return torch.cat(mixed, dim=1).view(query.shape[0], query.shape[2], *mixed[0].shape[2:])
 
 
 def _varlen_kernel(
