@@ -100,10 +100,11 @@ class PrefixEncoder(nn.Module):
         with torch.autocast(self.embedding.weight.device.type, enabled=False):
             rows: Tensor = self.trans(self.embedding.weight) if self.trans else self.embedding.weight
         size = self.size
-        states: Tensor = rows.to(dtype).expand(num_rows, -1, -1)
+        states = rows.to(dtype).expand(num_rows, -1, -1)
         states = states.unflatten(-1, (2 * size.num_layers, size.num_heads, size.head_dim))
         states = F.dropout(states, self.dropout, self.training)
-        return states.permute(2, 0, 3, 1, 4).unflatten(0, (size.num_layers, 2))
+        by_layer: Tensor = states.permute(2, 0, 3, 1, 4).unflatten(0, (size.num_layers, 2))
+        return by_layer
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
