@@ -159,9 +159,9 @@ def test_a_penalty_alone_changes_the_strategy_of_the_model_and_what_changes_noth
 
 def test_a_seed_alone_draws_anew_what_the_model_draws() -> None:
     for given, seed in (({}, 3), ({"seed": 0}, 0), ({"seed": 9}, 9)):
-        chosen = Choice(model="tuned", **given).strategy(TopP(top_p=0.7, seed=3))
+        chosen = Choice.model_validate({"model": "tuned", **given}).strategy(TopP(top_p=0.7, seed=3))
         assert (vars(chosen)["top_p"], vars(chosen)["seed"]) == (0.7, seed)
-    assert "seed" not in vars(Choice(model="tuned", seed=9).strategy(Greedy()))
+    assert "seed" not in vars(Choice.model_validate({"model": "tuned", "seed": 9}).strategy(Greedy()))
 
 
 @pytest.mark.parametrize(
