@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +42,7 @@ def serve(
         adapter: PEFT folder on it.
         run: Run folder whose model to serve.
         host: Address to listen on; only this machine reaches the default.
-        port: To listen on.
+        port: To listen on; 0 for one that is free.
         max_rows: Requests that are answered at once.
         max_waiting: Requests that may wait beside them; more are refused.
         max_tokens: Of an answer at most.
@@ -61,6 +63,7 @@ def serve(
         from lit_sft.serve.app import make_app
     except ImportError as error:
         raise ConfigError(f"serve needs {error.name}: pip install '.[serve]'") from None
+    listening = _listen(host, port)  # before the network loads
     from lit_sft.chat.network import Network
     from lit_sft.generation.strategies import Greedy
     from lit_sft.serve.answering import Answerer
@@ -77,8 +80,30 @@ def serve(
         max_tokens=max_tokens,
         api_key=os.environ.get(API_KEY) or None,
     )
-    sys.stderr.write(f"models {', '.join(models)} at http://{host}:{port}/v1; Ctrl-C to stop\n")
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=30)
+    address = f"http://{host}:{listening.getsockname()[1]}/v1"
+    sys.stderr.write(f"models {', '.join(models)} at {address}; Ctrl-C to stop\n")
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A socket at the address.
+
+    Raises:
+        ConfigError: If it is not to be had.
+    """
+    if not 0 <= port < 1 << 16:
+        raise ConfigError(f"--port is {port}; it must be between 0 and 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with ExitStack() as failed:
+            listening = failed.enter_context(socket.socket(family, kind, protocol))
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            failed.pop_all()
+    except OSError as error:
+        raise ConfigError(f"{host}:{port}: {error.strerror}. Give another --port or --host") from None
+    return listening
 
 
 def _names(source: Source, named: Path) -> dict[str, bool]:

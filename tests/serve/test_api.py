@@ -213,6 +213,19 @@ def test_many_clients_some_of_which_go_away_all_get_their_own_answer(served: Ser
     assert served.engine.num_running == served.engine.num_waiting == 0
 
 
+def test_an_address_that_is_not_to_be_had_is_one_line_before_the_network_loads(
+    served: Served, tiny_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = served.url.rpartition(":")[2]
+    for words, said in (
+        (["--port", port], f"error: 127.0.0.1:{port}: Address already in use. Give another --port or --host\n"),
+        (["--port", "70000"], "error: --port is 70000; it must be between 0 and 65535\n"),
+        (["--host", "no.such.host.invalid"], "error: no.such.host.invalid:8000: "),
+    ):
+        assert main(["serve", "--checkpoint", str(tiny_folder), *words]) == 2
+        assert capsys.readouterr().err.startswith(said)
+
+
 def test_options_that_make_no_sense_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--checkpoint", "x", "--max-rows", "0"]) == 2
     assert capsys.readouterr().err == "error: --max_rows is 0; it must be at least 1\n"
