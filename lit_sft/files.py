@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lit_sft.errors import ConfigError
+
 PARTIAL = ".partial"
 """Ending of the name while something is written."""
 
@@ -69,6 +71,21 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file as a whole, for people to read, too."""
     write_text(path, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file of one of our folders says.
+
+    Raises:
+        ConfigError: If it is not an object, or not to be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it is not a JSON object")
+    return content
 
 
 def remove_leftovers(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import platform
 import subprocess
@@ -19,7 +18,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from lit_sft.data._base import CorpusData
-from lit_sft.files import write_json, write_text
+from lit_sft.files import read_object, write_json, write_text
 from lit_sft.runs.folder import CONFIG, MANIFEST, SUMMARY, command, is_run
 from lit_sft.stages._base import Stage
 
@@ -50,13 +49,13 @@ class RunRecord(SaveConfigCallback):
             return
         assert isinstance(pl_module, Stage)
         folder = Path(trainer.default_root_dir)
-        write_text(folder / CONFIG, self.parser.dump(self.config, skip_none=False, skip_validation=True))
         manifest = self._manifest(trainer, pl_module)
         if (folder / MANIFEST).is_file():  # the run goes on
-            first = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            first = read_object(folder / MANIFEST)
             resumed = [*first.get("resumed", []), manifest["started"]]
-            manifest = {**manifest, "started": first["started"], "resumed": resumed}
+            manifest = {**manifest, "started": first.get("started", manifest["started"]), "resumed": resumed}
             (folder / SUMMARY).unlink(missing_ok=True)  # it is not finished any more
+        write_text(folder / CONFIG, self.parser.dump(self.config, skip_none=False, skip_validation=True))
         write_json(folder / MANIFEST, manifest)
         self.already_saved = True
         log.info(

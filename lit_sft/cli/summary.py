@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from lit_sft.errors import ConfigError
+from lit_sft.files import read_object
 from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, SUMMARY, command, is_run, newest_run
 from lit_sft.runs.summary import render
 
@@ -33,12 +33,13 @@ def content_of(run: Path) -> dict[str, Any]:
     file = run / SUMMARY
     if not file.is_file():
         return _so_far(run)
+    remedy = "Remove it, and what the last checkpoint knows is shown"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or "optimizer_steps" not in content:
-        raise ConfigError(f"{file} is damaged; remove it, and what the last checkpoint knows is shown")
+        content = read_object(file)
+    except ConfigError as error:
+        raise ConfigError(f"{error}. {remedy}") from None
+    if "optimizer_steps" not in content:
+        raise ConfigError(f"{file} is damaged: it names no steps. {remedy}")
     return content
 
 

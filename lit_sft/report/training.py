@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from lit_sft.files import read_object
 from lit_sft.runs.folder import CONFIG, CURVES, SUMMARY
 
 MAX_POINTS = 200
@@ -29,9 +29,13 @@ class Training:
 
 
 def read_training(run: Path) -> Training:
-    """What the folder of a run tells; parts that are not there are left out."""
+    """What the folder of a run tells; parts that are not there are left out.
+
+    Raises:
+        ConfigError: If its summary is damaged.
+    """
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-    summary = json.loads((run / SUMMARY).read_text(encoding="utf-8")) if (run / SUMMARY).is_file() else {}
+    summary = read_object(run / SUMMARY) if (run / SUMMARY).is_file() else {}
     measure = next(iter(summary.get("metrics") or {"val/loss": "loss"})).removeprefix("val/")
     curves = _curves(run / CURVES, (f"train/{measure}", f"val/{measure}"))
     return Training(_facts(config, summary), {name: curve for name, curve in curves.items() if len(curve) > 1})

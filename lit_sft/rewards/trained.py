@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.errors import BadRecord, ConfigError
+from lit_sft.files import read_object
 from lit_sft.rewards._base import Answered, RewardFunction
 
 if TYPE_CHECKING:
@@ -151,9 +152,7 @@ class Trained(RewardFunction):
     def _open(self, given: str | None) -> Checkpoint:
         if not self.is_adapter:
             return open_checkpoint(self.folder, self.about["family"], self.about["prompt_format"])
-        path = given or json.loads((self.folder / "adapter_config.json").read_text(encoding="utf-8")).get(
-            "base_model_name_or_path"
-        )
+        path = given or read_object(self.folder / "adapter_config.json").get("base_model_name_or_path")
         if not path or not Path(path).is_dir():
             raise ConfigError(
                 f"{self.folder}: its base {path} is not here. Name the model folder on which it was trained"

@@ -40,5 +40,5 @@ def test_a_summary_shows_what_was_measured_before_where_nothing_was_since() -> N
 @pytest.mark.parametrize("damaged", ["", "{", "[]", "{}", "\xff"])
 def test_a_damaged_summary_is_named_with_the_remedy(tmp_path: Path, damaged: str) -> None:
     (tmp_path / "summary.json").write_text(damaged, encoding="latin-1")
-    with pytest.raises(ConfigError, match=r"summary\.json is damaged; remove it"):
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged: .*\. Remove it"):
         content_of(tmp_path)
