@@ -24,7 +24,7 @@ def accuracies(benchmark: type[MultipleChoice], rows: Iterable[dict[str, Any]]) 
     hits: dict[str, list[bool]] = {}
     for row in rows:
         hits.setdefault(row["subject"], []).append(row["choice"] == row["answer"])
-    subjects = {
+    subjects: dict[str, dict[str, Any]] = {
         subject: {
             "name": benchmark.called(subject),
             "questions": len(found),

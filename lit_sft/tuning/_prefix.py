@@ -98,7 +98,7 @@ class PrefixEncoder(nn.Module):
     def forward(self, num_rows: int, dtype: torch.dtype) -> Tensor:
         """Keys and values [L, 2, B, N, P, D]; what is dropped differs between the rows."""
         with torch.autocast(self.embedding.weight.device.type, enabled=False):
-            rows = self.trans(self.embedding.weight) if self.trans else self.embedding.weight
+            rows: Tensor = self.trans(self.embedding.weight) if self.trans else self.embedding.weight
         size = self.size
         states = rows.to(dtype).expand(num_rows, -1, -1)
         states = states.unflatten(-1, (2 * size.num_layers, size.num_heads, size.head_dim))
