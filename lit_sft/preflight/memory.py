@@ -184,7 +184,7 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
     What every linear layer reads and writes, and the product in a gated feed-forward layer; norms keep float32.
     """
     through = sum(inputs + outputs for _, inputs, outputs in size.linear_shapes) + size.is_gated * size.widest
-    saved = through * plan.activation_bytes
+    saved: float = through * plan.activation_bytes
     if plan.activation_bytes == 2:
         saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
     if not plan.tuning.trains_base:
