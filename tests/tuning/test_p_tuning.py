@@ -64,15 +64,17 @@ def with_past(network: Any, weights: dict[str, torch.Tensor], ids: torch.Tensor)
     decoder, cache = network.get_decoder(), cached(network, weights)
     if not isinstance(decoder, ChatGLM6BModel):
         places = torch.arange(ids.shape[1])[None]
-        logits: torch.Tensor = network(input_ids=ids, position_ids=places, past_key_values=cache).logits
-        return logits
+        found: torch.Tensor = network(input_ids=ids, position_ids=places, past_key_values=cache).logits
+        return found
     layout = decoder.layout(ids)
     seen = torch.cat([torch.ones(1, 1, ids.shape[1], LENGTH, dtype=torch.bool), layout.allowed()], dim=-1)
     hidden = decoder.word_embeddings(ids)
     angles = decoder.rotary(layout.positions, hidden.dtype)
     for layer in decoder.layers:
         hidden = layer(hidden, attention_mask=seen, angles=angles, past_key_values=cache)
-    return network.lm_head(decoder.final_layernorm(hidden))
+    logits = network.lm_head(decoder.final_layernorm(hidden))
+    assert isinstance(logits, torch.Tensor)
+    return logits
 
 
 @pytest.fixture(params=FAMILIES)
@@ -164,7 +166,7 @@ def test_a_checkpoint_of_the_original_script_loads(chatglm: Checkpoint, projecti
     hidden, layers = config.hidden_size, config.num_hidden_layers
     states = 2 * layers * (hidden if is_first else config.multi_query_group_num * config.kv_channels)
     inputs = hidden if is_first else states
-    shapes = {"embedding.weight": (LENGTH, inputs if projection else states)}
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (LENGTH, inputs if projection else states)}
     if projection:
         shapes |= {"trans.0.weight": (hidden, inputs), "trans.0.bias": (hidden,)}
         shapes |= {"trans.2.weight": (states, hidden), "trans.2.bias": (states,)}
