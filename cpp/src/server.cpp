@@ -47,6 +47,8 @@ int Server::bind() {
     if (port < 0)
         throw UserError("--host " + options_.host + " --port " + std::to_string(options_.port) +
                         " cannot be listened at; take another port, or end the program that is there");
+    // The library lets five connections wait to be taken, and the system resets others.
+    listen(socket_, SOMAXCONN);
     return port;
 }
 
@@ -61,7 +63,8 @@ void Server::add_limits() {
         return new httplib::ThreadPool(most);
     };
     // The library would let a second server listen at the same port.
-    http_.set_socket_options([](socket_t socket) {
+    http_.set_socket_options([this](socket_t socket) {
+        socket_ = socket;
         const int yes = 1;
         setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
     });

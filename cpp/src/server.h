@@ -54,6 +54,7 @@ class Server {
     std::atomic<std::size_t> num_open_{0};
     Service service_;
     httplib::Server http_;
+    socket_t socket_ = INVALID_SOCKET;  // that listens
 };
 
 }  // namespace lit_sft

@@ -290,8 +290,9 @@ def examine(case: Case, cache_folder: Path) -> list[str]:
     scan = found.scan
     talks = [said(found.record(n)) for n in scan.good.tolist()]
     names = [name for name in scan.bad if scan.bad[name]]
-    bad = [found.records.read(n) for name in names for n in scan.records_with(name).tolist()]
-    has_long = any(len(data) > MAX_RECORD_BYTES for data in bad)
+    numbers = [n for name in names for n in scan.records_with(name).tolist()]
+    bad, sizes = [found.records.read(n) for n in numbers], found.records.sizes()
+    has_long = any(sizes[n] > MAX_RECORD_BYTES for n in numbers)  # of which only the beginning is kept
     everything_read, everything_bad = "".join(talks), b"\n".join(bad)
     lost = []
     for number in range(len(case.records)):

@@ -28,10 +28,18 @@ def content_of(run: Path) -> dict[str, Any]:
     """What a run measured: at its end, or until now.
 
     Raises:
-        ConfigError: If it did not get as far as a checkpoint.
+        ConfigError: If it did not get as far as a checkpoint, or its summary is damaged.
     """
     file = run / SUMMARY
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else _so_far(run)
+    if not file.is_file():
+        return _so_far(run)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or "optimizer_steps" not in content:
+        raise ConfigError(f"{file} is damaged; remove it, and what the last checkpoint knows is shown")
+    return content
 
 
 def _so_far(run: Path) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def test_a_network_whose_attention_is_special_is_refused(tiny: Callable[[str], P
 
 def test_a_network_that_attends_in_a_way_of_its_own_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     shutil.copytree(tiny("native"), tmp_path / "bloom", ignore=shutil.ignore_patterns("*.safetensors"))
-    config = BloomConfig(vocab_size=1400, hidden_size=32, n_layer=1, n_head=4)
+    config: Any = BloomConfig(vocab_size=1400, hidden_size=32, n_layer=1, n_head=4)
+    config.max_position_embeddings = 256
     BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
     with pytest.raises(ConfigError, match="this network cannot be exported") as refused:
         export_onnx(Source(open_checkpoint(tmp_path / "bloom"), SAMPLES), tmp_path / "out")

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from lit_sft.cli.summary import content_of
+from lit_sft.errors import ConfigError
 from lit_sft.runs.summary import one_line, render
 
 
@@ -33,3 +35,10 @@ def test_a_summary_shows_what_was_measured_before_where_nothing_was_since() -> N
     assert "  ended at 50% of the run" in lines
     assert "  held out              before   not since" in lines
     assert "  loss                   7.643           -" in lines
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[]", "{}", "\xff"])
+def test_a_damaged_summary_is_named_with_the_remedy(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "summary.json").write_text(damaged, encoding="latin-1")
+    with pytest.raises(ConfigError, match=r"summary\.json is damaged; remove it"):
+        content_of(tmp_path)
