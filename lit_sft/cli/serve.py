@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ from lit_sft.cli._source import DType, QuantType, open_source
 from lit_sft.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from lit_sft.chat.network import Source
 
 API_KEY = "LIT_SFT_API_KEY"
@@ -55,41 +58,50 @@ def serve(
     Raises:
         UserError: If the options do not go together or the model cannot be loaded.
     """
-    for name, value in (("max_rows", max_rows), ("max_waiting", max_waiting), ("max_tokens", max_tokens)):
+    _check_positive(max_rows=max_rows, max_waiting=max_waiting, max_tokens=max_tokens)
+    _check_packages()
+    listening = _listen(host, port)  # before the network loads
+    import uvicorn
+
+    source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
+    models = _names(source, Path(named))
+    app = _application(source, models, max_rows, max_waiting, max_tokens)
+    address = f"http://{host}:{listening.getsockname()[1]}/v1"
+    sys.stderr.write(f"models {', '.join(models)} at {address}; Ctrl-C to stop\n")
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+    uvicorn.Server(settings).run(sockets=[listening])
+
+
+def _check_positive(**limits: int) -> None:
+    for name, value in limits.items():
         if value < 1:
             raise ConfigError(f"--{name} is {value}; it must be at least 1")
-    try:
-        import uvicorn
 
-        from lit_sft.serve.app import make_app
+
+def _check_packages() -> None:
+    try:
+        for name in ("uvicorn", "lit_sft.serve.app"):
+            import_module(name)
     except ImportError as error:
         raise ConfigError(f"serve needs {error.name}: pip install '.[serve]'") from None
-    listening = _listen(host, port)  # before the network loads
+
+
+def _application(source: Source, models: dict[str, bool], max_rows: int, max_waiting: int, max_tokens: int) -> FastAPI:
     from lit_sft.chat.network import Network
     from lit_sft.generation.strategies import Greedy
     from lit_sft.serve.answering import Answerer
+    from lit_sft.serve.app import make_app
     from lit_sft.serve.engine import Engine
 
-    source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
     if is_exported(source.checkpoint.path):
         raise ConfigError(
             f"{source.checkpoint.path} is an exported graph: serve joins requests in networks of torch only. Give the "
             "checkpoint that it was made of; chat and predict take the graph"
         )
     network = Network(source)
-    models = _names(source, Path(named))
-    engine = Engine(network, max_rows, max_waiting)
-    app = make_app(
-        Answerer(network, engine),
-        models,
-        source.strategy or Greedy(),
-        max_tokens=max_tokens,
-        api_key=os.environ.get(API_KEY) or None,
-    )
-    address = f"http://{host}:{listening.getsockname()[1]}/v1"
-    sys.stderr.write(f"models {', '.join(models)} at {address}; Ctrl-C to stop\n")
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
-    uvicorn.Server(settings).run(sockets=[listening])
+    answerer = Answerer(network, Engine(network, max_rows, max_waiting))
+    api_key = os.environ.get(API_KEY) or None
+    return make_app(answerer, models, source.strategy or Greedy(), max_tokens=max_tokens, api_key=api_key)
 
 
 def _listen(host: str, port: int) -> socket.socket:
