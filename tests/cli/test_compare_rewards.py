@@ -1,6 +1,7 @@
 """`compare --reward`: what a reward model, of whatever family, says of the answers before and after."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -65,10 +66,10 @@ def test_page_and_markdown_show_scores_of_both_sides_first() -> None:
     comparison = comparison_of(side("a", "bb"), side("aaa", "b"), name="run|<b>")
     measured = comparison.measure()
     text, html = markdown(comparison, measured), page(comparison, measured)
-    assert "| 1.00 → 3.00 |" in text
-    assert "| Reward of run&#124;&#60;b&#62; | 1.50 | 2.00 | +0.50 |" in text
+    assert "    - Reward of run&#124;&#60;b&#62;: 1.00 → 3.00" in text
+    assert re.search(r"\| Reward of run&#124;&#60;b&#62; +\| 1\.50 +\| 2\.00 +\| \+0\.50 +\|", text)
     assert html.index("Reward of run|&lt;b&gt;") < html.index("Stopped by itself")
-    assert "reward 3.00" in html
+    assert "Reward of run|&lt;b&gt; 1.00 → 3.00" in html
     assert "<b>&gt;" not in html
 
 
