@@ -60,16 +60,16 @@ def serve(
     """
     _check_positive(max_rows=max_rows, max_waiting=max_waiting, max_tokens=max_tokens)
     _check_packages()
-    listening = _listen(host, port)  # before the network loads
     import uvicorn
 
-    source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
-    models = _names(source, Path(named))
-    app = _application(source, models, max_rows, max_waiting, max_tokens)
-    address = f"http://{host}:{listening.getsockname()[1]}/v1"
-    sys.stderr.write(f"models {', '.join(models)} at {address}; Ctrl-C to stop\n")
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
-    uvicorn.Server(settings).run(sockets=[listening])
+    with _listen(host, port) as listening:  # before the network loads
+        source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
+        models = _names(source, Path(named))
+        app = _application(source, models, max_rows, max_waiting, max_tokens)
+        address = f"http://{host}:{listening.getsockname()[1]}/v1"
+        sys.stderr.write(f"models {', '.join(models)} at {address}; Ctrl-C to stop\n")
+        settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=30)
+        uvicorn.Server(settings).run(sockets=[listening])
 
 
 def _check_positive(**limits: int) -> None:

@@ -60,7 +60,7 @@ def test_embedding_and_head_are_those_of_the_adapter(golden: str, modules: list[
     torch.testing.assert_close(exported, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed", "ignore:Adapter .default.")
 def test_biases_of_an_adapter_are_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("baichuan-7b"))
     adapter = adapter_of(checkpoint, tmp_path / "adapter", lora_bias=True)
