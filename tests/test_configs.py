@@ -66,6 +66,7 @@ def small(config: Path, stand_in, corpus_file: Path, tmp_path: Path) -> list[str
         "data.init_args.num_workers": "0",
         "trainer.accelerator": "cpu",
         **of_prompts,
+        **({"model.init_args.tuning.init_args.num_blocks": "1"} if "Freeze" in text else {}),  # it has no more
     }
     return ["--config", str(config), *options(arguments)]
 

@@ -218,6 +218,10 @@ def test_merge_and_chat_ask_a_tuning_what_it_exports() -> None:
         name: (tuning.exports_adapter, tuning.quantizes_base)  # type: ignore[attr-defined]
         for name, tuning in discover("lit_sft.tuning._base.Tuning").items()
     }
-    assert exported == {"Full": (False, False), "LoRA": (True, False), "QLoRA": (True, True)}
+    assert exported == {
+        **dict.fromkeys(("Full", "Freeze", "PTuning"), (False, False)),
+        "LoRA": (True, False),
+        "QLoRA": (True, True),
+    }
     for module in ("export.merge", "chat.network"):
-        assert not {"LoRA", "QLoRA", "Full"} & set(vars(importlib.import_module(f"lit_sft.{module}")))
+        assert not exported.keys() & set(vars(importlib.import_module(f"lit_sft.{module}")))
