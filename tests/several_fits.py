@@ -6,7 +6,6 @@ process runs it in a fork, and the forks meet there.
 
 import os
 import signal
-import socket
 import sys
 import warnings
 from collections.abc import Sequence
@@ -73,9 +72,3 @@ def launch(jobs: list[Job], devices: int, nodes: int, host: int, port: int) -> N
         start_method="fork",
     )
     elastic_launch(config, run_all)(jobs)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+PORT = "MASTER_PORT"
+"""Environment variable from which torch takes where the processes of a run meet."""
 
 
 def process_rank() -> int:
@@ -25,6 +33,37 @@ def gather(own: T) -> list[T]:
     parts: list[T] = [own] * distributed.get_world_size()
     distributed.all_gather_object(parts, own)
     return parts
+
+
+@contextmanager
+def meeting_port() -> Iterator[None]:
+    """Choose where processes that this one launches meet, unless a launcher or a scheduler has done so.
+
+    Lightning would take one of the ports that the kernel hands out to whoever asks; until its processes have started,
+    some seconds later, another program may have got it.
+    """
+    if {PORT, "SLURM_JOB_ID", "LSB_JOBID"} & os.environ.keys():
+        yield
+        return
+    os.environ[PORT] = str(free_port())
+    try:
+        yield
+    finally:
+        os.environ.pop(PORT, None)
+
+
+def free_port() -> int:
+    """A port that nobody listens on, below those that the kernel hands out."""
+    try:
+        first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii").split()[0])
+    except OSError:
+        first = 32768
+    first = max(first, 2048)
+    while True:
+        port = random.SystemRandom().randrange(max(1024, first - 12000), first)  # draws nothing of the run's own
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("", port))
+            return port
 
 
 def end_with_parent() -> None:

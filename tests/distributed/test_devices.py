@@ -13,12 +13,13 @@ import yaml
 from lightning import Trainer
 from rankings import ranked, written
 from safetensors.torch import load_file
-from several_fits import Job, free_port, launch
+from several_fits import Job, launch
 from started import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.__main__ import main
 from lit_sft.distributed.fsdp2 import FSDP2
+from lit_sft.distributed.processes import free_port
 from lit_sft.errors import ConfigError
 from lit_sft.stages._rescaling import rescale_progress
 from lit_sft.stages.sft import SFT

@@ -8,11 +8,12 @@ import pytest
 import torch
 import yaml
 from policies import prompts_in
-from several_fits import Job, free_port, launch
+from several_fits import Job, launch
 from started import start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_sft.__main__ import main
+from lit_sft.distributed.processes import free_port
 
 pytestmark = pytest.mark.slow
 
