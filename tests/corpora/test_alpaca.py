@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset  # type: ignore[import-untyped]
 from reading import read_findings, said
 
 from lit_sft.corpora.alpaca import Alpaca
