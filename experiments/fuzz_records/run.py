@@ -292,7 +292,8 @@ def examine(case: Case, cache_folder: Path) -> list[str]:
     names = [name for name in scan.bad if scan.bad[name]]
     numbers = [n for name in names for n in scan.records_with(name).tolist()]
     bad, sizes = [found.records.read(n) for n in numbers], found.records.sizes()
-    has_long = any(sizes[n] > MAX_RECORD_BYTES for n in numbers)  # of which only the beginning is kept
+    # Of a long one only the beginning is kept; the size of a line is that of what is kept.
+    has_long = any(max(int(sizes[n]), len(data)) > MAX_RECORD_BYTES for n, data in zip(numbers, bad, strict=True))
     everything_read, everything_bad = "".join(talks), b"\n".join(bad)
     lost = []
     for number in range(len(case.records)):
