@@ -103,8 +103,8 @@ def answer(folder: Path) -> dict[str, float]:
     with Watch() as watch:
         model = open_checkpoint(folder).load_model()
         loaded = time.perf_counter() - start
-        (ids,) = generate_ids(model, [[*range(100, 140)]], Greedy(), stop=[], room=8)
-    assert len(ids) == 8
+        (ids,) = generate_ids(model, [[*range(100, 140)]], Greedy(), stop=[2], room=8)
+    assert ids
     return {"load_s": round(loaded, 1), "anonymous_MiB": watch.above("RssAnon"), "resident_MiB": watch.above("VmRSS")}
 
 

@@ -198,12 +198,13 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
         _copy(checkpoint, folder)
         write_json(folder / GENERATION, _generation(source, assembly.name, assembly.layers, store))
         gate = Gate(network, store, source.samples, scores)
-        figures: dict[str, Any] = {"parity": gate.check(GraphSession(folder))}
+        figures: dict[str, Any] = {"parity": gate.check(GraphSession(folder, is_packed=False))}
         if precision.bits:
             set_accuracy(model, 0 if form.is_exact else 4)
             ir.save(model, folder / GRAPH)
         if scores is None:
-            figures["quality"] = gate.quality(GraphSession(folder))
+            # Products of integers as they are exported need their weights packed.
+            figures["quality"] = gate.quality(GraphSession(folder, is_packed=bool(precision.bits)))
     (folder / ORIGINAL).unlink()
     if scores is None:
         figures["text"] = write_text_side(checkpoint.family, checkpoint.load_tokenizer(), folder)
