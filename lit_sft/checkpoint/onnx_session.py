@@ -146,7 +146,10 @@ class GraphSession:
         file = model or folder / GRAPH
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        options.add_session_config_entry("session.disable_prepacking", "0" if is_packed else "1")
+        if not is_packed:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            # Further optimizations would convert weights in half precision to float32, all of them at once.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
