@@ -150,6 +150,7 @@ class GraphSession:
             options.add_session_config_entry("session.disable_prepacking", "1")
             # Further optimizations would convert weights in half precision to float32, all of them at once.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.enable_cpu_mem_arena = False  # it would keep what was converted one after the other
         options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

@@ -45,7 +45,7 @@ from lit_sft.cli.quiet import quieten
 from lit_sft.cli.run_option import expand_run
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data._base import CorpusData
-from lit_sft.distributed.processes import end_with_parent, meeting_port, process_rank
+from lit_sft.distributed.processes import end_with_parent, launch_environment, process_rank
 from lit_sft.errors import ConfigError, Stopped
 from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
@@ -364,7 +364,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     if not is_launcher:
         end_with_parent()
     try:
-        with meeting_port():
+        with launch_environment():
             return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.

@@ -17,6 +17,9 @@ T = TypeVar("T")
 PORT = "MASTER_PORT"
 """Environment variable from which torch takes where the processes of a run meet."""
 
+LAUNCHED = (PORT, "MASTER_ADDR", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+"""Environment variables of a process that has been launched as one of several."""
+
 
 def process_rank() -> int:
     """Rank of this process in a run of several, before any of them is connected to the others."""
@@ -36,20 +39,23 @@ def gather(own: T) -> list[T]:
 
 
 @contextmanager
-def meeting_port() -> Iterator[None]:
-    """Choose where processes that this one launches meet, unless a launcher or a scheduler has done so.
+def launch_environment() -> Iterator[None]:
+    """Choose where processes that this one launches meet, unless a launcher or a scheduler has; leave nothing behind.
 
     Lightning would take one of the ports that the kernel hands out to whoever asks; until its processes have started,
-    some seconds later, another program may have got it.
+    some seconds later, another program may have got it. And it leaves in the environment which process this was, by
+    which a further run, here or in a process of its own, would take itself for one that somebody launches.
     """
-    if {PORT, "SLURM_JOB_ID", "LSB_JOBID"} & os.environ.keys():
-        yield
-        return
-    os.environ[PORT] = str(free_port())
+    before = {name: os.environ.get(name) for name in LAUNCHED}
+    if not {PORT, "SLURM_JOB_ID", "LSB_JOBID"} & os.environ.keys():
+        os.environ[PORT] = str(free_port())
     try:
         yield
     finally:
-        os.environ.pop(PORT, None)
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def free_port() -> int:

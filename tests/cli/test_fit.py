@@ -28,6 +28,7 @@ from lit_sft.cli.mistakes import mistake_behind
 from lit_sft.cli.parser import EPILOG
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data.sft import SFTData
+from lit_sft.distributed.processes import LAUNCHED
 from lit_sft.errors import ConfigError
 from lit_sft.plugins import discover
 from lit_sft.preflight.plan import refuse_mps
@@ -335,7 +336,8 @@ def test_two_processes_that_the_trainer_starts_train_and_measure_as_one(
             assert main(words) == 0
         else:
             command = [sys.executable, "-m", "lit_sft", *words]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            outside = {name: value for name, value in os.environ.items() if name not in LAUNCHED}
+            done = subprocess.run(command, capture_output=True, text=True, env={**outside, "OMP_NUM_THREADS": "1"})
             assert done.returncode == 0, done.stderr
         (run,) = (tmp_path / "runs").glob(f"{name}-*")
         summary = json.loads((run / "summary.json").read_text())
