@@ -11,11 +11,11 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 # Further extras of pyproject.toml: serve, export or serve,export.
 ARG EXTRAS=
 RUN apt-get update && apt-get install -y --no-install-recommends g++ make && rm -rf /var/lib/apt/lists/*
-WORKDIR /work
+WORKDIR /opt/lit_sft
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 # torch alone, so that a change of the code does not bring it again. The environment is where make looks for it.
 RUN python -m venv .venv && .venv/bin/pip install --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple "torch==${TORCH}"
-ENV PATH=/work/.venv/bin:$PATH
+ENV PATH=/opt/lit_sft/.venv/bin:$PATH
 COPY . .
 RUN pip install --constraint constraints.txt --editable ".${EXTRAS:+[$EXTRAS]}" && touch .venv/installed
 CMD ["python", "-m", "lit_sft", "--help"]
