@@ -38,6 +38,7 @@ def run(words: list[str], port: int | None) -> int:
         # The group of the parents stays as it is, also that of their launcher.
         os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)
         os.environ["MASTER_PORT"] = str(port)
+        use_one_thread()
         run_and_leave(words)
     signal.signal(signal.SIGALRM, lambda *_: sys.exit(f"{' '.join(words)} did not end in {MAX_SECONDS} s"))
     signal.alarm(MAX_SECONDS)
@@ -46,10 +47,17 @@ def run(words: list[str], port: int | None) -> int:
     return code
 
 
+def use_one_thread() -> None:
+    """Also what makes a fork safe: torch replaces its pool of threads at the first call, and two first calls at once of
+    threads of its own (ATen's set_num_threads in the backward pass) fail with "Invalid thread pool!".
+    """
+    torch.set_num_threads(1)
+
+
 def run_all(jobs: list[Job]) -> None:
     """One after the other, up to the first that does not end as it should."""
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    use_one_thread()
     for job in jobs:
         code, expected = run(job.words, job.port), job.codes[int(os.environ["RANK"])]
         if code != expected:

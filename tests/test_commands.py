@@ -98,10 +98,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "data" / "Belle_open_source_0.5M.json").write_text(lines, encoding="utf-8")
     own = Page(DOCS / "own-data.md")
     (shown,) = [text for language, text in own.blocks if language == "json"]
-    (settings,) = [text for language, text in own.blocks if language == "yaml"]
+    settings, of_a_table = [text for language, text in own.blocks if language == "yaml"]
     talks = [shown.replace("几点", f"{number}月{number}日几点") for number in range(1, 13)]
     (folder / "data" / "mine.jsonl").write_text("".join(talks), encoding="utf-8")
     (folder / "mine.yaml").write_text(settings, encoding="utf-8")
+    assert "data/faq.parquet" in of_a_table
     parts = "\n\n".join(text for language, text in Page(DOCS / "extend.md").blocks if language == "python")
     (folder / "my_parts.py").write_text(parts, encoding="utf-8")
     (folder / "questions.txt").write_text("1加1？\n", encoding="utf-8")
