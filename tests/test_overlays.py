@@ -89,9 +89,9 @@ def test_every_overlay_is_here() -> None:
 
 @pytest.mark.parametrize("number", range(len(ALL)), ids=lambda number: ALL[number].stem)
 def test_overlays_stack_on_a_configuration(number: int, parser: Parser) -> None:
-    """A third of them on each, so that each overlay meets every family and every tuning."""
+    """Two or three of them on each, so that each overlay meets three configurations of different families."""
     config = ALL[number]
-    for overlay, wanted in [*OVERLAYS.items()][(number + number // 3) % 3 :: 3]:
+    for overlay, wanted in [*OVERLAYS.items()][number % 8 :: 8]:
         files = [str(config), str(CONFIGS / "overlays" / f"{overlay}.yaml")]
         parsed = parser.parse_args(["fit", *(word for file in files for word in ("--config", file))]).fit
         assert {name: _found(parsed, name) for name in wanted} == wanted

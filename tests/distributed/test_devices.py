@@ -50,7 +50,7 @@ ON_PAIRS = (
     ("Preference", "Full", "ddp"),
     ("Preference", "Full", "fsdp2"),
 )
-SAVED_STEP = 6
+SAVED_STEP = 3
 """In the middle of the second epoch."""
 
 
@@ -65,13 +65,13 @@ class Runs:
         self.root = root
         self.tiny = tiny
         # Of very different lengths. Neither the rows of an epoch nor the held-out ones can be shared out evenly.
-        sums = [(a, b) for a in range(1, 9) for b in range(1, 7)]
+        sums = [(a, b) for a in range(1, 8) for b in range(1, 5)]
         records = [
             {"instruction": f"{a}加{b}是几？" * (1 + a * b % 3), "input": "", "output": f"是{a + b}。" * (1 + a % 5)}
             for a, b in sums
         ]
         (root / "belle.json").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-        pairs = [ranked(f"{a}加{b}是几？", f"是{a + b}。" * (1 + a % 3), "不知道" * (1 + b % 3)) for a, b in sums[:30]]
+        pairs = [ranked(f"{a}加{b}是几？", f"是{a + b}。" * (1 + a % 3), "不知道" * (1 + b % 3)) for a, b in sums[:22]]
         written(root / "pairs.jsonl", pairs)
 
     def fit(
@@ -110,7 +110,7 @@ class Runs:
                     "max_length": 72,
                     "micro_batch_size": rows,
                     "packing": True,
-                    "validation_fraction": 0.15,
+                    "validation_fraction": 0.18,
                 },
             },
             "trainer": {
@@ -198,7 +198,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny: Callable[[str], Path]) 
             for rank in (0, 1)
         ),
         Job(runs.fit("LoRA_ddp_2", "LoRA", "ddp", devices=2), [0, 0]),
-        Job([*stopped, *when("Ask", step=5, rank=1)], [128 + signal.SIGTERM] * 2),
+        Job([*stopped, *when("Ask", step=3, rank=1)], [128 + signal.SIGTERM] * 2),
         Job([*stopped, "--resume", "auto"], [0, 0]),
         Job([*runs.fit("LoRA_resumed_2", "LoRA", **two), "--ckpt_path", runs.saved("LoRA_ddp_4")], [0, 0]),
         Job([*runs.fit("Full_resumed_2", "Full", **two), "--ckpt_path", runs.saved("Full_fsdp2_4")], [0, 0]),
