@@ -36,7 +36,7 @@ def read(file: Path) -> list[Advertisement]:
         DataError: If it cannot be read, naming the line.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{file} cannot be read: {error}") from None
     found = []

@@ -238,7 +238,7 @@ class TokenStore:
         """What else is to be said of some records, by their numbers."""
         file = self.folder / "details.jsonl"
         found: dict[int, str] = {}
-        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else []:
+        for line in file.read_text(encoding="utf-8", errors="replace").split("\n") if file.exists() else []:
             with suppress(ValueError, TypeError):  # the process that wrote it may have died
                 record, detail = json.loads(line)
                 found[int(record)] = str(detail)

@@ -219,10 +219,14 @@ def test_rouge_is_that_of_words() -> None:
     assert rouge("", "上衣") == {"rouge-1": 0, "rouge-2": 0, "rouge-l": 0}
 
 
-def test_adgen_is_answered_scored_and_taken_up(tiny: Callable[[str], Path], tmp_path: Path) -> None:
+def test_adgen_is_answered_scored_and_taken_up(
+    tiny: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "dev.json"
     records = [
-        {"content": f"类型#上衣*颜色#{color}", "summary": f"{color}的上衣"} for color in ("红色", "白色", "黑色")
+        # A separator of lines, for Unicode, but not for JSON Lines.
+        {"content": f"类型#上衣*颜色#{color}", "summary": f"{color}的\u2028上衣"}
+        for color in ("红色", "白色", "黑色")
     ]
     file.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     words = ["evaluate", "--benchmark", "adgen", "--data", str(file), "--checkpoint", str(tiny("chatglm2-6b"))]
@@ -235,3 +239,7 @@ def test_adgen_is_answered_scored_and_taken_up(tiny: Callable[[str], Path], tmp_
     (tmp_path / "out" / "answers.jsonl").write_bytes(lines[0])
     assert main(words) == 0
     assert results(tmp_path / "out") == expected
+    for name, said in (("answers.jsonl", "answers.jsonl:1 is damaged"), ("settings.json", "it is not a JSON object")):
+        (tmp_path / "out" / name).write_text("{\n", encoding="utf-8")
+        assert main(words) == 2
+        assert said in capsys.readouterr().err

@@ -167,7 +167,8 @@ class Native(Family):
                 self.folder, local_files_only=True, trust_remote_code=False
             )
         except (ValueError, OSError) as error:
-            raise CheckpointError(f"{self.folder}: no tokenizer loads: {str(error).splitlines()[0]}") from None
+            said = str(error).partition("\n")[0] or type(error).__name__
+            raise CheckpointError(f"{self.folder}: no tokenizer loads: {said}") from None
         if tokenizer.eos_token_id is None:
             file = self.folder / "tokenizer_config.json"
             raise CheckpointError(f"{file} has no eos_token; name the one that ends texts")
