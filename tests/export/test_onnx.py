@@ -125,14 +125,14 @@ def test_greedy_answers_are_the_same(session: GraphSession, subject: Subject) ->
         assert answer[:end] == ids[:end]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_integers_compute_what_torch_computes_with_the_same_integers(dtype: str, subject: Subject) -> None:
-    session, manifest = subject.export(Form(dtype))
+@pytest.mark.parametrize("form", [Form("int8"), Form("int4"), Form("int4", is_portable=True)])
+def test_integers_compute_what_torch_computes_with_the_same_integers(form: Form, subject: Subject) -> None:
+    session, manifest = subject.export(form)
     assert manifest["parity"]["max_logit_difference"] <= 1e-4
     assert manifest["parity"]["num_positions"] == sum(LENGTHS) + 3 * NUM_MORE + (
         6 if session.description.prefix_end_id is not None else 0
     )
-    assert manifest["quality"]["kl_divergence"] < {"int8": 0.1, "int4": 5.0}[dtype]
+    assert manifest["quality"]["kl_divergence"] < {"int8": 0.1, "int4": 5.0}[form.dtype]
 
 
 @pytest.mark.parametrize("is_portable", [False, True])
