@@ -164,7 +164,10 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(
     checkpoint: Checkpoint, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Source(checkpoint, SAMPLES)
-    for form, said in ((Form("int4", is_portable=True, is_exact=True), "--exact says how"), (Form(block=100), "--block is 100")):
+    for form, said in (
+        (Form("int4", is_portable=True, is_exact=True), "--exact says how"),
+        (Form(block=100), "--block is 100"),
+    ):
         with pytest.raises(ConfigError, match=said):
             export_onnx(source, tmp_path / "out", form)
     with pytest.raises(ConfigError, match="exists; give a folder that does not"):
