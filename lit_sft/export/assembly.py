@@ -24,6 +24,9 @@ from lit_sft.export.weights import Stored, Weight, WeightStore
 
 TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.uint8: ir.DataType.UINT8}
 
+INTEGERS: dict[int | None, ir.DataType] = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
+"""By their bits, for DequantizeLinear."""
+
 MICROSOFT = "com.microsoft"
 
 
@@ -211,20 +214,15 @@ class Assembly(ABC):
         scales = [self._initializer(f"{name}.scales", each) for each in rest]
         precision = self.store.precision
         if weight.is_quantized and weight.is_transposed:
-            integers = self._register(
-                self._external(
-                    f"{name}.stored",
-                    stored,
-                    {8: ir.DataType.INT8, 4: ir.DataType.INT4}[precision.bits],  # type: ignore[index]
-                    (weight.num_inputs, rest[0].shape[1]),
-                )
-            )
+            shape = weight.num_inputs, rest[0].shape[1]
+            integers = self._register(self._external(f"{name}.stored", stored, INTEGERS[precision.bits], shape))
             found = self.node("DequantizeLinear", integers, *scales, axis=0, block_size=precision.block)
             return self.node("MatMul", given, found)
         part = self._initializer(name, stored)
         if not weight.is_quantized:
             return self.node("MatMul", given, part)
-        sizes = {"K": weight.num_inputs, "N": stored.shape[0], "bits": precision.bits, "block_size": precision.block}
+        sizes: dict[str, Any] = {"K": weight.num_inputs, "N": stored.shape[0]}
+        sizes |= {"bits": precision.bits, "block_size": precision.block}
         return self.node("MatMulNBits", given, part, *scales, domain=MICROSOFT, **sizes)
 
     def _initializer(self, name: str, stored: Stored) -> ir.Value:

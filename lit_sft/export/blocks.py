@@ -1,5 +1,4 @@
-"""Weights as integers in blocks: the layout of com.microsoft.MatMulNBits, made and read back with torch, and that of
-DequantizeLinear.
+"""Weights as integers in blocks, made and read back with torch: the layouts of MatMulNBits and DequantizeLinear.
 
 Along its inputs each row of a matrix is cut into blocks; a block has one scale, and its weights are whole multiples of
 it. There is no zero point: the largest weight of a block, by magnitude, is what the end of the range stands for.

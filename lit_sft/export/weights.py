@@ -112,8 +112,9 @@ class DataFile:
 
 
 class Weight(NamedTuple):
-    """A parameter as the graph has it: one tensor, [in, out] if `is_transposed`; or integers and scales, [in, out] and
-    [blocks, out] if so, else [out, blocks, bytes of one] and [out, blocks].
+    """A parameter as the graph has it: one tensor, [in, out] if `is_transposed`; or integers and scales.
+
+    These are [in, out] and [blocks, out] if `is_transposed`, else [out, blocks, bytes of one] and [out, blocks].
     """
 
     parts: tuple[Stored, ...]

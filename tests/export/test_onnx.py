@@ -1,11 +1,14 @@
 """Every family as a graph: what it answers in onnxruntime is what the network answers in torch."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from goldens import GOLDEN_MODELS, golden_checkpoint
@@ -149,6 +152,28 @@ def test_half_precision_is_off_by_its_rounding_alone(
     for row, more, expected in zip(half.rows, half.more, half.expected, strict=True):
         found = session.forward([row + more], session.new_cache(1), keep=len(expected))[0]
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=0.1 * spread, rtol=0)
+
+
+def test_the_gate_converts_weights_in_half_precision_one_after_the_other(
+    tmp_path: Path, memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Subject(golden_checkpoint("baichuan2-13b"), tmp_path)
+    half.export(Form("float16"))
+    options = onnxruntime.SessionOptions
+
+    def profiled() -> Any:
+        made = options()
+        made.enable_profiling, made.profile_file_prefix = True, str(tmp_path / "profile")
+        return made
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", profiled)
+    session = GraphSession(tmp_path / "float16-False", threads=1, is_packed=False)
+    session.forward([half.rows[0]], session.new_cache(1))
+    events = json.loads(Path(session.session.end_profiling()).read_text())
+    kinds = [event["args"]["op_name"] for event in events if event.get("name", "").endswith("_kernel_time")]
+    assert kinds.count("Cast") > 12
+    most = max(len(list(group)) for kind, group in groupby(kinds) if kind == "Cast")
+    assert most <= 4  # else all of them are in memory at once
 
 
 STRATEGIES = [
