@@ -151,6 +151,8 @@ class GraphSession:
             # Further optimizations would convert weights in half precision to float32, all of them at once.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.enable_cpu_mem_arena = False  # it would keep what was converted one after the other
+            # The usual order has all conversions first, and everything converted in memory at once.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
         options.intra_op_num_threads = threads
         try:
             self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

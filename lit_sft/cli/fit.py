@@ -39,7 +39,7 @@ from lit_sft.callbacks.summary import Summary
 from lit_sft.callbacks.throughput import Throughput
 from lit_sft.cli._best_of import add_options, best_of
 from lit_sft.cli.measured import tell_measured
-from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.cli.mistakes import full_disks_told_once, mistake_behind
 from lit_sft.cli.parser import Parser, checkpoint_of
 from lit_sft.cli.quiet import quieten
 from lit_sft.cli.run_option import expand_run
@@ -364,7 +364,7 @@ def run_cli(cli: type[AnyCLI], arguments: Sequence[str], **options: Any) -> AnyC
     if not is_launcher:
         end_with_parent()
     try:
-        with launch_environment():
+        with launch_environment(), full_disks_told_once():
             return cli(Stage, CorpusData, args=expand_run(list(arguments)), **SETTINGS, **options)
     except Stopped:
         # Lightning kills the launching process when one that it launched reports failure.

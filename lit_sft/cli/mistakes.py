@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import pickle
 import re
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -25,7 +28,7 @@ def mistake_behind(error: Exception) -> UserError | None:
     said = " ".join(str(error).split())
     if isinstance(error, pickle.UnpicklingError):
         return ConfigError("the checkpoint is damaged, or would run code when it is read; it was not loaded")
-    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+    if _is_full_disk(error):
         return ConfigError(f"the disk is full: {said}. Checkpoints that were written before are kept")
     if isinstance(error, ValueError | ImportError) and (missing := missing_package(str(error))):
         return ConfigError(missing)
@@ -39,6 +42,29 @@ def mistake_behind(error: Exception) -> UserError | None:
         return mistake
     is_refusal = isinstance(error, ValueError | MisconfigurationException) and _is_lightnings_own(error)
     return ConfigError(said[:400]) if is_refusal else None
+
+
+@contextmanager
+def full_disks_told_once() -> Iterator[None]:
+    """While it is open threads that meet a full disk die silently.
+
+    That of TensorBoard does, and what next hands it curves raises the error again, which ends the run in one line.
+    """
+    before = threading.excepthook
+
+    def show(ended: threading.ExceptHookArgs) -> None:
+        if not _is_full_disk(ended.exc_value):
+            before(ended)
+
+    threading.excepthook = show
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
+def _is_full_disk(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _refused_option(error: Exception) -> ConfigError | None:

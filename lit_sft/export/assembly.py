@@ -24,6 +24,9 @@ from lit_sft.export.weights import Stored, Weight, WeightStore
 
 TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.uint8: ir.DataType.UINT8}
 
+INTEGERS: dict[int | None, ir.DataType] = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
+"""By their bits, for DequantizeLinear."""
+
 MICROSOFT = "com.microsoft"
 
 
@@ -207,28 +210,34 @@ class Assembly(ABC):
     def _product(self, given: Any, name: str) -> Any:
         """`given` [..., K] times the weight of the store."""
         weight: Weight = self.store.exported[name]
-        names = (name, f"{name}.scales") if weight.is_quantized else (name,)
-        parts = [self._initializer(*pair) for pair in zip(names, weight.parts, strict=True)]
-        if not weight.is_quantized:
-            return self.node("MatMul", given, *parts)
+        stored, *rest = weight.parts
+        scales = [self._initializer(f"{name}.scales", each) for each in rest]
         precision = self.store.precision
-        sizes = {"K": weight.num_inputs, "N": weight.parts[0].shape[0]}
-        return self.node(
-            "MatMulNBits", given, *parts, domain=MICROSOFT, **sizes, bits=precision.bits, block_size=precision.block
-        )
+        if weight.is_quantized and weight.is_transposed:
+            shape = weight.num_inputs, rest[0].shape[1]
+            integers = self._register(self._external(f"{name}.stored", stored, INTEGERS[precision.bits], shape))
+            found = self.node("DequantizeLinear", integers, *scales, axis=0, block_size=precision.block)
+            return self.node("MatMul", given, found)
+        part = self._initializer(name, stored)
+        if not weight.is_quantized:
+            return self.node("MatMul", given, part)
+        sizes: dict[str, Any] = {"K": weight.num_inputs, "N": stored.shape[0]}
+        sizes |= {"bits": precision.bits, "block_size": precision.block}
+        return self.node("MatMulNBits", given, part, *scales, domain=MICROSOFT, **sizes)
 
     def _initializer(self, name: str, stored: Stored) -> ir.Value:
-        tensor = self._external(f"{name}.stored", stored)
-        return self._register(tensor)
+        return self._register(self._external(f"{name}.stored", stored))
 
-    def _external(self, name: str, stored: Stored) -> ir.ExternalTensor:
+    def _external(
+        self, name: str, stored: Stored, dtype: ir.DataType | None = None, shape: Sequence[int] = ()
+    ) -> ir.ExternalTensor:
         file = self.store.data.path
         return ir.ExternalTensor(
             file.name,
             stored.offset,
             stored.num_bytes,
-            TYPES[stored.dtype],
-            shape=ir.Shape(stored.shape),
+            dtype or TYPES[stored.dtype],
+            shape=ir.Shape(shape or stored.shape),
             name=name,
             base_dir=file.parent,
         )

@@ -1,4 +1,4 @@
-"""Weights as integers in blocks: the layout of com.microsoft.MatMulNBits, made and read back with torch.
+"""Weights as integers in blocks, made and read back with torch: the layouts of MatMulNBits and DequantizeLinear.
 
 Along its inputs each row of a matrix is cut into blocks; a block has one scale, and its weights are whole multiples of
 it. There is no zero point: the largest weight of a block, by magnitude, is what the end of the range stands for.
@@ -8,7 +8,8 @@ Shapes: N outputs, K inputs, B blocks of a row, W weights of a block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -58,10 +59,36 @@ def quantize(weight: Tensor, bits: int, block: int) -> tuple[Tensor, Tensor]:
 
 def dequantize(blocks: Tensor, scales: Tensor, bits: int, num_inputs: int) -> Tensor:
     """The matrix [N, K] in float32 that `blocks` and `scales` of `quantize` stand for."""
-    if bits == 4:
-        blocks = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
-    weight_NBW = (blocks.float() - (1 << (bits - 1))) * scales[..., None]
+    multiples_NBW = _halves(blocks).float() if bits == 4 else blocks.float()
+    weight_NBW = multiples_NBW.sub_(1 << (bits - 1)) * scales[..., None]
     return weight_NBW.flatten(1)[:, :num_inputs]
+
+
+def to_signed(blocks: Tensor, bits: int, num_inputs: int) -> Tensor:
+    """Multiples [N, K] int8, without those that fill up the last block, of `blocks` of `quantize`."""
+    multiples_NBW = _halves(blocks) if bits == 4 else blocks
+    return multiples_NBW.flatten(1)[:, :num_inputs].sub(1 << (bits - 1)).view(torch.int8)
+
+
+def pack_signed(multiples: Tensor, bits: int) -> Tensor:
+    """Bytes of multiples of any shape in their order, as tensors of the types int8 and int4 of ONNX have them."""
+    flat = multiples.flatten().view(torch.uint8)
+    if bits == 8:
+        return flat
+    flat = torch.nn.functional.pad(flat, (0, len(flat) % 2)) & 15
+    return flat[0::2] | (flat[1::2] << 4)
+
+
+def unpack_signed(stored: Tensor, bits: int, shape: Sequence[int]) -> Tensor:
+    """Multiples int8 of the bytes of `pack_signed`."""
+    if bits == 4:
+        stored = ((_halves(stored) ^ 8) - 8)[: math.prod(shape)]
+    return stored.view(torch.int8).view(*shape)
+
+
+def _halves(stored: Tensor) -> Tensor:
+    """Two numbers of each byte, the first in its low half."""
+    return torch.stack([stored & 15, stored >> 4], dim=-1).flatten(-2)
 
 
 def _multiples(blocks_NBW: Tensor, scale_NB1: Tensor, lowest: int, highest: int) -> Tensor:

@@ -124,14 +124,14 @@ class Form(NamedTuple):
         from lit_sft.export.weights import PRECISIONS
 
         precision = PRECISIONS[self.dtype]
-        if precision.bits and self.is_portable:
+        if precision.bits and self.is_exact and self.is_portable:
             raise ConfigError(
-                f"--portable has operators of the standard only, and none multiplies {self.dtype}: take --dtype "
-                "float32 or float16, or leave --portable out"
+                "--exact says how integers are multiplied, which a runtime of a --portable graph decides by itself: "
+                "leave one of the two out"
             )
         if self.block not in BLOCKS:
             raise ConfigError(f"--block is {self.block}; it must be one of {', '.join(map(str, BLOCKS))}")
-        return precision._replace(block=self.block)
+        return precision._replace(block=self.block, is_standard=self.is_portable)
 
 
 def export_onnx(source: Source, output: Path, form: Form | None = None) -> dict[str, Any]:
@@ -203,8 +203,9 @@ def _write(source: Source, folder: Path, form: Form, precision: Precision) -> di
             set_accuracy(model, 0 if form.is_exact else 4)
             ir.save(model, folder / GRAPH)
         if scores is None:
-            # Products of integers as they are exported need their weights packed.
-            figures["quality"] = gate.quality(GraphSession(folder, is_packed=bool(precision.bits)))
+            # Products of integers at the accuracy of a fused graph need their weights packed.
+            is_packed = bool(precision.bits) and not form.is_portable
+            figures["quality"] = gate.quality(GraphSession(folder, is_packed=is_packed))
     (folder / ORIGINAL).unlink()
     if scores is None:
         figures["text"] = write_text_side(checkpoint.family, checkpoint.load_tokenizer(), folder)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_sft.errors import CheckpointError, ConfigError
-from lit_sft.export.blocks import dequantize, quantize, row_chunks
+from lit_sft.export.blocks import dequantize, pack_signed, quantize, row_chunks, to_signed, unpack_signed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,12 +40,14 @@ class Precision(NamedTuple):
         compute: Type of activations, cache and all other weights.
         bits: Of each weight of a linear layer, None where they are not quantized.
         block: Weights that share a scale.
+        is_standard: Whether integers are kept as DequantizeLinear reads them, and not as MatMulNBits.
     """
 
     name: str
     compute: torch.dtype
     bits: int | None = None
     block: int = 128
+    is_standard: bool = False
 
     @property
     def embedding(self) -> torch.dtype:
@@ -110,7 +112,10 @@ class DataFile:
 
 
 class Weight(NamedTuple):
-    """A parameter as the graph has it: one tensor, [in, out] if `is_transposed`; or blocks and scales."""
+    """A parameter as the graph has it: one tensor, [in, out] if `is_transposed`; or integers and scales.
+
+    These are [in, out] and [blocks, out] if `is_transposed`, else [out, blocks, bytes of one] and [out, blocks].
+    """
 
     parts: tuple[Stored, ...]
     is_transposed: bool = False
@@ -118,7 +123,7 @@ class Weight(NamedTuple):
 
     @property
     def is_quantized(self) -> bool:
-        """Whether it is blocks and scales."""
+        """Whether it is integers and scales."""
         return len(self.parts) > 1
 
 
@@ -193,7 +198,11 @@ class WeightStore:
         if weight.is_quantized:
             assert self.precision.bits
             blocks, scales = map(self.data.read, weight.parts)
-            return dequantize(blocks, scales, self.precision.bits, weight.num_inputs)
+            if not weight.is_transposed:
+                return dequantize(blocks, scales, self.precision.bits, weight.num_inputs)
+            multiples = unpack_signed(blocks, self.precision.bits, (weight.num_inputs, scales.shape[1]))
+            scale_of_each = scales.repeat_interleave(self.precision.block, 0)[: weight.num_inputs]
+            return (multiples * scale_of_each).T.contiguous()
         read = self.data.read(weight.parts[0]).float()
         return read.T.contiguous() if weight.is_transposed else read
 
@@ -217,9 +226,14 @@ class WeightStore:
                 row += len(rows)
                 yield blocks
 
-        shape = (num_outputs, num_blocks, block * bits // 8)
-        stored = self.data.write(chunks(), shape, torch.uint8)
-        return Weight((stored, self._write(name, [scales], scales.shape, torch.float32)), num_inputs=num_inputs)
+        if self.precision.is_standard:
+            multiples = torch.cat([to_signed(blocks, bits, num_inputs) for blocks in chunks()])
+            packed = pack_signed(multiples.T, bits)
+            stored, scales = self.data.write([packed], packed.shape, torch.uint8), scales.T
+        else:
+            stored = self.data.write(chunks(), (num_outputs, num_blocks, block * bits // 8), torch.uint8)
+        parts = stored, self._write(name, [scales], scales.shape, torch.float32)
+        return Weight(parts, self.precision.is_standard, num_inputs)
 
     def _write(self, name: str, chunks: Iterable[Tensor], shape: Iterable[int], dtype: torch.dtype) -> Stored:
         return self.data.write((_finite(name, chunk.to(dtype)) for chunk in chunks), shape, dtype)

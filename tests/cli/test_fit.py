@@ -1,5 +1,6 @@
 """From a configuration to a run folder and answers, as a user does it."""
 
+import errno
 import json
 import logging
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
 from lit_sft.callbacks.prediction_writer import PredictionWriter
 from lit_sft.callbacks.samples import Samples
-from lit_sft.cli.mistakes import mistake_behind
+from lit_sft.cli.mistakes import full_disks_told_once, mistake_behind
 from lit_sft.cli.parser import EPILOG
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.data.sft import SFTData
@@ -538,6 +540,23 @@ def refused_by(action: Callable[[], object]) -> str | None:
         found = mistake_behind(error)
         return str(found) if found else None
     return None
+
+
+def test_a_thread_that_meets_a_full_disk_is_silent_and_any_other_error_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda ended: shown.append(str(ended.exc_value)))
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    with full_disks_told_once():
+        for error in (OSError(errno.ENOSPC, "full"), OSError(errno.EACCES, "denied"), ValueError("other")):
+            thread = threading.Thread(target=fail, args=[error])
+            thread.start()
+            thread.join()
+    assert shown == ["[Errno 13] denied", "other"]
 
 
 def test_what_lightning_refuses_in_a_configuration_is_one_line(

@@ -17,6 +17,7 @@ import pytest
 import torch
 from binaries import binary
 from goldens import golden_checkpoint
+from graphs import traced_once
 
 from lit_sft.conversation import Conversation, Message
 from lit_sft.export import text_side
@@ -30,6 +31,8 @@ pytestmark = pytest.mark.slow
 KEY = "a-key"
 QUESTIONS = ["贝币", "How are you?", "叶 币\n是什么", "2加2等于几？", "渡船几点开？"]
 GREEDY = Greedy(max_new_tokens=12)
+PATIENCE = 240
+"""Seconds after which a server that does not answer, or a program that does not end, fails its test."""
 
 
 class Exported:
@@ -75,18 +78,18 @@ class Served:
         assert "; Ctrl-C to stop" in said, said
         self.port = int(said.split("/v1;")[0].rsplit(":", 1)[1])
         url = f"http://127.0.0.1:{self.port}/v1"
-        self.client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0)
+        self.client = openai.OpenAI(base_url=url, api_key=KEY, max_retries=0, timeout=PATIENCE)
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        code = self.process.wait(timeout=120)
+        code = self.process.wait(PATIENCE)
         assert self.process.stderr
         self.process.stderr.close()
         self.client.close()
         return code
 
     def ask(self, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request(method, path, body, {"Authorization": f"Bearer {KEY}", **headers})
         answer = connection.getresponse()
         content = answer.read().decode()
@@ -97,7 +100,7 @@ class Served:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     binary()
-    with pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
+    with traced_once(has_text=True), pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
         patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
         return Exported(tmp_path_factory.mktemp("served") / "tiny")
 
@@ -222,7 +225,7 @@ def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> No
 
 
 def test_a_body_of_unknown_length_is_refused(served: Served) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", served.port)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=PATIENCE)
     connection.putrequest("POST", "/v1/chat/completions")
     connection.putheader("Transfer-Encoding", "chunked")
     connection.endheaders()
@@ -288,7 +291,7 @@ def test_a_server_that_is_ended_writes_the_answers_under_way(exported: Exported)
     text = (first.choices[0].delta.content or "") + "".join(choice.delta.content or "" for choice in rest)
     assert text == exported.answer(exported.ids("贝币"), GREEDY).text
     assert rest[-1].finish_reason in {"stop", "length"}
-    assert served.process.wait(timeout=120) == 0
+    assert served.process.wait(PATIENCE) == 0
     assert served.end() == 0
 
 
@@ -296,7 +299,7 @@ def test_a_port_that_is_taken_is_one_line(served: Served, exported: Exported) ->
     runtime = Path(pytest.importorskip("onnxruntime").__file__).parent
     done = subprocess.run(
         [binary("lit-sft-server"), "--model", exported.folder, "--quiet", "--port", str(served.port)],
-        capture_output=True, text=True, env={**os.environ, "LIT_SFT_ORT": str(runtime)},
+        capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "LIT_SFT_ORT": str(runtime)},
     )  # fmt: skip
     assert done.returncode == 2
     assert done.stderr.startswith("error: --host 127.0.0.1 --port")
@@ -307,7 +310,7 @@ def test_a_program_that_embeds_the_library_answers_as_python(exported: Exported)
     runtime = Path(pytest.importorskip("onnxruntime").__file__).parent
     done = subprocess.run(
         [binary("lit-sft-ask"), exported.folder, "贝币"],
-        capture_output=True, text=True, env={**os.environ, "LIT_SFT_ORT": str(runtime)},
+        capture_output=True, text=True, timeout=PATIENCE, env={**os.environ, "LIT_SFT_ORT": str(runtime)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == exported.answer(exported.ids("贝币"), Greedy(max_new_tokens=64)).text + "\n"

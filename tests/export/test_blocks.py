@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_sft.export.blocks import NUM_TRIED, dequantize, quantize, row_chunks
+from lit_sft.export.blocks import NUM_TRIED, dequantize, pack_signed, quantize, row_chunks, to_signed, unpack_signed
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -24,6 +24,18 @@ def test_blocks_are_read_as_the_operator_reads_them(bits: int) -> None:
                 number = byte >> 4 if within % 2 else byte & 15
             expected[row, place] = (number - 2 ** (bits - 1)) * float(scales[row, block])
     np.testing.assert_array_equal(dequantize(blocks, scales, bits, 40), expected[:, :40])
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_signed_multiples_are_the_same_and_come_back_from_their_bytes(bits: int) -> None:
+    weight = torch.randn(3, 39)  # an odd number of weights
+    blocks, scales = quantize(weight, bits, 16)
+    multiples = to_signed(blocks, bits, 39)
+    found = multiples * scales.repeat_interleave(16, 1)[:, :39]
+    assert torch.equal(found, dequantize(blocks, scales, bits, 39))
+    packed = pack_signed(multiples.T, bits)
+    assert len(packed) == -(-3 * 39 * bits // 8)
+    assert torch.equal(unpack_signed(packed, bits, (39, 3)), multiples.T)
 
 
 @pytest.mark.parametrize(("bits", "most"), [(4, 0.105), (8, 0.0072)])

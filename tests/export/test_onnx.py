@@ -1,11 +1,14 @@
 """Every family as a graph: what it answers in onnxruntime is what the network answers in torch."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from goldens import GOLDEN_MODELS, golden_checkpoint
@@ -125,14 +128,14 @@ def test_greedy_answers_are_the_same(session: GraphSession, subject: Subject) ->
         assert answer[:end] == ids[:end]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_integers_compute_what_torch_computes_with_the_same_integers(dtype: str, subject: Subject) -> None:
-    session, manifest = subject.export(Form(dtype))
+@pytest.mark.parametrize("form", [Form("int8"), Form("int4"), Form("int4", is_portable=True)])
+def test_integers_compute_what_torch_computes_with_the_same_integers(form: Form, subject: Subject) -> None:
+    session, manifest = subject.export(form)
     assert manifest["parity"]["max_logit_difference"] <= 1e-4
     assert manifest["parity"]["num_positions"] == sum(LENGTHS) + 3 * NUM_MORE + (
         6 if session.description.prefix_end_id is not None else 0
     )
-    assert manifest["quality"]["kl_divergence"] < {"int8": 0.1, "int4": 5.0}[dtype]
+    assert manifest["quality"]["kl_divergence"] < {"int8": 0.1, "int4": 5.0}[form.dtype]
 
 
 @pytest.mark.parametrize("is_portable", [False, True])
@@ -149,6 +152,28 @@ def test_half_precision_is_off_by_its_rounding_alone(
     for row, more, expected in zip(half.rows, half.more, half.expected, strict=True):
         found = session.forward([row + more], session.new_cache(1), keep=len(expected))[0]
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=0.1 * spread, rtol=0)
+
+
+def test_the_gate_converts_weights_in_half_precision_one_after_the_other(
+    tmp_path: Path, memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Subject(golden_checkpoint("baichuan2-13b"), tmp_path)
+    half.export(Form("float16"))
+    options = onnxruntime.SessionOptions
+
+    def profiled() -> Any:
+        made = options()
+        made.enable_profiling, made.profile_file_prefix = True, str(tmp_path / "profile")
+        return made
+
+    monkeypatch.setattr(onnxruntime, "SessionOptions", profiled)
+    session = GraphSession(tmp_path / "float16-False", threads=1, is_packed=False)
+    session.forward([half.rows[0]], session.new_cache(1))
+    events = json.loads(Path(session.session.end_profiling()).read_text())
+    kinds = [event["args"]["op_name"] for event in events if event.get("name", "").endswith("_kernel_time")]
+    assert kinds.count("Cast") > 12
+    most = max(len(list(group)) for kind, group in groupby(kinds) if kind == "Cast")
+    assert most <= 4  # else all of them are in memory at once
 
 
 STRATEGIES = [

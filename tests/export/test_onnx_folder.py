@@ -164,7 +164,10 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(
     checkpoint: Checkpoint, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = Source(checkpoint, SAMPLES)
-    for form, said in ((Form("int4", is_portable=True), "--portable has"), (Form(block=100), "--block is 100")):
+    for form, said in (
+        (Form("int4", is_portable=True, is_exact=True), "--exact says how"),
+        (Form(block=100), "--block is 100"),
+    ):
         with pytest.raises(ConfigError, match=said):
             export_onnx(source, tmp_path / "out", form)
     with pytest.raises(ConfigError, match="exists; give a folder that does not"):
@@ -172,6 +175,21 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else "there")
     with pytest.raises(ConfigError, match=r"pip install '\.\[export\]' \(missing: onnxscript\)"):
         check_request(tmp_path / "out", Form())
+
+
+def test_integers_in_a_portable_graph_are_those_of_the_fused_one_and_need_the_standard_alone(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    for bits in (8, 4):
+        fused, portable = (tmp_path / f"{bits}-{form}" for form in ("fused", "portable"))
+        export_onnx(Source(checkpoint, SAMPLES), fused, Form(f"int{bits}", block=32, is_exact=True))
+        export_onnx(Source(checkpoint, SAMPLES), portable, Form(f"int{bits}", block=32, is_portable=True))
+        session = GraphSession(portable, threads=1, is_packed=False)
+        found = torch.from_numpy(session.forward([ROW], session.new_cache(1), keep=len(ROW))[0])
+        torch.testing.assert_close(found, outputs_of(fused), atol=1e-4, rtol=0)
+        model = onnx.load(portable / "model.onnx", load_external_data=False)
+        assert {node.domain for node in model.graph.node} == {""}
+        onnx.checker.check_model(portable / "model.onnx")
 
 
 def test_a_graph_is_not_opened_without_onnxruntime(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ from lit_sft.serve.protocol import Choice
 from lit_sft.tuning.lora import LoRA
 
 KEY = "a-key"
+PATIENCE = 240
+"""Seconds after which a server that does not answer fails its test."""
 QUESTIONS = ["你好", "渡船几点开？", "镇长叫什么？", "青榆镇有几所学校？", "2加2等于几？"]
 
 
@@ -51,7 +53,7 @@ class Served:
             time.sleep(0.02)
         port = self.server.servers[0].sockets[0].getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
-        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0)
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE)
 
     def close(self) -> None:
         self.client.close()
@@ -79,7 +81,7 @@ class Served:
             {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}", **headers},
         )
         try:
-            with urlopen(request) as answer:
+            with urlopen(request, timeout=PATIENCE) as answer:
                 return answer.status, json.load(answer)
         except HTTPError as error:
             return error.code, json.load(error)
@@ -193,7 +195,7 @@ def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> No
     for length in (MAX_BODY + 1, 8 * MAX_BODY):  # the longer fills every buffer on the way
         assert served.post("/v1/chat/completions", b" " * length)[0] == 413
         assert served.post("/v1/chat/completions", b" " * length, Authorization="Bearer other")[0] == 401
-    with urlopen(f"{served.url}/health") as answer:  # needs no key
+    with urlopen(f"{served.url}/health", timeout=PATIENCE) as answer:  # needs no key
         assert json.load(answer)["status"] == "ok"
 
 
