@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_sft.errors import ConfigError
-from lit_sft.files import write_json, write_text
+from lit_sft.files import read_object, write_json, write_text
 
 SETTINGS = "settings.json"
 ANSWERS = "answers.jsonl"
@@ -27,7 +27,7 @@ class Store:
         settings: All that decides about the answers.
 
     Raises:
-        ConfigError: If the folder holds something else.
+        ConfigError: If the folder holds something else, or what it holds is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
@@ -35,7 +35,7 @@ class Store:
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         file = folder / SETTINGS
         if file.is_file():
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = read_object(file)
             if other := [key for key in {*found, *settings} if found.get(key) != settings.get(key)]:
                 raise ConfigError(
                     f"{folder} holds an evaluation with {other[0]} {found.get(other[0])!r}, not "
@@ -55,7 +55,10 @@ class Store:
         whole = [line for line in lines if line.endswith(b"\n")]
         if len(whole) < len(lines):
             file.write_bytes(b"".join(whole))
-        self._keep(map(json.loads, whole))
+        try:
+            self._keep(map(json.loads, whole))
+        except (ValueError, LookupError, TypeError):
+            raise ConfigError(f"{file} is damaged: a line is not an answer. Remove it to begin anew") from None
 
     def _keep(self, rows: Iterable[dict[str, Any]]) -> None:
         self.rows |= {(row["subject"], row["id"]): row for row in rows}

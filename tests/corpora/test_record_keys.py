@@ -84,7 +84,7 @@ def test_no_key_that_is_added_to_a_message_is_lost_without_a_count(
 
 
 def is_accounted_for(corpus: Corpus, record: dict[str, Any], changed: dict[str, Any]) -> bool:
-    """Whether what was added to a record is refused, counted, says what goes without saying, or is seen in the result."""
+    """Whether what was added to a record is refused, counted, seen in the result, or goes without saying."""
     try:
         data = orjson.dumps(changed)
     except (TypeError, orjson.JSONEncodeError):
