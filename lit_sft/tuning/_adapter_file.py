@@ -193,6 +193,9 @@ def _check_values(file: Path, content: dict[str, Any]) -> None:
         for name, value in numbers.items():
             _check_expression(file, key, name)
             _check_number(file, f"{key} of {name}", value)
+    for key, rank in (("r", content.get("r", 8)), *(content.get("rank_pattern") or {}).items()):
+        if rank != int(rank):
+            raise ConfigError(f"{file}: the rank {rank} of {key} must be a whole number")
     targets = content["target_modules"]
     if isinstance(targets, str):
         _check_expression(file, "target_modules", targets)

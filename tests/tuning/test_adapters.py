@@ -272,6 +272,8 @@ def _setting(key: str, value: Any) -> Change:
         (_setting("init_lora_weights", "pissa_niter_4"), "trains on a changed base"),
         (_setting("layer_replication", [[0, 2], [1, 2]]), "layer_replication are not supported"),
         (_setting("r", "8"), 'r is "8"; it must be a number above 0'),
+        (_setting("r", 8.5), "the rank 8.5 of r must be a whole number"),
+        (_setting("rank_pattern", {"W_pack": 7.5}), "the rank 7.5 of W_pack must be a whole number"),
         (_setting("lora_alpha", float("nan")), "lora_alpha is NaN; it must be a number above 0"),
         (_setting("alpha_pattern", {"W_pack": "x"}), 'alpha_pattern of W_pack is "x"; it must be a number above 0'),
         (_setting("rank_pattern", {"([": 4}), "rank_pattern has '\\(\\[', which is not a regular expression"),
