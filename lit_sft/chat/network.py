@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.configuration import build
 from lit_sft.errors import ConfigError
 from lit_sft.generation.strategies import Greedy, Strategy
 from lit_sft.rewards.trained import refuse_reward_model
-from lit_sft.runs.folder import CONFIG, is_run
+from lit_sft.runs.folder import read_config
 from lit_sft.tuning._base import Tuning, half_or_full
 
 if TYPE_CHECKING:
@@ -91,9 +89,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | N
     Raises:
         ConfigError: If it is no run, or did not finish.
     """
-    if not is_run(run):
-        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(run)
     options = config["model"]["init_args"]
     # Without the adapter that it started from, which may be gone.
     written = {key: value for key, value in options["tuning"].get("init_args", {}).items() if key != "adapter"}

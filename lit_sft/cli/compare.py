@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -32,7 +31,7 @@ from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
 from lit_sft.report.training import Training, read_training
 from lit_sft.rewards.trained import trained_rewards
-from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, is_run, newest_run
+from lit_sft.runs.folder import LAST_CHECKPOINT, is_run, newest_run, read_config
 from lit_sft.stages._answering import Answering
 from lit_sft.stages._base import Stage
 from lit_sft.stages.reward import Reward
@@ -120,8 +119,7 @@ class CompareCLI(FitReader):
         if is_run(folder):
             parser = KindParser()
             parser.add_subclass_arguments(Stage, "model", fail_untyped=False)
-            written = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-            chosen = parser.parse_object({"model": written["model"]}).model
+            chosen = parser.parse_object({"model": read_config(folder)["model"]}).model
             return State(folder.name, chosen, _checkpoint(folder), folder)
         model = self.config.model.clone()
         if (folder / "config.json").is_file():

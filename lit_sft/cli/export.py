@@ -6,8 +6,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.cli._stopping import removing_on_sigterm
@@ -17,7 +15,7 @@ from lit_sft.errors import ConfigError
 from lit_sft.export.folder import MANIFEST, Form, Source, check_request, export_onnx
 from lit_sft.export.merge import refuse_existing
 from lit_sft.rewards.trained import REWARD_FILE
-from lit_sft.runs.folder import CONFIG, is_run
+from lit_sft.runs.folder import read_config
 
 if TYPE_CHECKING:
     from lit_sft.export.check import Sample
@@ -119,10 +117,7 @@ def _of_checkpoint(checkpoint: Checkpoint, adapter: str | None, prompts: str | N
 
 def _of_run(folder: Path, prompts: str | None) -> Source:
     """What a run left: an adapter and its base, or a checkpoint."""
-    if not is_run(folder):
-        raise ConfigError(f"{folder} is not a run folder: it holds no {CONFIG}")
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    stage, data = stage_and_data(config)
+    stage, data = stage_and_data(read_config(folder))
     trained = folder / stage.tuning.export_name
     if not trained.is_dir():
         raise ConfigError(f"{folder} holds no {trained.name}/: it did not finish. Resume it: fit --resume {folder}")

@@ -6,14 +6,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import yaml
-
 from lit_sft.cli._stopping import removing_on_sigterm
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
 from lit_sft.export.merge import FIGURES, merge_adapter, refuse_existing, write_original_adapter
-from lit_sft.runs.folder import CONFIG, is_run
+from lit_sft.runs.folder import read_config
 
 if TYPE_CHECKING:
     from lit_sft.data._base import CorpusData
@@ -49,11 +47,9 @@ def merge(
     """
     folder = Path(run)
     refuse_existing(Path(output))
-    if not is_run(folder):
-        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
+    config = read_config(folder)
     from lit_sft.rewards.trained import refuse_reward_model
 
-    config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)

@@ -6,11 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_sft.cli.summary import content_of
 from lit_sft.errors import ConfigError, UserError
-from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, MANIFEST, SUMMARY, is_run
+from lit_sft.runs.folder import CONFIG, LAST_CHECKPOINT, MANIFEST, SUMMARY, is_run, read_config
 from lit_sft.runs.lock import is_locked
 from lit_sft.runs.table import Row, render
 
@@ -32,7 +30,7 @@ def runs(runs: str = "runs") -> None:
 def _row(run: Path) -> Row:
     try:
         return _read(run)
-    except (ValueError, LookupError, TypeError, OSError, yaml.YAMLError, UserError):  # one damaged run hides no other
+    except (ValueError, LookupError, TypeError, OSError, UserError):  # one damaged run hides no other
         return Row(run.name, "damaged", num_bytes=_size_of(run))
 
 
@@ -65,7 +63,7 @@ def _state(run: Path, content: dict[str, Any]) -> str:
 
 def _trained(run: Path) -> tuple[str, str]:
     """Names of the classes of stage and tuning."""
-    model = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))["model"]
+    model = read_config(run)["model"]
     return _class_name(model), _class_name(model["init_args"]["tuning"])
 
 

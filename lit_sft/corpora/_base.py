@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from lit_sft.conversation import Conversation, Record
 from lit_sft.corpora._cleaning import decode_record
+from lit_sft.corpora._encodings import encoding_of, remedy_for
 from lit_sft.corpora._fields import Fields, is_supervised
-from lit_sft.corpora._reading import find_files
+from lit_sft.corpora._reading import find_files, head_of, is_table
 from lit_sft.errors import BadRecord, ConfigError, DataError
 
 MAX_NAMES = 30
@@ -209,9 +209,9 @@ class Corpus(ABC):
         why = ", ".join(sorted(reasons)) or "it holds none"
         if why == "not-an-object":
             return DataError(f"the records of {file} are lists or texts, not objects. Expected {self.layout}")
-        if is_utf_16(file):
-            return DataError(f"{file} is UTF-16. Convert it: {to_utf8(file)}")
-        remedy = f". Convert it: {to_utf8(file)}" if "not-utf-8" in why else ""
+        if not is_table(file) and (encoding := encoding_of(head_of(file))).startswith("UTF-"):
+            return DataError(f"{file} is {encoding}. {remedy_for(file)}")
+        remedy = f". {remedy_for(file)}" if "not-utf-8" in why else ""
         others = [name for name in others if name != type(self).__name__]
         if others and not remedy:
             remedy = f". {' or '.join(others)} reads the file: set class_path to it"
@@ -241,18 +241,6 @@ class Corpus(ABC):
 def unused_key(key: str) -> str:
     """The reason under which records are counted that have this key."""
     return f"{UNUSED_KEY} {''.join(char if char.isprintable() else '?' for char in key[:40])}"
-
-
-def is_utf_16(file: Path) -> bool:
-    """Whether it says so with its first two bytes."""
-    with file.open("rb") as opened:
-        return opened.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-def to_utf8(file: Path) -> str:
-    """The command for a file in another encoding: if that is not UTF-16, most often that of Chinese Windows."""
-    encoding = "UTF-16" if is_utf_16(file) else "GB18030"
-    return f"iconv -f {encoding} -t UTF-8 {file} > utf8{file.suffix}"
 
 
 def excerpt(data: bytes) -> str:

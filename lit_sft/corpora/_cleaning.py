@@ -13,6 +13,8 @@ from lit_sft.errors import BadRecord
 
 _SUSPICIOUS_ESCAPE = re.compile(rb"\\u(?:00[01]|007|[dD][89a-fA-F])")
 
+_KEY = re.compile(rb'"\s*:')
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
@@ -30,7 +32,7 @@ def decode_record(data: bytes, list_key: str = "") -> tuple[dict[str, Any], list
         list_key: The key under which a list is seen as an object; "" to refuse it.
 
     Raises:
-        BadRecord: `record-too-long`, `empty-line`, `not-utf-8`, `broken-json` or `not-an-object`.
+        BadRecord: `record-too-long`, `empty-line`, `not-utf-8`, `broken-json`, `key-twice` or `not-an-object`.
     """
     if len(data) > MAX_RECORD_BYTES:
         raise BadRecord("record-too-long")
@@ -44,6 +46,8 @@ def decode_record(data: bytes, list_key: str = "") -> tuple[dict[str, Any], list
     if not data:
         raise BadRecord("empty-line")
     record, is_strict = _decoded(data)
+    if len(_KEY.findall(data)) != _num_keys(record):  # more where texts hold JSON, or where a key was dropped
+        _refuse_twins(data)
     # A closer look at every text costs more than all the rest, and few records need it: strict JSON holds no control
     # character but DEL as it is.
     if not is_strict or b"\x7f" in data or (b"\\u" in data and _SUSPICIOUS_ESCAPE.search(data)):
@@ -73,6 +77,36 @@ def _decoded(data: bytes) -> tuple[Any, bool]:
         return _DECODER.decode(text), False
     except (ValueError, RecursionError):
         raise BadRecord("broken-json") from None
+
+
+def _num_keys(value: Any) -> int:
+    """Of all objects in it."""
+    count, waiting = 0, [value]
+    while waiting:
+        found = waiting.pop()
+        if isinstance(found, dict):
+            count += len(found)
+            waiting += found.values()
+        elif isinstance(found, list):
+            waiting += found
+    return count
+
+
+def _refuse_twins(data: bytes) -> None:
+    """What stands twice in an object with another value each time: JSON would keep the last."""
+    try:
+        json.loads(data.decode("utf-8"), strict=False, object_pairs_hook=_object_of)
+    except RecursionError:
+        raise BadRecord("broken-json") from None
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise BadRecord("key-twice")
+        found[key] = value
+    return found
 
 
 def _cleaned(value: Any) -> tuple[Any, set[str]]:

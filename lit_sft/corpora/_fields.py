@@ -46,7 +46,7 @@ class Fields(dict[str, Any]):
         """Paths of the keys that are filled, were not read, and may carry meaning: `messages.tool_calls`."""
         for key, value in super().items():
             if key not in self._read:
-                if not _is_blank(value) and key not in SAYS_NOTHING:
+                if not is_blank(value) and key not in SAYS_NOTHING:
                     yield path + key
                 continue
             inside = f"{path}{re.sub('[0-9]+', 'N', key)}."
@@ -57,7 +57,7 @@ class Fields(dict[str, Any]):
 
 def is_filled(fields: dict[str, Any], key: str) -> bool:
     """Whether something stands under a key, which does not count as read."""
-    return not _is_blank(dict.get(fields, key))
+    return not is_blank(dict.get(fields, key))
 
 
 def is_supervised(fields: dict[str, Any]) -> bool:
@@ -72,5 +72,6 @@ def _remembering(value: Any) -> Any:
     return Fields(value)
 
 
-def _is_blank(value: Any) -> bool:
+def is_blank(value: Any) -> bool:
+    """Whether a value says nothing: null, no text, no entries."""
     return value is None or value in ("", [], {}) or (isinstance(value, str) and not value.strip())

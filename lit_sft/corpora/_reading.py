@@ -143,6 +143,11 @@ def is_table(file: Path) -> bool:
         return stream.read(max(map(len, TABLES))).startswith(TABLES)
 
 
+def head_of(file: Path) -> bytes:
+    """The beginning of a file, decompressed."""
+    return next((chunk for chunk in _chunks(file) if chunk), b"")
+
+
 def content_of(file: Path) -> bytes:
     """All of a file, decompressed."""
     return b"".join(_chunks(file))

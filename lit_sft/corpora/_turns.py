@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_sft.conversation import Conversation, Message, Role
-from lit_sft.corpora._fields import LOSS_KEYS, is_filled, is_supervised
+from lit_sft.corpora._fields import LOSS_KEYS, is_blank, is_filled, is_supervised
 from lit_sft.errors import BadRecord
 
 SYSTEM_KEYS = ("system", "system_prompt")
@@ -43,9 +43,8 @@ def text_of(record: Mapping[str, Any], key: str, *, role: str) -> str:
 
 
 def optional_text(record: Mapping[str, Any], key: str, *, role: str) -> str:
-    """Like `text_of`, but "" where there is none."""
-    value = record.get(key)
-    return text_of(record, key, role=role) if value and (not isinstance(value, str) or value.strip()) else ""
+    """Like `text_of`, but "" where there is none; a number is no text, 0 neither."""
+    return "" if is_blank(record.get(key)) else text_of(record, key, role=role)
 
 
 def first_text(record: dict[str, Any], keys: Sequence[str], *, role: str) -> str:

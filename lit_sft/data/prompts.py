@@ -11,7 +11,8 @@ from typing import Any
 import orjson
 
 from lit_sft.conversation import Conversation, Message, Prompt, PromptFormat
-from lit_sft.corpora._base import excerpt, to_utf8
+from lit_sft.corpora._base import excerpt
+from lit_sft.corpora._encodings import encoding_of, remedy_for
 from lit_sft.corpora._reading import content_of, find_files, is_table, read_records
 from lit_sft.corpora._splitting import BYTE_ORDER_MARK
 from lit_sft.corpora.prompt_records import PROMPT_KEYS, RECORD_KEYS, TALK_KEYS, PromptRecords
@@ -20,6 +21,9 @@ from lit_sft.data.scan import EMPTY_LINE
 from lit_sft.errors import BadRecord, DataError
 
 _RECORDS = re.compile(rb'\[\s*(?:[{\[\]"]|$)|\{\s*(?:["}]|$)')
+
+_LINE_END = re.compile(r"\r\n|\n|\r")
+"""Of every system, Excel on a Mac among them; not U+2028 and its like, which stand within sentences."""
 
 _TEXTS = re.compile(rb'\[\s*"')
 
@@ -38,6 +42,8 @@ def read_prompts(path: str | Path) -> list[Conversation]:
             match the prompts line by line. Only blank lines are passed over.
     """
     path = Path(path)
+    if path.expanduser().is_dir():
+        raise DataError(f"prompt file {path} is a folder; give a file in it")
     if not path.expanduser().is_file():
         raise DataError(f"prompt file not found: {path}")
     (path,) = find_files(str(path))
@@ -57,7 +63,7 @@ def read_prompts(path: str | Path) -> list[Conversation]:
             f"{path} has no header with a column of prompts in its first line. Name it "
             f"{', '.join((*PROMPT_KEYS, *TALK_KEYS)[:-1])} or {[*TALK_KEYS][-1]}"
         )
-    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    lines = [(number, line.strip()) for number, line in enumerate(_LINE_END.split(text), start=1)]
     found = [Conversation([Message("user", line)], f"{path}:{number}") for number, line in lines if line]
     if not found:
         raise DataError(f"prompt file is empty: {path}")
@@ -99,10 +105,12 @@ def _is_array_of_texts(content: bytes) -> bool:
 
 def _decoded(path: Path, content: bytes) -> str:
     try:
+        if encoding_of(content[:4096]).startswith("UTF-"):  # of ASCII alone, so that it is UTF-8, too
+            raise DataError(f"{path} is not UTF-8. {remedy_for(path)}")
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}:{line}: not UTF-8. Convert it: {to_utf8(path)}") from None
+        raise DataError(f"{path}:{line}: not UTF-8. {remedy_for(path)}") from None
 
 
 def _read_table(path: Path, text: str, header: Header) -> list[Conversation]:
@@ -124,6 +132,8 @@ def _read_all(path: Path, records: Iterable[tuple[str, bytes]]) -> list[Conversa
         except BadRecord as bad:
             if bad.reason == EMPTY_LINE:
                 continue
+            if bad.reason == "not-utf-8":
+                raise DataError(f"{source}: not UTF-8. {remedy_for(path)}") from None
             expected = f"{corpus.layout}; the same as columns of a table; or texts"
             raise DataError(f"{source}: {bad.reason}: {excerpt(data)[:80]!r}. Expected {expected}") from None
         assert isinstance(conversation, Conversation)  # there is no filter

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from lit_sft.bars import bar
 from lit_sft.conversation import Conversation, Record
-from lit_sft.corpora._base import UNUSED_KEY, Corpus, Finding, excerpt, to_utf8
+from lit_sft.corpora._base import UNUSED_KEY, Corpus, Finding, excerpt
+from lit_sft.corpora._encodings import remedy_for
 from lit_sft.data.cache import build_once, digest, usable
 from lit_sft.data.cache_pruning import hold_cache
 from lit_sft.data.codes import Codes
@@ -168,7 +169,7 @@ class ScannedCorpus:
             remedy = "Check the file and the class that reads it"
             if "not-utf-8" in bad:
                 file, _ = self.records.locate(int(self.scan.records_with("not-utf-8")[0]))
-                remedy = f"Convert the file: {to_utf8(self.records.files[file].file)}"
+                remedy = remedy_for(self.records.files[file].file)
             raise DataError(
                 f"{num_bad} of {num_records} records of {self.corpus.path} are bad: {table}{hidden}. {remedy}, or "
                 f"raise data.max_bad_fraction = {max_bad_fraction:g}"

@@ -56,7 +56,7 @@ def merge_adapter(
     on_quantized = _logits(placed.attach(load_quantized(), is_trainable=False), asked) if load_quantized else None
     adapted = placed.attach(checkpoint.load_model(dtype=dtype), is_trainable=False)
     on_base = _logits(adapted, asked)
-    merged: Any = adapted.merge_and_unload()
+    merged = placed.merged(adapted)
     figures = {
         "base": str(checkpoint.path.resolve()),
         "adapter": str(adapter.resolve()),

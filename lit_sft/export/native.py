@@ -41,7 +41,8 @@ def export_native(source: Source, output: Path, dtype: torch.dtype) -> dict[str,
     if source.adapter:
         from lit_sft.tuning._adapter_loading import place_adapter
 
-        network = place_adapter(source.adapter, checkpoint).attach(network, is_trainable=False).merge_and_unload()
+        placed = place_adapter(source.adapter, checkpoint)
+        network = placed.merged(placed.attach(network, is_trainable=False))
     asked = [list(sample.input_ids) for sample in source.samples]
     expected = _logits(network, asked)
     figures: dict[str, Any] = {"num_positions": sum(map(len, asked))}

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_sft.files import read_object
-from lit_sft.runs.folder import CONFIG, CURVES, SUMMARY
+from lit_sft.runs.folder import CURVES, SUMMARY, read_config
 
 MAX_POINTS = 200
 """Of a curve that is drawn; of more every so many."""
@@ -32,9 +30,9 @@ def read_training(run: Path) -> Training:
     """What the folder of a run tells; parts that are not there are left out.
 
     Raises:
-        ConfigError: If its summary is damaged.
+        ConfigError: If its configuration or its summary is damaged.
     """
-    config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
+    config = read_config(run)
     summary = read_object(run / SUMMARY) if (run / SUMMARY).is_file() else {}
     measure = next(iter(summary.get("metrics") or {"val/loss": "loss"})).removeprefix("val/")
     curves = _curves(run / CURVES, (f"train/{measure}", f"val/{measure}"))

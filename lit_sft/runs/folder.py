@@ -22,7 +22,11 @@ import tempfile
 import zipfile
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from lit_sft.config_file import read_configuration
 from lit_sft.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -37,6 +41,13 @@ LAST_CHECKPOINT = "checkpoints/last.ckpt"
 BEST_CHECKPOINT = "checkpoints/best.ckpt"
 WITHIN_STEP = "is_within_step"
 """Key of a checkpoint that says whether gradients which it does not hold were being summed when it was saved."""
+
+
+WRITTEN = (
+    "seed_everything", "trainer.precision", "data.init_args", "model.class_path", "model.init_args.checkpoint",
+    "model.init_args.tuning.class_path",
+)  # fmt: skip
+"""Places of a configuration that verbs look at."""
 
 
 def new_run(runs: Path, name: str) -> Path:
@@ -156,6 +167,27 @@ def check_writable(folder: Path) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written to: {error.strerror or error}") from None
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run was made of.
+
+    Raises:
+        ConfigError: If it is no run, or its configuration is not one that `fit` wrote.
+    """
+    if not is_run(run):
+        raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")
+    config: dict[str, Any] = yaml.safe_load(read_configuration(run / CONFIG))
+    for place in WRITTEN:
+        found: Any = config
+        for key in place.split("."):
+            if not isinstance(found, dict) or key not in found:
+                raise ConfigError(
+                    f"{run / CONFIG} is damaged: it has no {place}, which fit writes. Give the run the configuration "
+                    "that it was made with"
+                )
+            found = found[key]
+    return config
 
 
 def is_run(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from lit_sft.data._base import CorpusData
 from lit_sft.data.batch import PairBatch
 from lit_sft.data.cache import build_once, digest
 from lit_sft.distributed.processes import gather
+from lit_sft.errors import DataError
 
 if TYPE_CHECKING:
     from lit_sft.stages.preference import Preference
@@ -47,8 +48,12 @@ class StoredReference:
             # Processes of a machine wait for each other, and all but the first find it written.
             everybody = {key: values for part in gather(own) for key, values in part.items()}
             build_once(folder, lambda partial: _write(partial, everybody))
-        stored = json.loads((build_once(folder, _never) / FILE).read_text(encoding="utf-8"))
-        return cls({(corpus, source): values for corpus, source, values in stored})
+        file = build_once(folder, _never) / FILE
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+            return cls({(corpus, source): values for corpus, source, values in stored})
+        except (ValueError, TypeError):
+            raise DataError(f"the stored log-probabilities of the reference in {file} are damaged. Remove it") from None
 
     def of(self, batch: PairBatch) -> Tensor:
         """Those of a batch [S], float32."""

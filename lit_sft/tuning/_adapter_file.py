@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,6 +75,8 @@ def read_adapter(folder: Path) -> AdapterFile:
             f"adapter {folder}: {len(empty)} of {len(tensors)} tensors are empty, the first {empty[0]}: it was saved "
             "under ZeRO-3 without gathering the weights; save it again (stage3_gather_16bit_weights_on_model_save)"
         )
+    config = _lora_config(folder, content)
+    _refuse_biases(folder, config, tensors)
     for name, tensor in tensors.items():
         if strange := next((part for part in UNUSUAL if part in name), None):
             raise ConfigError(
@@ -87,7 +90,7 @@ def read_adapter(folder: Path) -> AdapterFile:
             )
         if not tensor.is_floating_point():
             raise ConfigError(f"adapter {folder}: the tensor {name} holds {tensor.layout.dtype}, not weights")
-    return AdapterFile(folder, _lora_config(folder, content), {k.removeprefix(PREFIX): v for k, v in tensors.items()})
+    return AdapterFile(folder, config, {k.removeprefix(PREFIX): v for k, v in tensors.items()})
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -122,6 +125,21 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     if not content.get("target_modules"):
         raise ConfigError(f"{file} names no target_modules; give the layers that the adapter was trained on")
     return content
+
+
+def _refuse_biases(folder: Path, config: LoraConfig, tensors: Iterable[str]) -> None:
+    """Biases that were trained stand in place of those of the base, which cannot be had back by taking LoRA off."""
+    if config.bias == "none":
+        return
+    saved = tuple(f".{name}.bias" for name in config.modules_to_save or ())
+    for name in tensors:
+        if name.endswith(".bias") and ".lora_" not in name and not name.endswith(saved):
+            raise ConfigError(
+                f"adapter {folder} says bias: {config.bias} and holds {name}: biases that were trained in place of "
+                "those of the base are not supported. Merge it with the program that made it (merge_and_unload), and "
+                "give the merged checkpoint"
+            )
+    config.bias = "none"  # the base has none
 
 
 def _weights_file(folder: Path) -> Path:
@@ -175,6 +193,9 @@ def _check_values(file: Path, content: dict[str, Any]) -> None:
         for name, value in numbers.items():
             _check_expression(file, key, name)
             _check_number(file, f"{key} of {name}", value)
+    for key, rank in (("r", content.get("r", 8)), *(content.get("rank_pattern") or {}).items()):
+        if rank != int(rank):
+            raise ConfigError(f"{file}: the rank {rank} of {key} must be a whole number")
     targets = content["target_modules"]
     if isinstance(targets, str):
         _check_expression(file, "target_modules", targets)

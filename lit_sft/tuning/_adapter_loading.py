@@ -61,6 +61,22 @@ class PlacedAdapter:
         set_peft_model_state_dict(wrapped, {f"{PREFIX}{name}": tensor for name, tensor in self.tensors().items()})
         return wrapped
 
+    def merged(self, wrapped: PeftModelForCausalLM) -> PreTrainedModel:
+        """What `attach` returned as a plain network, with the adapter in its weights.
+
+        Raises:
+            ConfigError: If a layer has no bias that could take in the adapter's.
+        """
+        for name in self.pieces:
+            module, _, kind = name.partition(".lora_B.")
+            if kind == "bias" and wrapped.get_submodule(f"{PREFIX}{module}").base_layer.bias is None:
+                raise ConfigError(
+                    f"adapter {self.file.folder} cannot be merged: it has a bias for {module}, which has none "
+                    "(lora_bias). Give it beside its base, as --adapter"
+                )
+        network: PreTrainedModel = wrapped.merge_and_unload()
+        return network
+
     def add_to(self, model: PeftModel, name: str, *, is_trainable: bool) -> None:
         """A further adapter on a network that has one, which drops nothing."""
         self.config.lora_dropout = 0.0

@@ -5,21 +5,26 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reading import read, said, write_lines
 
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora._fields import LOSS_KEYS, SAYS_NOTHING
+from lit_sft.corpora.alpaca import Alpaca
 from lit_sft.corpora.belle import Belle
+from lit_sft.corpora.cvalues_prompts import CValuesPrompts
 from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.jsonl_chat import JsonlChat
+from lit_sft.corpora.moss_rlhf_prompts import MossRlhfPrompts
 from lit_sft.corpora.moss_sft import MossSft
+from lit_sft.corpora.prompt_records import PromptRecords
 from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.errors import BadRecord
 
 TALK = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 LAYOUTS: list[tuple[Corpus, dict[str, Any]]] = [
+    (Alpaca("x"), {"instruction": "q", "output": "a"}),
     (Belle("x"), {"instruction": "q", "output": "a"}),
     (Belle("x"), {"instruction": "q", "response": "a"}),
     (Belle("x"), {"input": "q", "target": "a"}),
@@ -30,32 +35,74 @@ LAYOUTS: list[tuple[Corpus, dict[str, Any]]] = [
     (SafetyPrompts("x"), {"prompt": "q", "response": "a"}),
     (MossSft("x"), {"conversation": [{"human": "q", "assistant": "a"}]}),
 ]
+QUESTIONS: list[tuple[Corpus, dict[str, Any]]] = [
+    (PromptRecords("x"), {"prompt": "q"}),
+    (PromptRecords("x"), {"query": "q", "reference": "a"}),
+    (PromptRecords("x"), {"instruction": "q", "input": "i", "output": "a"}),
+    (PromptRecords("x"), {"messages": TALK[:1]}),
+    (PromptRecords("x"), {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}),
+    (CValuesPrompts("x"), {"id_": 1, "prompt": "q", "domain_en": "law", "domain_zh": "法律"}),
+    (MossRlhfPrompts("x"), {"utterances": ["q", "a", "q"]}),
+]
+"""What asks for an answer, which it may hold to compare with."""
 TEXTS = st.text(st.characters(exclude_categories=("Cc", "Cs")), min_size=1)
 VALUES = st.one_of(st.booleans(), st.integers(), TEXTS, st.lists(TEXTS, min_size=1))
-KEYS = st.one_of(st.text(max_size=8), st.sampled_from(["history", "system", "loss", "weight", "tools", "response"]))
+KEYS = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        ["history", "system", "loss", "weight", "tools", "response", "input", "query", "answer", "category"]
+    ),
+)
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
-@given(key=KEYS, value=VALUES, layout=st.sampled_from(LAYOUTS))
+@settings(max_examples=100, deadline=None)
+@given(key=KEYS, value=VALUES, layout=st.sampled_from([*LAYOUTS, *QUESTIONS]))
+@example(key="input", value=0, layout=(Belle("x"), {"instruction": "q", "output": "a"}))
+@example(key="input", value=False, layout=(Alpaca("x"), {"instruction": "q", "output": "a"}))
 def test_no_key_that_is_added_is_lost_without_a_count(
     key: str, value: Any, layout: tuple[Corpus, dict[str, Any]]
 ) -> None:
     corpus, record = layout
     if key in record or key in SAYS_NOTHING or (isinstance(value, str) and not value.strip()):
         return
+    assert is_accounted_for(corpus, record, {**record, key: value})
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(key=KEYS, value=VALUES, layout=st.sampled_from([*LAYOUTS, *QUESTIONS]))
+def test_no_key_that_is_added_to_a_message_is_lost_without_a_count(
+    key: str, value: Any, layout: tuple[Corpus, dict[str, Any]]
+) -> None:
+    corpus, record = layout
+    place = next((name for name, turns in record.items() if isinstance(turns, list) and isinstance(turns[0], dict)), "")
+    if not place or key in record[place][0] or key in SAYS_NOTHING or (isinstance(value, str) and not value.strip()):
+        return
+    first, *others = record[place]
+    assert is_accounted_for(corpus, record, {**record, place: [{**first, key: value}, *others]})
+
+
+def is_accounted_for(corpus: Corpus, record: dict[str, Any], changed: dict[str, Any]) -> bool:
+    """Whether what was added to a record is refused, counted, seen in the result, or goes without saying."""
     try:
-        data = orjson.dumps({**record, key: value})
+        data = orjson.dumps(changed)
     except (TypeError, orjson.JSONEncodeError):
-        return  # no JSON text says it
+        return True  # no JSON text says it
     plain = corpus.read(orjson.dumps(record), corpus.layout_of(record)).record
     try:
-        reading = corpus.read(data, corpus.layout_of(record))
+        reading = corpus.read(data, corpus.layout_of(changed))
     except BadRecord:
-        return  # refused with a reason
+        return True
     is_reported = any(reason.startswith("unused-key ") for reason in reading.repairs)
-    says_as_before = key in LOSS_KEYS and value in (True, 1)
-    assert is_reported or says_as_before or said(reading.record) != said(plain)  # type: ignore[arg-type]
+    return is_reported or reading.record != plain or _says_as_before(changed)
+
+
+def _says_as_before(record: dict[str, Any]) -> bool:
+    """Whether a mark of loss says what is so without it: nothing is learned of a question, everything of an answer."""
+    turns = [turn for turns in record.values() if isinstance(turns, list) for turn in turns if isinstance(turn, dict)]
+    marked = [(part, part[key]) for part in (record, *turns) for key in LOSS_KEYS if key in part]
+    return any(value == 1 or (value == 0 and ("role" in part or "from" in part)) for part, value in marked)
 
 
 @pytest.mark.parametrize(("corpus", "record"), LAYOUTS, ids=lambda value: type(value).__name__)

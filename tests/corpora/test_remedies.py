@@ -1,11 +1,15 @@
 """A file that is not what a corpus expects is refused with what to do, and what is sound JSON is read."""
 
+import bz2
+import gzip
 import json
+import lzma
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from reading import read
+from reading import read, said
 
 from lit_sft.corpora._base import Corpus
 from lit_sft.corpora.belle import Belle
@@ -13,9 +17,11 @@ from lit_sft.corpora.firefly import Firefly
 from lit_sft.corpora.jsonl_chat import JsonlChat
 from lit_sft.corpora.moss_sft import MossSft
 from lit_sft.corpora.safety_prompts import SafetyPrompts
+from lit_sft.data.prompts import read_prompts
 from lit_sft.data.scan import scan_corpus
 from lit_sft.errors import DataError
 
+CHINESE = '{"instruction": "几点？", "output": "八点。"}\n' * 9
 TALK = [{"role": "user", "content": "几点？"}, {"role": "assistant", "content": "八点。"}]
 RECORDS: list[tuple[type[Corpus], dict[str, Any]]] = [
     (Belle, {"instruction": "几点？", "output": "八点。"}),
@@ -48,7 +54,7 @@ def test_a_file_of_which_some_records_are_ascii_is_refused_with_the_same_command
     lines = ['{"instruction": "q", "output": "a"}', '{"instruction": "几点？", "output": "八点。"}']
     file.write_text("".join(line + "\n" for line in lines), encoding="gb18030")
     scanned = scan_corpus("Belle", Belle(str(file)), tmp_path / "cache", num_workers=0)
-    with pytest.raises(DataError, match=r"1 of 2 records .* Convert the file: iconv -f GB18030 -t UTF-8 .*a.jsonl"):
+    with pytest.raises(DataError, match=r"1 of 2 records .* Convert it: iconv -f GB18030 -t UTF-8 .*a.jsonl"):
         scanned.check(0.05)
 
 
@@ -71,3 +77,40 @@ def test_every_corpus_reads_an_object_of_arrays(
     conversations, findings = read(kind(str(tmp_path / "a.json")))
     assert [conversation.said() for conversation in conversations] == [conversations[0].said()] * 3
     assert findings == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("a.jsonl.gz", gzip.compress(CHINESE.encode("gbk")), "gzip -dc {} | iconv -f GB18030 -t UTF-8 > utf8.jsonl"),
+        ("a.jsonl", CHINESE.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 {} > utf8.jsonl"),
+        ("a.jsonl", CHINESE.encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8 {} > utf8.jsonl"),
+        ("a.jsonl", '{"prompt": "q"}'.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8 {} > utf8.jsonl"),
+        ("a.jsonl", CHINESE.encode("utf-32"), "iconv -f UTF-32 -t UTF-8 {} > utf8.jsonl"),
+        ("a.bz2", bz2.compress(CHINESE.encode()), "Unpack it: bzip2 -dc {} > a"),
+        ("a.xz", lzma.compress(CHINESE.encode()), "Unpack it: xz -dc {} > a"),
+        ("a.gz", gzip.compress(gzip.compress(CHINESE.encode())), "Unpack it: gzip -dc {} > a"),
+        ("a.pdf", b"%PDF-1.4\n%\xe2\xe3\xcf\xd3\n", "It is a PDF; give a file of text"),
+        ("a.txt", "été à la plage\n".encode("latin-1"), "to UTF-8 with iconv, from the encoding that it is in"),
+    ],
+)  # fmt: skip
+def test_what_is_no_utf_8_is_called_what_it_is(tmp_path: Path, name: str, content: bytes, remedy: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(content)
+    assert remedy.format(file) in refused(Belle, file)
+    with pytest.raises(DataError, match=re.escape(remedy.format(file))):
+        read_prompts(file)
+
+
+def test_a_key_that_stands_twice_in_a_record_is_refused_unless_both_say_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(
+        '{"instruction": "q", "output": "a", "output": "b"}\n'
+        '{"instruction": "q", "output": "a", "output": "a"}\n'
+        '{"instruction": "{\\"q\\": 1, \\"q\\": 2}", "output": "a"}\n'
+        '{"instruction": "q", "output": "tab\there", "output": "b"}\n'
+        '{"conversations": [{"from": "human", "value": "q", "value": "r"}, {"from": "gpt", "value": "a"}]}\n'
+    )
+    talks, findings = read(Belle(str(file)))
+    assert [said(talk)[0] for talk in talks] == [("user", "q"), ("user", '{"q": 1, "q": 2}')]
+    assert findings == [("1", "key-twice"), ("4", "key-twice"), ("5", "key-twice")]

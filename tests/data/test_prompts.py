@@ -24,6 +24,13 @@ def test_a_text_file_holds_a_prompt_on_each_line(tmp_path: Path) -> None:
     assert [prompt.source for prompt in prompts] == [f"{file}:1", f"{file}:3"]
 
 
+def test_lines_end_as_on_any_system_and_a_folder_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("一\r二\r\n三\u2028四\n".encode())
+    assert asked(tmp_path / "a.txt") == [["一"], ["二"], ["三\u2028四"]]
+    with pytest.raises(DataError, match="is a folder; give a file in it"):
+        read_prompts(tmp_path)
+
+
 def test_json_lines_may_hold_references(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(

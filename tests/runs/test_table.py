@@ -11,7 +11,14 @@ import pytest
 from lit_sft.__main__ import main
 from lit_sft.runs.lock import is_locked, locked
 
-CONFIG = "model: {class_path: lit_sft.stages.sft.SFT, init_args: {tuning: {class_path: lit_sft.tuning.lora.LoRA}}}\n"
+CONFIG = """
+seed_everything: 1
+trainer: {precision: null}
+model:
+  class_path: lit_sft.stages.sft.SFT
+  init_args: {checkpoint: models/moss, tuning: {class_path: lit_sft.tuning.lora.LoRA}}
+data: {class_path: lit_sft.data.sft.SFTData, init_args: {}}
+"""
 MEASURED = {"optimizer_steps": 1200, "before": {"val/loss": 2.5}, "after": {"val/loss": 1.25}, "ended_early": None}
 
 

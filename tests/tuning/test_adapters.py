@@ -272,6 +272,8 @@ def _setting(key: str, value: Any) -> Change:
         (_setting("init_lora_weights", "pissa_niter_4"), "trains on a changed base"),
         (_setting("layer_replication", [[0, 2], [1, 2]]), "layer_replication are not supported"),
         (_setting("r", "8"), 'r is "8"; it must be a number above 0'),
+        (_setting("r", 8.5), "the rank 8.5 of r must be a whole number"),
+        (_setting("rank_pattern", {"W_pack": 7.5}), "the rank 7.5 of W_pack must be a whole number"),
         (_setting("lora_alpha", float("nan")), "lora_alpha is NaN; it must be a number above 0"),
         (_setting("alpha_pattern", {"W_pack": "x"}), 'alpha_pattern of W_pack is "x"; it must be a number above 0'),
         (_setting("rank_pattern", {"([": 4}), "rank_pattern has '\\(\\[', which is not a regular expression"),
@@ -296,6 +298,45 @@ def test_what_does_not_fit_is_refused_before_the_weights_are_read(
     with pytest.raises(ConfigError, match=said) as refused:
         SFT(checkpoint=str(base), tuning=LoRA(adapter=str(adapter)))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["query_key_value.base_layer.bias", "query_key_value.bias"], ids=["new", "old"])
+def test_biases_that_were_trained_in_place_of_those_of_the_base_are_refused(
+    tiny: Tiny, tmp_path: Path, name: str
+) -> None:
+    base = tiny("chatglm2-6b")
+    adapter = random_adapter(tmp_path / "adapter", base, ("query_key_value",))
+    tensors = {name.removeprefix("base_model.model."): t[...].clone() for name, t in open_adapter(adapter).items()}
+    layer = min(tensors).partition(".query_key_value")[0]
+    tensors[f"{layer}.{name}"] = torch.randn(128)
+    write_adapter(adapter, tensors, target_modules=["query_key_value"], bias="lora_only")
+    with pytest.raises(ConfigError, match=r"says bias: lora_only and holds .*bias: .* Merge it with the program"):
+        place_adapter(adapter, open_checkpoint(base))
+
+
+def test_an_adapter_that_says_bias_on_a_base_without_any_is_plain_lora(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("baichuan-7b")
+    adapter = random_adapter(tmp_path / "adapter", base, ("W_pack",), bias="all")
+    checkpoint = open_checkpoint(base)
+    network = Network(Source(checkpoint, adapter, torch.float32))
+    wanted = merged_by_hand(tmp_path / "merged", base, adapter).load_model()
+    torch.testing.assert_close(logits(network.model), logits(wanted), atol=1e-4, rtol=0)
+    with network.adapter(False):  # peft warns where taking it off leaves biases behind
+        torch.testing.assert_close(logits(network.model), logits(checkpoint.load_model()))
+
+
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")  # by peft, of the same
+def test_a_bias_of_the_adapter_is_not_merged_into_layers_that_have_none(tiny: Tiny, tmp_path: Path) -> None:
+    base = tiny("baichuan-7b")
+    adapter = random_adapter(tmp_path / "adapter", base, ("o_proj",))
+    tensors = {name.removeprefix("base_model.model."): t[...].clone() for name, t in open_adapter(adapter).items()}
+    for name in [name for name in tensors if "lora_B" in name]:
+        tensors[name.replace("weight", "bias")] = torch.randn(64)
+    write_adapter(adapter, tensors, target_modules=["o_proj"], lora_bias=True)
+    checkpoint = open_checkpoint(base)
+    assert torch.isfinite(logits(Network(Source(checkpoint, adapter, torch.float32)).model)).all()
+    with pytest.raises(ConfigError, match=r"cannot be merged: it has a bias for .*o_proj, which has none"):
+        merge_adapter(checkpoint, adapter, tmp_path / "merged", dtype=torch.float32, prompts=[[300, 301]])
 
 
 def test_an_adapter_that_holds_no_numbers_is_refused(tiny: Tiny, tmp_path: Path) -> None:
