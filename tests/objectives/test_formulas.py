@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -224,6 +224,7 @@ def slope(formula: Callable[[Side, Side], float], pair: tuple[Side, Side], side:
 
 
 @pytest.mark.parametrize("name", FORMULAS)
+@settings(max_examples=10)
 @given(st.lists(st.tuples(sides(), sides()), min_size=1, max_size=3))
 def test_loss_and_gradients_are_those_of_the_formula(name: str, pairs: list[tuple[Side, Side]]) -> None:
     objective, formula = FORMULAS[name]
@@ -286,12 +287,11 @@ EXTREMES = {
 GROWING = ("forward kl", "alphapo")
 """Exponentials of the log-probabilities themselves: what is infinite stops a run with the records named."""
 
+TRIED = [(name, case) for name in FORMULAS for case in EXTREMES]
 
-@pytest.mark.parametrize("case", EXTREMES)
-@pytest.mark.parametrize("name", FORMULAS)
+
+@pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in TRIED if n not in GROWING or "certain" in c])
 def test_what_is_certain_or_far_apart_has_finite_losses_and_gradients(name: str, case: str) -> None:
-    if name in GROWING and case != "identical" and "certain" not in case:
-        pytest.skip("it is infinite")
     objective, _ = FORMULAS[name]
     pair = list(EXTREMES[case])
     policy = flat(pair, lambda side: side.policy, torch.float32)[0].requires_grad_()
