@@ -229,7 +229,7 @@ def slope(formula: Callable[[Side, Side], float], pair: tuple[Side, Side], side:
 def test_loss_and_gradients_are_those_of_the_formula(name: str, pairs: list[tuple[Side, Side]]) -> None:
     objective, formula = FORMULAS[name]
     answers = [side for pair in pairs for side in pair]
-    assume(name != "forward kl" or all(abs(side.ratio) < 30 for side in answers))
+    assume(name != "forward kl" or all(abs(side.ratio) < 30 for side in answers))  # it is cut off at 40
     items = torch.arange(len(answers)).view(-1, 2)
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 3e-4)):
         policy = flat(answers, lambda side: side.policy, dtype)[0].requires_grad_()
@@ -284,13 +284,12 @@ EXTREMES = {
     "impossible answers": (of_tokens(-2000.0), of_tokens(-3000.0, -1000.0)),
     "identical": (of_tokens(-1.0, -2.0), of_tokens(-1.0, -2.0)),
 }
-GROWING = ("forward kl", "alphapo")
-"""Exponentials of the log-probabilities themselves: what is infinite stops a run with the records named."""
-
 TRIED = [(name, case) for name in FORMULAS for case in EXTREMES]
+# An exponential of the log-probability itself, of which a token would need less than e^-800.
+TRIED.remove(("alphapo", "impossible answers"))
 
 
-@pytest.mark.parametrize(("name", "case"), [(n, c) for n, c in TRIED if n not in GROWING or "certain" in c])
+@pytest.mark.parametrize(("name", "case"), TRIED)
 def test_what_is_certain_or_far_apart_has_finite_losses_and_gradients(name: str, case: str) -> None:
     objective, _ = FORMULAS[name]
     pair = list(EXTREMES[case])
