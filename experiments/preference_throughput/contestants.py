@@ -130,7 +130,7 @@ def ours(task: Task, *, stage: str, packing: bool) -> dict[str, Any]:
     }
     (Path(folder) / "config.json").write_text(json.dumps(config))
     main(["fit", "--config", f"{folder}/config.json"])
-    return {"losses": Watched.losses, "pairs": sum(Watched.pairs[1:])}
+    return {"losses": Watched.losses, "pairs": sum(Watched.pairs[1:]), "tokens": sum(Watched.tokens[1:])}
 
 
 def mean_tokens(task: Task) -> float:
@@ -184,8 +184,12 @@ def trl(task: Task, *, trainer: str) -> dict[str, Any]:
         ),
     )
     found.train()
-    losses = [entry["loss"] for entry in found.state.log_history if "loss" in entry]
-    return {"losses": losses, "pairs": task.pairs_of_a_step * (task.steps - 1)}
+    steps = [entry for entry in found.state.log_history if "loss" in entry]
+    return {
+        "losses": [step["loss"] for step in steps],
+        "pairs": task.pairs_of_a_step * (task.steps - 1),
+        "tokens": steps[-1]["num_tokens"] - steps[0]["num_tokens"],  # without padding
+    }
 
 
 def partial_class(kind: Any) -> Any:
@@ -213,7 +217,7 @@ def bare(task: Task, *, is_dpo: bool) -> dict[str, Any]:
         parameters += head.parameters()
     optimizer = torch.optim.AdamW(parameters, lr=task.learning_rate, weight_decay=0.0, fused=True)
     losses = []
-    num_pairs = 0
+    num_pairs = num_tokens = 0
     for step, (ids, starts, ends) in enumerate(_batches(task)):
         if is_dpo:
             with torch.no_grad(), model.disable_adapter():
@@ -230,7 +234,8 @@ def bare(task: Task, *, is_dpo: bool) -> dict[str, Any]:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
         num_pairs += len(chosen) if step else 0
-    return {"losses": losses, "pairs": num_pairs}
+        num_tokens += int(ends.sum()) if step else 0
+    return {"losses": losses, "pairs": num_pairs, "tokens": num_tokens}
 
 
 def _log_probs(model: Any, ids: Tensor, starts: Tensor, ends: Tensor) -> Tensor:

@@ -28,4 +28,5 @@ class DiscoPOP(PairObjective):
         """The loss of each pair, [P]."""
         margin = self.beta * (chosen.ratios - rejected.ratios)
         share = (margin / self.tau).sigmoid()
-        return -F.logsigmoid(margin) * (1 - share) + (-margin).exp() * share
+        # One exponential: of rewards far the wrong way round the one is infinite and the other zero.
+        return -F.logsigmoid(margin) * (1 - share) + (F.logsigmoid(margin / self.tau) - margin).exp()

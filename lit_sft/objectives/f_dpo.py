@@ -12,6 +12,10 @@ from lit_sft.objectives._pairs import PairObjective
 
 Divergence = Literal["forward_kl", "jensen_shannon"]
 
+MAX_EXPONENT = 40.0
+"""Beyond it a pair is decided. An answer that the policy has given up is soon e^100 times less likely: that is infinite
+in float32, and its gradient not a number."""
+
 
 class FDPO(PairObjective):
     """-log sigmoid of beta times the difference of what the divergence makes of the log-ratios.
@@ -32,4 +36,4 @@ class FDPO(PairObjective):
 
     def _scores(self, ratios: Tensor) -> Tensor:
         """The divergence's derivative at the ratio, less a constant, [P]."""
-        return -(-ratios).exp() if self.divergence == "forward_kl" else F.logsigmoid(ratios)
+        return -(-ratios).clamp_max(MAX_EXPONENT).exp() if self.divergence == "forward_kl" else F.logsigmoid(ratios)

@@ -62,5 +62,6 @@ class ORPO(PairObjective):
 
 def _log_odds(answers: Answers) -> Tensor:
     """log(p / (1 - p)) of the mean token, [P]."""
-    means = answers.means
-    return means - torch.log1p(-means.exp())
+    # Of an answer that the policy is certain of, one token for example, the odds would be infinite and no gradient.
+    means = answers.means.clamp_max(-torch.finfo(answers.logps.dtype).eps)
+    return means - torch.log(-torch.expm1(means))

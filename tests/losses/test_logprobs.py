@@ -1,5 +1,6 @@
 """Log-probabilities of targets that any loss may be made of, without the logits of all positions."""
 
+import math
 from typing import Any
 
 import pytest
@@ -198,3 +199,45 @@ def test_a_hopeless_target_is_not_minus_infinity() -> None:
     logps.backward()
     assert logits.grad is not None
     assert logits.grad.tolist() == [[0, -1, 1]]
+
+
+def one_position(logits: list[float], target: int) -> dict[str, Any]:
+    """What a softmax says, one number after the other."""
+    highest = max(logits)
+    log_total = highest + math.log(sum(math.exp(value - highest) for value in logits))
+    shares = [math.exp(value - log_total) for value in logits]
+    return {
+        "logps": logits[target] - log_total,
+        "entropy": -sum(share * math.log(share) for share in shares if share),
+        "is_first": all(value < logits[target] for place, value in enumerate(logits) if place != target),
+        "mean_logits": sum(logits) / len(logits),
+        "collisions": math.log(sum(share * share for share in shares)),
+        "of_logits": [(place == target) - share for place, share in enumerate(shares)],
+    }
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 3000.0], ids=["all alike", "usual", "sure", "certain"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("num_tokens", "vocab_size", "chunk_size"), [(1, 2, 1), (1, 7, 5), (5, 3, 2), (6, 33, 3)])
+def test_other_sizes_types_and_extremes_are_those_of_plain_numbers(
+    num_tokens: int, vocab_size: int, chunk_size: int, dtype: torch.dtype, scale: float
+) -> None:
+    """Certain targets and impossible ones, and logits that are all alike."""
+    head = nn.Linear(WIDTH, vocab_size, bias=False).to(dtype).requires_grad_(False)
+    hidden = (scale * torch.randn(num_tokens, WIDTH)).to(dtype).requires_grad_()
+    targets = torch.randint(0, vocab_size, (num_tokens,))
+    found = token_log_probs(hidden, targets, head, temperature=0.5, is_measured=True, chunk_size=chunk_size)
+    # Logits are rounded to their type; what is made of them is not.
+    logits = (head(hidden).float() / 0.5).tolist()
+    expected = [one_position(row, target) for row, target in zip(logits, targets.tolist(), strict=True)]
+    for name in TokenLogProbs._fields:
+        values = getattr(found, name)
+        assert values.dtype == (torch.bool if name == "is_first" else torch.float32)
+        assert values.tolist() == pytest.approx([row[name] for row in expected], rel=2e-5, abs=2e-5), name
+    upstream = torch.arange(1.0, num_tokens + 1)
+    (gradient,) = torch.autograd.grad((upstream * found.logps).sum(), [hidden])
+    of_logits = torch.tensor([row["of_logits"] for row in expected]) * upstream[:, None] / 0.5
+    tolerance = 3e-2 if dtype == torch.bfloat16 else 2e-5
+    wanted = of_logits @ head.weight.float()
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(gradient.float(), wanted, rtol=tolerance, atol=tolerance * num_tokens)

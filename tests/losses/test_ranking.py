@@ -26,6 +26,36 @@ def test_golden(variant: str) -> None:
     equal(rewards.grad, given[f"{variant}/grad_rewards"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("spread", [0.0, 1.0, 100.0, 1e4])
+@pytest.mark.parametrize(("pairs", "margins", "centering"), [
+    ([[0, 1]], None, 0.0),
+    ([[2, 0], [0, 1], [2, 1]], None, 0.01),
+    ([[0, 1], [3, 2]], [2.5, -0.5], 0.3),
+])  # fmt: skip
+def test_loss_and_gradients_are_those_of_the_formula(
+    pairs: list[list[int]], margins: list[float] | None, centering: float, spread: float, dtype: torch.dtype
+) -> None:
+    """One pair or a ranking, ties, and rewards so far apart that an exponential of them would be infinite."""
+    rewards = (spread * torch.randn(4, dtype=dtype)).requires_grad_()
+    values, slopes = rewards.tolist(), [0.0] * 4
+    found = ranking_losses(
+        rewards, torch.tensor(pairs), None if margins is None else torch.tensor(margins, dtype=dtype), centering
+    )
+    for number, (better, worse) in enumerate(pairs):
+        above = values[better] - values[worse] - (margins[number] if margins else 0)
+        both = values[better] + values[worse]
+        loss = max(-above, 0) + math.log1p(math.exp(-abs(above))) + centering * both**2
+        assert found.losses[number].item() == pytest.approx(loss, rel=1e-5, abs=1e-6)
+        assert found.is_right[number].item() == (values[better] > values[worse])
+        share = math.exp(-max(above, 0)) / (1 + math.exp(-abs(above)))  # sigmoid(-above)
+        slopes[better] += 2 * centering * both - share
+        slopes[worse] += 2 * centering * both + share
+    found.losses.sum().backward()
+    assert rewards.grad is not None
+    assert rewards.grad.tolist() == pytest.approx(slopes, rel=1e-5, abs=1e-6)
+
+
 def test_a_tie_is_not_right_and_costs_ln_2() -> None:
     found = ranking_losses(torch.tensor([1.5, 1.5]), torch.tensor([[0, 1]]))
     assert found.is_right.tolist() == [False]
