@@ -37,7 +37,7 @@ def read_training(run: Path) -> Training:
     config = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
     summary = read_object(run / SUMMARY) if (run / SUMMARY).is_file() else {}
     measure = next(iter(summary.get("metrics") or {"val/loss": "loss"})).removeprefix("val/")
-    curves = _curves(run / CURVES, (f"train/{measure}", f"val/{measure}"))
+    curves = _curves(run, (f"train/{measure}", f"val/{measure}"))
     return Training(_facts(config, summary), {name: curve for name, curve in curves.items() if len(curve) > 1})
 
 
@@ -61,7 +61,7 @@ def _class_name(member: dict[str, Any]) -> str:
 
 
 def _curves(folder: Path, names: Sequence[str]) -> dict[str, Curve]:
-    if not folder.is_dir():
+    if not any(folder.glob(CURVES)):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
