@@ -38,7 +38,7 @@ def test_the_loss_falls_on_real_records_and_predict_answers(tuning: dict[str, An
     words = [word for key, value in options.items() for word in (f"--{key}", value)]
     assert main(["fit", "--config", str(GOLDEN.parents[1] / "configs/baichuan7b_lora.yaml"), *words]) == 0
     (run,) = tmp_path.iterdir()
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     losses = [event.value for event in events.Scalars("train/loss")]
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])

@@ -134,7 +134,7 @@ class Bench:
         config = ["fit", "--config", "configs/quickstart.yaml"]
         _run([*program, *config, *(word for name, value in words.items() for word in (f"--{name}", str(value)))])
         (run,) = runs.iterdir()
-        events = EventAccumulator(str(run / "tensorboard"))
+        events = EventAccumulator(str(run))
         events.Reload()
         shares = [event.value for event in events.Scalars("speed/data_wait_share")]
         # The first step of each epoch waits for a new iterator: few of so short an epoch, so the mean tells more.

@@ -97,7 +97,7 @@ def fit_all(files: list[str]) -> None:
 
 def outcome(run: Path) -> dict[str, torch.Tensor]:
     """Curves, and what trained."""
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     tags = {"loss": "train/loss", "held-out loss": "val/loss", "gradient norm": "train/gradient_norm"}
     curves = {

@@ -105,7 +105,7 @@ def ppo(checkpoint: str, reward: Path, num_epochs: int) -> Path:
 
 
 def scalars(run: Path) -> EventAccumulator:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     return events
 

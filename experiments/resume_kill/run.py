@@ -207,7 +207,7 @@ def run_killed(case: Case, seconds: float | None, chance: random.Random) -> str:
 
 def outcome(run: Path) -> dict[str, torch.Tensor]:
     """Curves as pairs of step and value, what trained, and its moments."""
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     # A step that is followed by a save is logged twice.
     points = {name: sorted({(event.step, event.value) for event in events.Scalars(name)}) for name in CURVES}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning import Trainer
@@ -10,6 +11,26 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch.utils.tensorboard.summary import hparams
 
 from lit_sft.display import as_markdown
+
+
+class Curves(TensorBoardLogger):
+    """TensorBoard, which sorts groups of curves by name, opens on the losses.
+
+    The files lie in the run folder itself, for TensorBoard calls a run as the folder that they are in.
+    """
+
+    def __init__(self, folder: Path, purge_step: int | None) -> None:
+        super().__init__(folder, name="", version="", purge_step=purge_step)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Both losses once more beside each other, in a group before the others; the epoch, which Lightning adds."""
+        shown = {"train/epoch" if name == "epoch" else name: value for name, value in metrics.items()}
+        shown |= {f"loss/{split}": shown[f"{split}/loss"] for split in ("train", "val") if f"{split}/loss" in shown}
+        super().log_metrics(shown, step)
+
+    def save(self) -> None:
+        """Lightning would write hparams.yaml, which config.yaml holds already."""
+        self.experiment.flush()
 
 
 def log_table(trainer: Trainer, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -62,13 +62,14 @@ class Samples(BeforeAfter):
                 row["rewards"] = {"before": first["rewards"]["before"], "after": rewards}
             rows.append(row)
         self.rows = rows
-        columns = ("prompt", "strategy", "before", "after", "reference")
+        # TensorBoard squeezes columns: one that says the same in every row takes the place of the texts.
+        columns = ["prompt", *["strategy"] * (len(stage.strategies) > 1), "before", "after", "reference"]
         names = list(worth[0])
         lines = [
-            [*(row[name] or "" for name in columns), answer.finish_reason, *(_number(rewards[name]) for name in names)]
-            for row, (_, _, answer), rewards in zip(rows, found, worth, strict=True)
+            [*(row[name] or "" for name in columns), *(_number(rewards[name]) for name in names)]
+            for row, rewards in zip(rows, worth, strict=True)
         ]
-        log_table(trainer, "samples", [*columns, "finish", *names], lines)
+        log_table(trainer, "samples", [*columns, *names], lines)
         return True
 
 

@@ -24,6 +24,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from lit_sft.callbacks._loggers import Curves
 from lit_sft.callbacks.checkpoint_file import CheckpointFile, read_checkpoint
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.callbacks.export import Export
@@ -184,7 +185,7 @@ class CLI(LightningCLI):
             os.environ.setdefault(variable, folder.name)
         # Where the run goes on, what a later step left in the curves counts no more.
         step = _step_of(self._resumed) if self._resumed and process_rank() == 0 else None
-        return [TensorBoardLogger(folder, name="", version="", sub_dir=CURVES, purge_step=step), *others]
+        return [Curves(folder, purge_step=step), *others]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         given = config.get("callbacks") or []
@@ -271,8 +272,7 @@ class CLI(LightningCLI):
     @contextmanager
     def _without_curves_if_refused(self, folder: Path) -> Iterator[None]:
         """Lightning opens a file of curves, which ends those before, ahead of reading the checkpoint."""
-        curves = folder / CURVES
-        known = set(curves.glob("*"))
+        known = set(folder.glob(CURVES))
         try:
             yield
         except BaseException:
@@ -280,7 +280,7 @@ class CLI(LightningCLI):
             if not record.already_saved:
                 for logger in self.trainer.loggers:
                     logger.finalize("aborted")
-                for made in set(curves.glob("*")) - known:
+                for made in set(folder.glob(CURVES)) - known:
                     made.unlink()
             raise
 

@@ -35,7 +35,7 @@ def read_training(run: Path) -> Training:
     config = read_config(run)
     summary = read_object(run / SUMMARY) if (run / SUMMARY).is_file() else {}
     measure = next(iter(summary.get("metrics") or {"val/loss": "loss"})).removeprefix("val/")
-    curves = _curves(run / CURVES, (f"train/{measure}", f"val/{measure}"))
+    curves = _curves(run, (f"train/{measure}", f"val/{measure}"))
     return Training(_facts(config, summary), {name: curve for name, curve in curves.items() if len(curve) > 1})
 
 
@@ -59,7 +59,7 @@ def _class_name(member: dict[str, Any]) -> str:
 
 
 def _curves(folder: Path, names: Sequence[str]) -> dict[str, Curve]:
-    if not folder.is_dir():
+    if not any(folder.glob(CURVES)):
         return {}
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

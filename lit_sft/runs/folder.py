@@ -4,7 +4,7 @@ config.yaml       resolved configuration; `fit --config` on it repeats the run
 manifest.json     versions, git commit, seed, fingerprints of tokenizer and data
 summary.json      held-out metrics and sample answers, before and after
 quarantine.jsonl  records that were skipped or repaired, with file:line and reason
-tensorboard/      curves and sample answers
+events.out.*      curves and sample answers for TensorBoard, which calls a run as the folder of its events
 .lock             held by the process that writes there, as long as it lives
 checkpoints/      last.ckpt and best.ckpt: what trained, optimizer, position in the data
 adapter/, model/  what trained in the standard format: PEFT adapter, or whole model
@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
-CURVES = "tensorboard"
+CURVES = "events.out.tfevents.*"
+"""Pattern of the files in which TensorBoard finds the curves of a run."""
+
 PREDICTIONS = "predictions.jsonl"
 BASE_PREDICTIONS = "predictions-base.jsonl"
 LAST_CHECKPOINT = "checkpoints/last.ckpt"

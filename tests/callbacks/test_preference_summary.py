@@ -55,7 +55,7 @@ def test_metrics_and_pairs_stand_before_and_after_in_summary_terminal_and_tensor
     assert "accuracy" in said
     assert said.count(judgment) == 4
 
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0})
     events.Reload()
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("pairs/text_summary")]
     assert len(texts) == 2  # before, and after the epoch

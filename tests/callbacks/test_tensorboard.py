@@ -33,7 +33,7 @@ def test_it_shows_hyperparameters_results_and_samples_of_each_strategy(
     config = write_config(model={"generation": strategies}, trainer={"max_epochs": 3})
     assert main(["fit", "--config", config, "--samples.count", "1"]) == 0
     (run,) = (tmp_path / "runs").iterdir()
-    events = events_of(run / "tensorboard")
+    events = events_of(run)
 
     chosen = dict(hparams_of(events, "session_start_info").session_start_info.hparams.items())
     assert chosen["family"].string_value == "baichuan-7b"
@@ -52,10 +52,15 @@ def test_it_shows_hyperparameters_results_and_samples_of_each_strategy(
     (before,) = events.Scalars("val_before/loss")
     assert before.value == pytest.approx(summary["before"]["val/loss"])
 
+    assert min(events.Tags()["scalars"]).startswith("loss/")  # TensorBoard opens on the first
+    for split in ("train", "val"):
+        assert events.Scalars(f"loss/{split}")[-1].value == events.Scalars(f"{split}/loss")[-1].value
+    assert not list(run.glob("hparams.yaml"))
+
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("samples/text_summary")]
     assert len(texts) == 4  # before, and after each epoch
     head, _, *lines = texts[-1].split("\n")
-    assert head == "| prompt | strategy | before | after | reference | finish |"
+    assert head == "| prompt | strategy | before | after | reference |"
     assert [line.split(" | ")[1] for line in lines] == [
         "greedy(max_new_tokens=4)",
         "nucleus &#60;p&#62;",

@@ -46,7 +46,7 @@ def only_run(tmp_path: Path) -> Path:
 
 
 def curves(run: Path) -> EventAccumulator:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     return events
 

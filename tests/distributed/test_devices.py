@@ -155,7 +155,7 @@ class Runs:
         return str(self.folder(name) / "checkpoints" / f"step={SAVED_STEP}.ckpt")
 
     def points(self, name: str, tag: str) -> list[tuple[int, float]]:
-        events = EventAccumulator(str(self.folder(name) / "tensorboard"))
+        events = EventAccumulator(str(self.folder(name)))
         events.Reload()
         return [(event.step, event.value) for event in events.Scalars(tag)]
 

@@ -66,7 +66,7 @@ def words(root: Path, checkpoint: Path, name: str, *, devices: int, stage: str =
 
 def curves(root: Path, name: str) -> dict[str, list[float]]:
     (run,) = (root / "runs").glob(f"{name}-2*")
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     wanted = [tag for tag in events.Tags()["scalars"] if tag.startswith(("train/", "val/"))]
     return {tag: [event.value for event in events.Scalars(tag)] for tag in wanted}

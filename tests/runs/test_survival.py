@@ -45,7 +45,7 @@ def runs_named(tmp_path: Path, name: str) -> list[Path]:
 
 
 def curves(run: Path, *names: str) -> dict[str, dict[int, float]]:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     names = names or ("train/loss", "train/learning_rate", "val/loss")
     return {name: {event.step: event.value for event in events.Scalars(name)} for name in names}

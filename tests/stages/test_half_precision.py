@@ -37,7 +37,7 @@ def scaled(scale: float = 2.0**16) -> list[dict[str, Any]]:
 
 
 def curve(run: Path, name: str) -> list[float]:
-    events = EventAccumulator(str(run / "tensorboard"))
+    events = EventAccumulator(str(run))
     events.Reload()
     return [event.value for event in events.Scalars(f"train/{name}")]
 
