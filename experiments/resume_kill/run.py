@@ -90,7 +90,7 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
         config["data"]["class_path"] = "PreferenceData"
         pairs = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
         config["data"]["init_args"]["corpora"] = [pairs]
-        # A step is a fifth of the others' work and more, and each kill repeats the start: enough to cross an epoch.
+        # Enough to cross an epoch; more would only repeat what takes most of the time, the starts.
         config["trainer"] |= {"max_epochs": 2, "val_check_interval": 0.5}
     file = work / f"{tuning}.yaml"
     file.write_text(yaml.safe_dump(config))
