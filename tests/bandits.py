@@ -16,12 +16,16 @@ from lit_sft.generation.generate import decode_answer
 from lit_sft.rewards._base import Answered, RewardFunction
 from lit_sft.stages._rollout import RolloutStage
 from lit_sft.stages.policy import Policy
-from lit_sft.stages.schedules import Cosine
+from lit_sft.stages.schedules import Constant, Cosine
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
 BETA = 0.3
 NUM_LIKELY = 16
+
+SHARP = {"sharpness": 200.0, "alpha": 1000}
+"""So that what must be learned is a small turn of the state and a small second factor of each adapter: what a network
+does to them is nearly linear then, whatever its family."""
 
 
 class Worth(RewardFunction):
@@ -34,26 +38,38 @@ class Worth(RewardFunction):
 class FewWords(LoRA):
     """A network that answers one prompt with a few tokens only: the rows of all others point away from its state.
 
+    A step of descent on the logit of one of the few moves the logits of the others by nothing, and all by as much, so
+    that a policy is near the best one in tens of steps.
+
     Args:
         prompt: Its ids.
+        sharpness: By how much logits differ for a turn of the state.
         kwargs: Of the adapters.
     """
 
-    def __init__(self, prompt: Sequence[int], **kwargs: Any) -> None:
+    def __init__(self, prompt: Sequence[int], sharpness: float = 5.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.prompt = prompt
+        self.sharpness = sharpness
 
     def load(self, checkpoint: Checkpoint, precision: str) -> Any:
         model = super().load(checkpoint, precision)
         network = self.causal_lm(model)
-        with torch.no_grad():
-            state = network.get_decoder()(input_ids=torch.tensor([self.prompt]), use_cache=False).last_hidden_state
-            state = state[0, -1]
-            head = network.get_output_embeddings()
-            # A weight of its own, also where that of the embedding was its.
-            head.weight = nn.Parameter((-20 / state.norm() ** 2 * state).repeat(len(head.weight), 1), False)
-            likely = torch.arange(20, len(head.weight), (len(head.weight) - 20) // NUM_LIKELY)[:NUM_LIKELY]
-            head.weight[likely] = torch.randn(NUM_LIKELY, len(state)) / state.norm()
+        state = network.get_decoder()(input_ids=torch.tensor([self.prompt]), use_cache=False).last_hidden_state[0, -1]
+        along = (state / state.norm() ** 2).detach()  # a row of it has the logit 1
+        random = torch.randn(len(state), NUM_LIKELY)
+        across = torch.linalg.qr(random - torch.outer(along, state.detach() @ random))[0].T / state.detach().norm()
+        turned = slopes(across @ state, model)
+        similarity = turned @ turned.T
+        even = torch.linalg.solve_triangular(torch.linalg.cholesky(similarity), across, upper=False)
+        across = (similarity.trace() / NUM_LIKELY).sqrt() * even
+        head = network.get_output_embeddings()
+        # Rows that the head itself makes one long would all be alike if they were sharper.
+        sharpness = self.sharpness if type(head) is nn.Linear else 5.0
+        # A weight of its own, also where that of the embedding was its.
+        head.weight = nn.Parameter(-20 * along.repeat(len(head.weight), 1), False)
+        likely = torch.arange(20, len(head.weight), (len(head.weight) - 20) // NUM_LIKELY)[:NUM_LIKELY]
+        head.weight.data[likely] = torch.linspace(6, 4, NUM_LIKELY)[:, None] * along + sharpness * across
         return model
 
 
@@ -64,13 +80,24 @@ def probabilities(stage: Any, prompt: Sequence[int]) -> Tensor:
     return logits.double().softmax(-1)
 
 
-def best_policy(reference: Tensor, tokenizer: Any, stop: Sequence[int]) -> Tensor:
-    """softmax(log reference + reward / beta) [V]."""
-    answers = [
-        Answered([], decode_answer([] if token in stop else [token], tokenizer)) for token in range(len(reference))
-    ]
-    worth = torch.tensor([value or 0.0 for value in Worth().score(answers)], dtype=torch.float64)
-    return (reference.log() + worth / BETA).softmax(-1)
+def worth_of_tokens(count: int, tokenizer: Any, stop: Sequence[int]) -> Tensor:
+    """Of each token as an answer [V]."""
+    answers = [Answered([], decode_answer([] if token in stop else [token], tokenizer)) for token in range(count)]
+    return torch.tensor([value or 0.0 for value in Worth().score(answers)], dtype=torch.float64)
+
+
+def slopes(numbers: Tensor, network: nn.Module) -> Tensor:
+    """Gradients of numbers [N] with respect to all that trains, [N, P]."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    rows = [torch.autograd.grad(number, weights, retain_graph=True, allow_unused=True) for number in numbers]
+    return torch.stack([torch.cat([part.flatten() for part in row if part is not None]) for row in rows])
+
+
+def largest_rate(stage: Any, prompt: Sequence[int]) -> float:
+    """That of descent at which the logit of a token moves by about what is missing to it, were it drawn every time."""
+    logits = stage.causal_lm(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
+    likely = logits.topk(NUM_LIKELY).values
+    return 12.0 * (NUM_LIKELY - 1) / float(slopes(likely - likely.mean(), stage).square().sum())
 
 
 class FewWordsInFourBits(FewWords, QLoRA):
@@ -78,12 +105,16 @@ class FewWordsInFourBits(FewWords, QLoRA):
 
 
 class Learned(NamedTuple):
-    """What a fit has changed: the total variation from the best policy, and the share of the best token in answers."""
+    """What a fit has changed: the total variation from the best policy, and the share of the best token in answers.
+
+    `regret` is what the policy has less than the best one of what is maximized: reward, less beta times the KL.
+    """
 
     distance_before: float
     distance_after: float
     share_before: float
     share_after: float
+    regret: float
 
 
 def learned(
@@ -91,13 +122,28 @@ def learned(
     folder: Path,
     *,
     num_steps: int,
-    lr: float,
-    num_answers: int = 96,
+    lr: float | None = None,
+    num_answers: int = 32,
     stage_class: type[RolloutStage] = Policy,
     tuning_class: type[FewWords] = FewWords,
     **options: Any,
 ) -> Learned:
-    """What a fit of a policy changes. The best token is that whose share the best policy raises most."""
+    """What a fit of a policy changes. The best token is that whose share the best policy raises most.
+
+    The best policy is softmax(log reference + reward / beta). At it all answers have one advantage, 0, so that near it
+    what is drawn makes little noise, and gradients fall by orders of magnitude: plain descent gets there in tens of
+    steps. Adam does not: what it remembers of the first gradients shortens the last steps.
+
+    Args:
+        checkpoint: Of any family.
+        folder: For files.
+        num_steps: Of the optimizer.
+        lr: Of AdamW, decayed; of descent if not given, as large as the network allows.
+        num_answers: Of a rollout.
+        stage_class: What learns.
+        tuning_class: What trains.
+        options: Of the stage.
+    """
     torch.manual_seed(3)
     asked, data = (data_of(checkpoint, folder, count=1, max_new_tokens=1, micro_batch_size=1) for _ in range(2))
     asked.setup("fit")
@@ -105,24 +151,31 @@ def learned(
     (prompt,) = batch.prompts
     stage = stage_class(
         str(checkpoint.path),
-        tuning_class(prompt.input_ids, rank=8),
+        tuning_class(prompt.input_ids, rank=4, **({} if lr else SHARP)),
         family=checkpoint.family.name,
         rewards=[Worth()],
         num_answers=num_answers,
         num_parts=1,
         beta=BETA,
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0),
-        schedule=Cosine(warmup_fraction=0.0),
+        optimizer=lambda parameters: (
+            torch.optim.SGD(parameters, lr=largest_rate(stage, prompt.input_ids), momentum=0.5)
+            if lr is None
+            else torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+        ),
+        schedule=Constant() if lr is None else Cosine(warmup_fraction=0.0),
         **options,
     )
     stage.configure_model()
     tokenizer = stage.tokenizer
     before = probabilities(stage, prompt.input_ids)
-    best = best_policy(before, tokenizer, checkpoint.prompt_format.stop_token_ids(tokenizer))
+    worth = worth_of_tokens(len(before), tokenizer, checkpoint.prompt_format.stop_token_ids(tokenizer))
+    best = (before.log() + worth / BETA).softmax(-1)
     fitted(stage, data, folder, max_steps=num_steps, accumulate_grad_batches=stage.parts_of_pass)
-    policies = before, probabilities(stage, prompt.input_ids)
+    policies = before, after = before, probabilities(stage, prompt.input_ids)
+    value = (after * (worth - BETA * (after / before).log())).sum()
     rewarded = int((best / before).where(before > 1e-3, 0).argmax())
     return Learned(
         *(float((policy - best).abs().sum() / 2) for policy in policies),
         *(float(policy[rewarded]) for policy in policies),
+        float(BETA * (before.log() + worth / BETA).logsumexp(0) - value),
     )

@@ -33,7 +33,9 @@ def words(root: Path, checkpoint: Path, name: str, *, devices: int, stage: str =
                 "num_answers": 4,
                 "num_parts": 2 // devices,
                 "num_iterations": 2,
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.003, "eps": 1e-5}},
+                # Not Adam, which divides by the gradient: of what is nearly 0 it makes steps of any size, and of
+                # the order in which two devices add up, 1e-8, so a difference of 1e-8 * lr / eps.
+                "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.02}},
                 **changes,
             },
         },
@@ -87,7 +89,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "reward_norm": "mean_std",
         "target_kl": 0.01,
         "kl_horizon": 50,
-        "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001, "eps": 1e-5}},
     },
 }
 
@@ -111,4 +112,7 @@ def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path
         for tag, values in theirs.items():
             # A share of tokens beyond a border differs by those that stand at it.
             assert mine[tag] == pytest.approx(values, abs=0.05 if "clip" in tag else 2e-5, rel=2e-5), tag
-        torch.testing.assert_close(weights(tmp_path, f"{name}_2"), weights(tmp_path, f"{name}_1"), rtol=0, atol=3e-6)
+        of_two, of_one = (weights(tmp_path, f"{name}_{devices}") for devices in (2, 1))
+        moved = [weight for key, weight in of_one.items() if "lora_B" in key and ".reference" not in key]
+        assert min(float(weight.abs().max()) for weight in moved) > 1e-4  # from 0
+        torch.testing.assert_close(of_two, of_one, rtol=0, atol=1e-6)

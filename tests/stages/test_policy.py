@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from bandits import learned
 from lightning import Callback, Trainer
 from policies import data_of, fitted, policy_of, prompts_in, trained
 
@@ -62,12 +61,6 @@ def test_a_run_that_is_killed_at_any_part_of_a_rollout_goes_on_to_the_same_weigh
         assert found.get("train/reward", [])[-1:] in ([], expected["train/reward"][-1:])
         for name, weight in trained(whole).items():
             torch.testing.assert_close(trained(stage)[name], weight, rtol=0, atol=0)
-
-
-def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(base: Checkpoint, tmp_path: Path) -> None:
-    found = learned(base, tmp_path, num_answers=48, num_steps=40, lr=0.01)
-    assert found.distance_before > 0.2
-    assert found.distance_after < 0.05
 
 
 @pytest.mark.parametrize(
