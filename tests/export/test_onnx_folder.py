@@ -14,7 +14,7 @@ import pytest
 import torch
 from graphs import traced_once
 from peft import LoraConfig, get_peft_model
-from transformers import BloomConfig, BloomForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, GraniteConfig, MixtralConfig
 
 from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
@@ -149,13 +149,26 @@ def test_a_network_whose_attention_is_special_is_refused(tiny: Callable[[str], P
     assert not (tmp_path / "out").exists()
 
 
-def test_a_network_that_attends_in_a_way_of_its_own_is_refused(tiny: Callable[[str], Path], tmp_path: Path) -> None:
-    shutil.copytree(tiny("native"), tmp_path / "bloom", ignore=shutil.ignore_patterns("*.safetensors"))
-    config: Any = BloomConfig(vocab_size=1400, hidden_size=32, n_layer=1, n_head=4)
-    config.max_position_embeddings = 256
-    BloomForCausalLM(config).save_pretrained(tmp_path / "bloom")
-    with pytest.raises(ConfigError, match="this network cannot be exported") as refused:
-        export_onnx(Source(open_checkpoint(tmp_path / "bloom"), SAMPLES), tmp_path / "out")
+SIZES: dict[str, Any] = {"vocab_size": 1400, "hidden_size": 32, "max_position_embeddings": 256}
+PLAIN = SIZES | {"intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        (BloomConfig(**SIZES, n_layer=1, n_head=4), "this network cannot be exported"),
+        (MixtralConfig(**PLAIN, num_local_experts=2, num_experts_per_tok=1), "this network cannot be exported"),
+        (GraniteConfig(**PLAIN, logits_scaling=8.0), "the graph does not compute what the network does"),
+    ],
+    ids=["attention of its own", "experts", "scaled logits"],
+)
+def test_a_network_that_computes_otherwise_than_a_graph_is_refused(
+    config: Any, said: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    shutil.copytree(tiny("native"), tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    with pytest.raises(ConfigError, match=said) as refused:
+        export_onnx(Source(open_checkpoint(tmp_path / "model"), SAMPLES), tmp_path / "out")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "out").exists()
 
