@@ -5,11 +5,15 @@ import re
 import shlex
 import tomllib
 from importlib import import_module
+from itertools import chain
 from typing import Any
 
 import pytest
 import yaml
 from pages import CHINESE, DOCS, OWN, PAGES, ROOT, TWINS, Page
+
+from lit_sft.configuration import BASE_CLASSES
+from lit_sft.plugins import discover
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 every_twin = pytest.mark.parametrize("page", TWINS, ids=lambda page: page.name)
@@ -99,23 +103,37 @@ def test_a_readme_has_at_most_two_hundred_lines() -> None:
         assert len(readme.read_text(encoding="utf-8").splitlines()) <= 200
 
 
-def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site() -> None:
+def site() -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """mkdocs.yml names functions of Python."""
 
     Loader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-    site = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    settings: dict[str, Any] = yaml.load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"), Loader)
+    return settings
 
+
+def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site() -> None:
     def files(nav: Any) -> list[str]:
         if isinstance(nav, str):
             return [nav]
         return [file for item in (nav.values() if isinstance(nav, dict) else nav) for file in files(item)]
 
-    navigated = files(site["nav"])
+    navigated = files(site()["nav"])
     here = {page.file.name for page in ENGLISH if page.file.parent == DOCS}
     assert {name for name in navigated if "/" not in name} == here
     assert [name for name in navigated if not (DOCS / name).is_file()] == []
     assert here - set(Page(DOCS / "index.md").links) == {"index.md"}
+
+
+def test_the_reference_shows_every_class_that_a_configuration_may_name() -> None:
+    (options,) = [plugin["mkdocstrings"] for plugin in site()["plugins"] if "mkdocstrings" in plugin]
+    filters = options["handlers"]["python"]["options"]["filters"]
+    pages = "\n".join(file.read_text(encoding="utf-8") for file in (DOCS / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: ([\w.]+)", pages, re.MULTILINE))
+    for member in set(chain(*(discover(*bases).values() for bases in BASE_CLASSES.values()))):
+        name = f"{member.__module__}.{member.__name__}"
+        assert member.__module__ in shown or name in shown, name
+        assert not any(re.search(hidden.removeprefix("!"), member.__name__) for hidden in filters), name
 
 
 def source() -> str:

@@ -15,7 +15,9 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROWS, ROW_LENGTH, SUPERVISED = 2, 256, 0.5
 METHODS = ("Full", "LoRA", "QLoRA")
@@ -39,12 +41,47 @@ def write_checkpoint(folder: Path) -> None:
     find_family("baichuan-7b").write_tiny(folder, demo_texts(), size)
 
 
+def _batch() -> Any:
+    """Random ids, of which the second half of a row carries loss."""
+    import torch
+
+    from lit_sft.data.batch import Batch
+
+    ids = torch.randint(10, 5000, (ROWS, ROW_LENGTH))
+    labels = ids.clone()
+    labels[:, : int(ROW_LENGTH * (1 - SUPERVISED))] = -100
+    return Batch(
+        input_ids=ids,
+        labels=labels,
+        position_ids=None,
+        segment_ids=torch.ones_like(ids),
+        corpus_ids=torch.zeros_like(ids),
+        corpora=["random"],
+        num_tokens=ids.numel(),
+        num_supervised=int((labels != -100).sum()),
+        sources=[],
+        epoch_progress=1.0,
+    )
+
+
+def _highest(step: Callable[[], None]) -> int:
+    """Bytes at the peak of a step above what was there before it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    current = highest = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            current += event.nbytes()
+            highest = max(highest, current)
+    return highest
+
+
 def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> dict[str, float]:
     """Two steps in this process; the second counts."""
     import torch
-    from torch.profiler import ProfilerActivity, profile
 
-    from lit_sft.data.batch import Batch
     from lit_sft.preflight.memory import Plan, estimate
     from lit_sft.preflight.network import measure_network
     from lit_sft.stages.sft import SFT
@@ -59,21 +96,7 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
         tuning.causal_lm(network).activation_checkpointing_enable({"use_reentrant": False})
     stage.model = network.train()
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4, fused=True)
-    ids = torch.randint(10, 5000, (ROWS, ROW_LENGTH))
-    labels = ids.clone()
-    labels[:, : int(ROW_LENGTH * (1 - SUPERVISED))] = -100
-    batch = Batch(
-        input_ids=ids,
-        labels=labels,
-        position_ids=None,
-        segment_ids=torch.ones_like(ids),
-        corpus_ids=torch.zeros_like(ids),
-        corpora=["random"],
-        num_tokens=ids.numel(),
-        num_supervised=int((labels != -100).sum()),
-        sources=[],
-        epoch_progress=1.0,
-    )
+    batch = _batch()
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
@@ -88,13 +111,7 @@ def measure(folder: Path, method: str, precision: str, checkpointing: bool) -> d
     storages = [tensor.untyped_storage() for tensor in [*network.parameters(), *states]]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     held += sum(_scales(parameter) for parameter in network.parameters())
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        step()
-    current = highest = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            current += event.nbytes()
-            highest = max(highest, current)
+    highest = _highest(step)
     plan = Plan(
         stage.tuning.footprint(stage.checkpoint.family.lora_targets),
         precision=precision,

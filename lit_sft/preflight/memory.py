@@ -207,6 +207,34 @@ def _num_passed(size: NetworkSize, tuning: Footprint) -> int:
     return tuning.trained_blocks
 
 
+def _kept_activations(size: NetworkSize, plan: Plan, block: float) -> float:
+    """Bytes that the forward pass of the network leaves for the backward pass, `block` those of one block."""
+    passed = _num_passed(size, plan.tuning)
+    if plan.gradient_checkpointing:
+        kept = passed * plan.tokens * size.hidden_size * plan.activation_bytes
+    else:
+        kept = passed * block
+    if plan.tuning.prefix_tokens:
+        # Of each row, with what the dropout keeps.
+        states = plan.rows * plan.tuning.prefix_tokens * size.num_layers * size.cache_width
+        kept += states * (plan.activation_bytes + (plan.tuning.dropout > 0))
+    return kept
+
+
+def _logits_of_a_chunk(size: NetworkSize, plan: Plan, head: float) -> float:
+    """Bytes of the logits that exist at once and of what is computed from them, `head` the gradient of the matrix."""
+    is_half = plan.activation_bytes == 2
+    if size.has_plain_head:
+        # Softmax and gradient take the place of float32 logits; in half precision they exist besides, twice. Where
+        # autocast computes, the gradient of the head from a chunk is in half precision first.
+        logit_bytes, head_copies = 8 if is_half else 4, plan.is_mixed / 2
+    else:
+        # Autograd keeps a copy for each step, as of Baichuan 2's normalized head, and makes a whole gradient a chunk.
+        logit_bytes, head_copies = 20 if is_half else 16, 3
+    supervised = plan.tokens * plan.supervised_share
+    return min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies
+
+
 def estimate(size: NetworkSize, plan: Plan) -> Memory:
     """The peak of the second step, when the optimizer has its state."""
     trained, shards = num_trained(size, plan), plan.num_shards
@@ -221,35 +249,18 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     half = plan.is_mixed * 2 * (size.num_linear_parameters * trained_share if plan.tuning.trains_base else trained)
     buckets = trained * plan.trained_bytes if plan.sharding == "ddp" and plan.num_devices > 1 else 0
     block = block_activations(size, plan)
-    passed = _num_passed(size, plan.tuning)
-    if plan.gradient_checkpointing:
-        kept = passed * plan.tokens * size.hidden_size * plan.activation_bytes + block
-    else:
-        kept = passed * block
-    if plan.tuning.prefix_tokens:
-        # Of each row, with what the dropout keeps.
-        states = plan.rows * plan.tuning.prefix_tokens * size.num_layers * size.cache_width
-        kept += states * (plan.activation_bytes + (plan.tuning.dropout > 0))
     # The widest gradient and the one it is computed from; a packed matrix is unpacked to be used.
     backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
     if plan.tuning.packed_bytes is not None:
         backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
-    is_half = plan.activation_bytes == 2
-    if size.has_plain_head:
-        # Softmax and gradient take the place of float32 logits; in half precision they exist besides, twice. Where
-        # autocast computes, the gradient of the head from a chunk is in half precision first.
-        logit_bytes, head_copies = 8 if is_half else 4, plan.is_mixed / 2
-    else:
-        # Autograd keeps a copy for each step, as of Baichuan 2's normalized head, and makes a whole gradient a chunk.
-        logit_bytes, head_copies = 20 if is_half else 16, 3
     gradients = trained * plan.trained_bytes / shards
     # Its gradient is made with the loss, before any other. A score has no use for the vocabulary.
     speaks = plan.head_use != "score"
     trains_head = plan.tuning.trains_base if plan.tuning.trained_blocks is None else plan.tuning.trains_head
     head = size.vocabulary * size.hidden_size * plan.trained_bytes if trains_head and speaks else 0
-    supervised = plan.tokens * plan.supervised_share
     # A row for each log-probability, kept from the forward to the backward pass: its gradient, or the hidden state.
-    rows = supervised * size.hidden_size * plan.activation_bytes * (plan.head_use == "log-probabilities")
+    rows = plan.tokens * plan.supervised_share * size.hidden_size * plan.activation_bytes
+    rows *= plan.head_use == "log-probabilities"
     updates = {"none": 0.0, "largest": 2.0 * head / shards, "all": gradients}
     return Memory(
         update=updates[plan.update_copies],
@@ -258,8 +269,8 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
         carried_gradients=head + (gradients if plan.accumulates else 0.0),
         optimizer=trained * plan.optimizer_bytes / shards,
         copies=half / shards + buckets + gathered,
-        activations=kept - (block if plan.gradient_checkpointing else 0) + rows,
-        logits=speaks * min(supervised, CHUNK) * size.vocabulary * logit_bytes + head * head_copies,
+        activations=_kept_activations(size, plan, block) + rows,
+        logits=_logits_of_a_chunk(size, plan, head) if speaks else 0.0,
         block=backward + (block if plan.gradient_checkpointing else 0),
         further=plan.further_bytes,
         cache=plan.cache_tokens * size.num_layers * size.cache_width * plan.activation_bytes,
