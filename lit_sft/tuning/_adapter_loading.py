@@ -69,7 +69,10 @@ class PlacedAdapter:
         """
         for name in self.pieces:
             module, _, kind = name.partition(".lora_B.")
-            if kind == "bias" and wrapped.get_submodule(f"{PREFIX}{module}").base_layer.bias is None:
+            if kind != "bias":
+                continue
+            layer: Any = wrapped.get_submodule(f"{PREFIX}{module}")
+            if layer.base_layer.bias is None:
                 raise ConfigError(
                     f"adapter {self.file.folder} cannot be merged: it has a bias for {module}, which has none "
                     "(lora_bias). Give it beside its base, as --adapter"
