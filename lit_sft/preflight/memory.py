@@ -211,7 +211,7 @@ def _kept_activations(size: NetworkSize, plan: Plan, block: float) -> float:
     """Bytes that the forward pass of the network leaves for the backward pass, `block` those of one block."""
     passed = _num_passed(size, plan.tuning)
     if plan.gradient_checkpointing:
-        kept = passed * plan.tokens * size.hidden_size * plan.activation_bytes
+        kept: float = passed * plan.tokens * size.hidden_size * plan.activation_bytes
     else:
         kept = passed * block
     if plan.tuning.prefix_tokens:
