@@ -12,6 +12,7 @@ from tuning.test_tunings import TUNINGS, batch_of, make_stage
 
 from lit_sft.__main__ import main
 from lit_sft.stages.sft import SFT
+from lit_sft.tuning.p_tuning import PTuning
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,6 +43,7 @@ def step_of(stage: SFT) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     ("family", "tuning", "backend"),
     [
         *((family, "lora", "eager") for family in FAMILIES),
+        *((family, "p-tuning", "eager") for family in ("chatglm-6b", "chatglm2-6b")),
         ("baichuan-7b", "qlora-nf4", "eager"),
         ("baichuan-7b", "full", "inductor"),
     ],
@@ -50,11 +52,12 @@ def test_a_block_is_captured_whole_and_gives_the_same_gradients(
     tiny: Callable[[str], Path], family: str, tuning: str, backend: str
 ) -> None:
     """With gradient checkpointing. What was captured runs as it is, but once: a real compiler takes its time."""
+    tunings = {**TUNINGS, "p-tuning": lambda: PTuning(4, dropout=0.0)}
     losses, gradients = [], []
     with torch.compiler.set_stance(force_backend=backend):
         for is_compiled in (False, True):
             stage = make_stage(
-                tiny(family), family, TUNINGS[tuning](), gradient_checkpointing=True, compile=is_compiled
+                tiny(family), family, tunings[tuning](), gradient_checkpointing=True, compile=is_compiled
             )
             torch.manual_seed(0)
             loss, found = step_of(stage)
