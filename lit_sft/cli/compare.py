@@ -29,6 +29,7 @@ from lit_sft.report.headlines import headlines
 from lit_sft.report.judging import judge
 from lit_sft.report.markdown import markdown
 from lit_sft.report.page import page
+from lit_sft.report.tracking import send_report
 from lit_sft.report.training import Training, read_training
 from lit_sft.rewards.trained import trained_rewards
 from lit_sft.runs.folder import LAST_CHECKPOINT, is_run, newest_run, read_config
@@ -159,8 +160,11 @@ class CompareCLI(FitReader):
             judges=list(self.rewards),
             training=read_training(self.after.run) if self.after.run else Training(),
         )
-        print(headlines(comparison, write_report(comparison, self.folder)))  # noqa: T201
+        measured = write_report(comparison, self.folder)
+        print(headlines(comparison, measured))  # noqa: T201
         print(f"report: {visible(str(self.folder / 'report.html'))}")  # noqa: T201
+        if self.after.run:
+            send_report(self.after.run, self.folder, measured)
 
     def _other(self, state: State) -> tuple[Answering, AskingData]:
         """Another model than the configured one, which reads the same data in its own way."""
