@@ -16,14 +16,14 @@ from lit_sft.generation.generate import decode_answer
 from lit_sft.rewards._base import Answered, RewardFunction
 from lit_sft.stages._rollout import RolloutStage
 from lit_sft.stages.policy import Policy
-from lit_sft.stages.schedules import Constant, Cosine
+from lit_sft.stages.schedules import Cosine
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
 BETA = 0.3
 NUM_LIKELY = 16
 
-SHARP = {"sharpness": 200.0, "alpha": 1000}
+SHARP: dict[str, Any] = {"sharpness": 200.0, "rank": 4, "alpha": 1000}
 """So that what must be learned is a small turn of the state and a small second factor of each adapter: what a network
 does to them is nearly linear then, whatever its family."""
 
@@ -43,11 +43,11 @@ class FewWords(LoRA):
 
     Args:
         prompt: Its ids.
-        sharpness: By how much logits differ for a turn of the state.
+        sharpness: By how much logits differ for a turn of the state; if not given, rows are random.
         kwargs: Of the adapters.
     """
 
-    def __init__(self, prompt: Sequence[int], sharpness: float = 5.0, **kwargs: Any) -> None:
+    def __init__(self, prompt: Sequence[int], sharpness: float | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.prompt = prompt
         self.sharpness = sharpness
@@ -57,20 +57,30 @@ class FewWords(LoRA):
         network = self.causal_lm(model)
         state = network.get_decoder()(input_ids=torch.tensor([self.prompt]), use_cache=False).last_hidden_state[0, -1]
         along = (state / state.norm() ** 2).detach()  # a row of it has the logit 1
-        random = torch.randn(len(state), NUM_LIKELY)
-        across = torch.linalg.qr(random - torch.outer(along, state.detach() @ random))[0].T / state.detach().norm()
-        turned = slopes(across @ state, model)
-        similarity = turned @ turned.T
-        even = torch.linalg.solve_triangular(torch.linalg.cholesky(similarity), across, upper=False)
-        across = (similarity.trace() / NUM_LIKELY).sqrt() * even
         head = network.get_output_embeddings()
-        # Rows that the head itself makes one long would all be alike if they were sharper.
-        sharpness = self.sharpness if type(head) is nn.Linear else 5.0
         # A weight of its own, also where that of the embedding was its.
         head.weight = nn.Parameter(-20 * along.repeat(len(head.weight), 1), False)
         likely = torch.arange(20, len(head.weight), (len(head.weight) - 20) // NUM_LIKELY)[:NUM_LIKELY]
-        head.weight.data[likely] = torch.linspace(6, 4, NUM_LIKELY)[:, None] * along + sharpness * across
+        if self.sharpness is None:
+            head.weight.data[likely] = torch.randn(NUM_LIKELY, len(state)) / state.detach().norm()
+        else:
+            # Rows that the head itself makes one long would all be alike if they were sharper.
+            sharpness = self.sharpness if type(head) is nn.Linear else 5.0
+            level = torch.linspace(6, 4, NUM_LIKELY)[:, None] * along
+            head.weight.data[likely] = level + sharpness * apart(state, model)
         return model
+
+
+def apart(state: Tensor, model: nn.Module) -> Tensor:
+    """Rows [16, H], at right angles to the state, each of which descent moves by itself, and all by as much."""
+    along = (state / state.norm() ** 2).detach()
+    random = torch.randn(len(state), NUM_LIKELY)
+    across = torch.linalg.qr(random - torch.outer(along, state.detach() @ random))[0].T / state.detach().norm()
+    turned = slopes(across @ state, model)
+    similarity = turned @ turned.T
+    even = torch.linalg.solve_triangular(torch.linalg.cholesky(similarity), across, upper=False)
+    rows: Tensor = (similarity.trace() / NUM_LIKELY).sqrt() * even
+    return rows
 
 
 def probabilities(stage: Any, prompt: Sequence[int]) -> Tensor:
@@ -97,7 +107,7 @@ def largest_rate(stage: Any, prompt: Sequence[int]) -> float:
     """That of descent at which the logit of a token moves by about what is missing to it, were it drawn every time."""
     logits = stage.causal_lm(input_ids=torch.tensor([prompt]), use_cache=False).logits[0, -1]
     likely = logits.topk(NUM_LIKELY).values
-    return 12.0 * (NUM_LIKELY - 1) / float(slopes(likely - likely.mean(), stage).square().sum())
+    return 8.0 * (NUM_LIKELY - 1) / float(slopes(likely - likely.mean(), stage).square().sum())
 
 
 class FewWordsInFourBits(FewWords, QLoRA):
@@ -138,7 +148,7 @@ def learned(
         checkpoint: Of any family.
         folder: For files.
         num_steps: Of the optimizer.
-        lr: Of AdamW, decayed; of descent if not given, as large as the network allows.
+        lr: Of AdamW; of descent if not given, as large as the network allows.
         num_answers: Of a rollout.
         stage_class: What learns.
         tuning_class: What trains.
@@ -149,9 +159,9 @@ def learned(
     asked.setup("fit")
     (batch,) = asked.train_dataloader()
     (prompt,) = batch.prompts
-    stage = stage_class(
+    stage: Any = stage_class(
         str(checkpoint.path),
-        tuning_class(prompt.input_ids, rank=4, **({} if lr else SHARP)),
+        tuning_class(prompt.input_ids, **({"rank": 8} if lr else SHARP)),
         family=checkpoint.family.name,
         rewards=[Worth()],
         num_answers=num_answers,
@@ -162,7 +172,7 @@ def learned(
             if lr is None
             else torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
         ),
-        schedule=Constant() if lr is None else Cosine(warmup_fraction=0.0),
+        schedule=Cosine(warmup_fraction=0.0),
         **options,
     )
     stage.configure_model()
@@ -171,11 +181,9 @@ def learned(
     worth = worth_of_tokens(len(before), tokenizer, checkpoint.prompt_format.stop_token_ids(tokenizer))
     best = (before.log() + worth / BETA).softmax(-1)
     fitted(stage, data, folder, max_steps=num_steps, accumulate_grad_batches=stage.parts_of_pass)
-    policies = before, after = before, probabilities(stage, prompt.input_ids)
+    after = probabilities(stage, prompt.input_ids)
     value = (after * (worth - BETA * (after / before).log())).sum()
     rewarded = int((best / before).where(before > 1e-3, 0).argmax())
-    return Learned(
-        *(float((policy - best).abs().sum() / 2) for policy in policies),
-        *(float(policy[rewarded]) for policy in policies),
-        float(BETA * (before.log() + worth / BETA).logsumexp(0) - value),
-    )
+    distances = [float((policy - best).abs().sum() / 2) for policy in (before, after)]
+    regret = float(BETA * (before.log() + worth / BETA).logsumexp(0) - value)
+    return Learned(distances[0], distances[1], float(before[rewarded]), float(after[rewarded]), regret)

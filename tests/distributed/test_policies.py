@@ -114,5 +114,5 @@ def test_two_processes_learn_what_one_does(tiny: Callable[[str], Path], tmp_path
             assert mine[tag] == pytest.approx(values, abs=0.05 if "clip" in tag else 2e-5, rel=2e-5), tag
         of_two, of_one = (weights(tmp_path, f"{name}_{devices}") for devices in (2, 1))
         moved = [weight for key, weight in of_one.items() if "lora_B" in key and ".reference" not in key]
-        assert min(float(weight.abs().max()) for weight in moved) > 1e-4  # from 0
+        assert max(float(weight.abs().max()) for weight in moved) > 1e-3  # from 0, a thousand times what may differ
         torch.testing.assert_close(of_two, of_one, rtol=0, atol=1e-6)

@@ -79,13 +79,13 @@ def plain_policy_loss(
         if loss.ratio == "answer":
             # One gain for the answer, unless each token weighs its own log-probability.
             gains = [gain for gain, _ in terms] if loss.clips_weight else [terms[0][0]]
-            of_rows.append(sum(gains) + sum(term for _, term in terms))
+            of_rows.append(torch.stack([*gains, *(term for _, term in terms)]).sum())
             count += 1
         else:
-            total = sum(gain + term for gain, term in terms)
+            total = sum((gain + term for gain, term in terms), torch.zeros((), dtype=torch.float64))
             of_rows.append(total / {"tokens": 1, "answers": length, "constant": max_tokens}[loss.mean])
             count += length if loss.mean == "tokens" else 1
-    return sum(of_rows, torch.zeros((), dtype=torch.float64)) / count
+    return torch.stack(of_rows).sum() / count
 
 
 @settings(max_examples=100)

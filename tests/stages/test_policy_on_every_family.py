@@ -31,7 +31,9 @@ def test_before_the_first_step_every_ratio_is_one_to_the_bit_and_the_step_change
 
 
 def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    found = learned(checkpoint, tmp_path, num_steps=40)
+    # Rows of one length leave the policy fewer ways.
+    is_norm_head = checkpoint.family.name.startswith("baichuan2-")
+    found = learned(checkpoint, tmp_path, num_steps=100 if is_norm_head else 60)
     assert found.distance_before > 0.2
     assert found.distance_after < 0.01
     assert 0 <= found.regret < 0.001
