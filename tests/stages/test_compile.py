@@ -12,6 +12,7 @@ from tuning.test_tunings import TUNINGS, batch_of, make_stage
 
 from lit_sft.__main__ import main
 from lit_sft.stages.sft import SFT
+from lit_sft.tuning._base import Tuning
 from lit_sft.tuning.p_tuning import PTuning
 
 pytestmark = [
@@ -52,7 +53,7 @@ def test_a_block_is_captured_whole_and_gives_the_same_gradients(
     tiny: Callable[[str], Path], family: str, tuning: str, backend: str
 ) -> None:
     """With gradient checkpointing. What was captured runs as it is, but once: a real compiler takes its time."""
-    tunings = {**TUNINGS, "p-tuning": lambda: PTuning(4, dropout=0.0)}
+    tunings: dict[str, Callable[[], Tuning]] = {**TUNINGS, "p-tuning": lambda: PTuning(4, dropout=0.0)}
     losses, gradients = [], []
     with torch.compiler.set_stance(force_backend=backend):
         for is_compiled in (False, True):
