@@ -177,6 +177,7 @@ def test_overlays_on_prompts_train_adapters_and_whole_models(
     words += [f"--data.init_args.corpora=[{{class_path: Belle, init_args: {{path: {tmp_path / 'belle.json'}}}}}]"]
     words += ["--data.init_args.max_new_tokens", "8", "--data.init_args.micro_batch_size", "2"]
     words += ["--data.init_args.validation_fraction", "0.3", "--data.init_args.cache", str(tmp_path / "cache")]
+    assert main(["check", *words[1:]]) == 0
     assert main(words) == 0
     (run,) = (tmp_path / "runs").iterdir()
     summary = json.loads((run / "summary.json").read_text())

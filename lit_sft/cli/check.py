@@ -27,7 +27,7 @@ from lit_sft.display import visible
 from lit_sft.errors import ConfigError, UserError
 from lit_sft.preflight.memory import estimate
 from lit_sft.preflight.network import measure_network
-from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, num_devices, plan_of, verdict
+from lit_sft.preflight.plan import GB, device_memory, is_on_gpu, member, num_devices, plan_of, verdict
 from lit_sft.runs.folder import LAST_CHECKPOINT, PREDICTIONS
 from lit_sft.stages._predicting import Predicting
 from lit_sft.tuning._base import Tuning
@@ -38,7 +38,6 @@ ONE_DEVICE = {"trainer.devices": 1, "trainer.num_nodes": 1, "trainer.strategy": 
 ONE_STEP = {
     "name": "check",
     "trainer.max_epochs": -1,
-    "trainer.accumulate_grad_batches": 1,
     "trainer.limit_val_batches": 1,
     "trainer.val_check_interval": 1,
     "trainer.check_val_every_n_epoch": "null",
@@ -60,10 +59,12 @@ OWN_OPTIONS: dict[str, tuple[Any, Any, str]] = {
 class EstimateCLI(FitReader):
     """Takes what `fit` takes, and counts; neither weights nor data are read.
 
-    `estimated`: bytes of a step; `is_all_asked`: whether the estimate is all that is wanted, or possible.
+    `estimated`: bytes of a step; `accumulation`: micro-batches of the smallest one; `is_all_asked`: whether the
+    estimate is all that is wanted, or possible.
     """
 
     estimated: float
+    accumulation: int
     is_all_asked: bool
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -93,6 +94,7 @@ class EstimateCLI(FitReader):
             raise ConfigError(f"memory: {said}")
         _report("memory", f"OK  {said}")
         self.estimated = estimate(size, plan).total
+        self.accumulation = member(self.config.model.class_path, "lit_sft.stages._base.Stage").min_accumulation
         self.is_all_asked = self.config.estimate_only
         if devices > 1 and not self.config.estimate_only:
             alone = replace(plan, num_devices=1, sharding="none")
@@ -155,31 +157,30 @@ def main(arguments: Sequence[str]) -> None:
         with tempfile.TemporaryDirectory(prefix="lit_sft-check-") as folder:
             logging.disable(logging.INFO)
             try:
-                _run_steps(_without_own(arguments[1:]), Path(folder), checked.estimated)
+                _run_steps(_without_own(arguments[1:]), Path(folder), checked)
             finally:
                 logging.disable(logging.NOTSET)
 
 
-def _run_steps(options: list[str], runs: Path, estimated: float) -> None:
-    """One step of each kind, through the verbs that a run uses; `estimated` are the bytes of one."""
+def _run_steps(options: list[str], runs: Path, checked: EstimateCLI) -> None:
+    """One step of each kind, through the verbs that a run uses."""
     clock, again = Clock(), Clock()
-    _fit(clock, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 1})], "train")
+    one_step = {**ONE_STEP, "runs": runs, "trainer.accumulate_grad_batches": checked.accumulation}
+    _fit(clock, [*options, *_options({**one_step, "trainer.max_steps": 1})], "train")
     (run,) = runs.iterdir()
     _report("data", f"OK  read, and weights loaded in {clock.seconds['load']:.1f} s")
     assert clock.preflight is not None
     if clock.preflight.fault:
         raise ConfigError(clock.preflight.fault)
     _report("first batch", "OK")
-    _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak(estimated)}")
+    _report("train", f"OK  loss {clock.loss:.3f}, {clock.seconds['train']:.1f} s, {_peak(checked.estimated)}")
     if "validate" in clock.seconds:
         _report("validate", f"OK  {clock.seconds['validate']:.1f} s")
     else:
         _report("validate", "skipped: nothing is held out")
     size = (run / LAST_CHECKPOINT).stat().st_size
     _report("save", f"OK  {clock.seconds.get('save', 0):.1f} s, a checkpoint has {size / GB:.3g} GB")
-    _fit(
-        again, [*options, *_options({**ONE_STEP, "runs": runs, "trainer.max_steps": 2}), "--resume", str(run)], "resume"
-    )
+    _fit(again, [*options, *_options({**one_step, "trainer.max_steps": 2}), "--resume", str(run)], "resume")
     _report("resume", f"OK  loss {again.loss:.3f}, {sum(again.seconds.values()):.1f} s with loading")
     limits = {
         **ONE_DEVICE,

@@ -45,7 +45,7 @@ def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is
     optimizer = model.get("optimizer")
     # The stage's own optimizer is fused.
     is_fused = not optimizer or bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
-    num_sequences = int(_member(config.data.class_path, "lit_sft.data._base.CorpusData").sequences_in_row)
+    num_sequences = int(member(config.data.class_path, "lit_sft.data._base.CorpusData").sequences_in_row)
     plan = Plan(
         tuning=tuning.footprint(family.lora_targets),
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
@@ -55,7 +55,7 @@ def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is
         gradient_checkpointing=bool(model.gradient_checkpointing),
         sharding="fsdp2" if strategy == "fsdp2" else "ddp" if num_devices > 1 else "none",
         num_devices=num_devices,
-        head_use=_member(config.model.class_path, "lit_sft.stages._base.Stage").head_use,
+        head_use=member(config.model.class_path, "lit_sft.stages._base.Stage").head_use,
         frozen_adapters=int(_keeps_copy(model.get("objective"), tuning)),
         accumulates=int(trainer.accumulate_grad_batches or 1) > 1,
         update_copies="none" if is_fused else "all" if is_gpu else "largest",
@@ -186,7 +186,7 @@ def _reward_bytes(reward: Any) -> float:
     return float(sum(file.stat().st_size for file in exported(Path(options["path"])).glob("*.safetensors")))
 
 
-def _member(class_path: str, base: str) -> Any:
+def member(class_path: str, base: str) -> Any:
     """The class that a configuration names, by its path or as a member of the folder of its base."""
     module, _, name = class_path.rpartition(".")
     kinds: dict[str, Any] = vars(import_module(module)) if module else discover(base)
@@ -197,7 +197,7 @@ def _keeps_copy(objective: Any, tuning: Tuning) -> bool:
     """Whether the adapter to start from is kept as the reference of an objective."""
     if not objective or not tuning.adapter:
         return False
-    return bool(_member(objective["class_path"], "lit_sft.objectives._base.Objective").needs_reference)
+    return bool(member(objective["class_path"], "lit_sft.objectives._base.Objective").needs_reference)
 
 
 def _optimizer_name(optimizer: Any) -> str:

@@ -55,6 +55,9 @@ class Stage(Resuming):
     head_use: ClassVar[HeadUse] = "likelihood"
     """What it makes of the hidden states, by which memory is estimated."""
 
+    min_accumulation: ClassVar[int] = 1
+    """Micro-batches that a step needs at least, and any multiple of it."""
+
     best_by: ClassVar[tuple[str, Literal["min", "max"]]] = ("val/loss", "min")
     """Metric by which validations are compared, and whether its lowest or its highest value is the best."""
 

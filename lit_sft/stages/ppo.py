@@ -58,6 +58,7 @@ class PPO(RolloutStage):
     """
 
     measures = (*MEASURES, "policy_losses", *VALUE_MEASURES)
+    min_accumulation = 2  # a part for the policy, one for the values
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class PPO(RolloutStage):
             ConfigError: As every stage on rollouts.
         """
         super().setup(stage)
-        if stage == "fit" and (accumulation := self.trainer.accumulate_grad_batches) % 2:
+        if stage == "fit" and (accumulation := self.trainer.accumulate_grad_batches) % self.min_accumulation:
             raise ConfigError(
                 f"trainer.accumulate_grad_batches is {accumulation}, but policy and values take turns, and a step "
                 f"trains both: give an even number, such as {2 * self.num_parts} for a step of a whole rollout"
