@@ -184,3 +184,4 @@ def test_overlays_on_prompts_train_adapters_and_whole_models(
     assert summary["optimizer_steps"] == 2
     assert "val/reward" in json.dumps(summary)
     assert (run / ("model" if tuning["class_path"] == "Full" else "adapter")).is_dir()
+    assert main([*words, "--config", str(CONFIGS / "overlays" / "debug.yaml")]) == 0
