@@ -14,20 +14,33 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[1]
 
 
-@cache
-def binary(name: str = "lit-sft") -> Path:
-    """A program, built by `make cpp`; skips where its packages are not there and cannot be installed."""
-    build = Path(os.environ.get("LIT_SFT_CPP_BUILD", ROOT / "build" / "cpp"))
-    build.mkdir(parents=True, exist_ok=True)
-    with FileLock(build / "tests.lock"):  # two test processes build one after the other
-        made = subprocess.run(["make", "cpp", f"CPP_BUILD={build}"], cwd=ROOT, capture_output=True, text=True)
+def build_folder() -> Path:
+    return Path(os.environ.get("LIT_SFT_CPP_BUILD", ROOT / "build" / "cpp"))
+
+
+def alone(*command: str) -> None:
+    """A command that installs or builds, one test process after the other; skips where packages are missing."""
+    build_folder().mkdir(parents=True, exist_ok=True)
+    with FileLock(build_folder() / "tests.lock"):
+        made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if made.returncode:
         said = made.stdout + made.stderr
         needed = [line.strip() for line in said.splitlines() if "apt-get install" in line]
         if needed:
-            pytest.skip(f"C++ was not built. {needed[0]}")
+            pytest.skip(needed[0])
         raise AssertionError(said[-4000:])
-    return build / name
+
+
+def bring(tool: str) -> None:
+    """Installs a tool beside the packages that building needs."""
+    alone("cpp/packages.sh", tool)
+
+
+@cache
+def binary(name: str = "lit-sft") -> Path:
+    """A program, built by `make cpp`; skips where its packages are not there and cannot be installed."""
+    alone("make", "cpp", f"CPP_BUILD={build_folder()}")
+    return build_folder() / name
 
 
 def run(verb: str, folder: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -8,40 +8,36 @@
 namespace lit_sft {
 namespace {
 
-using nlohmann::json;
-
 constexpr const char* kWhere = "request";
 constexpr double kMostPenalty = 100;  // also of the temperature
 
 // Keys of both kinds of requests; the last four do not change an answer.
-constexpr const char* kKeys[] = {"model",
-                                 "max_tokens",
-                                 "temperature",
-                                 "top_p",
-                                 "top_k",
-                                 "repetition_penalty",
-                                 "seed",
-                                 "stop",
-                                 "stream",
-                                 "stream_options",
-                                 "n",
-                                 "presence_penalty",
-                                 "frequency_penalty",
-                                 "user",
-                                 "metadata",
-                                 "store",
-                                 "service_tier"};
+constexpr std::initializer_list<const char*> kKeys = {"model",
+                                                      "max_tokens",
+                                                      "temperature",
+                                                      "top_p",
+                                                      "top_k",
+                                                      "repetition_penalty",
+                                                      "seed",
+                                                      "stop",
+                                                      "stream",
+                                                      "stream_options",
+                                                      "n",
+                                                      "presence_penalty",
+                                                      "frequency_penalty",
+                                                      "user",
+                                                      "metadata",
+                                                      "store",
+                                                      "service_tier"};
 
 bool is_one_of(const std::string& key, std::initializer_list<const char*> keys) {
-    return std::any_of(keys.begin(), keys.end(), [&](const char* each) { return key == each; });
+    return std::find(keys.begin(), keys.end(), key) != keys.end();
 }
 
-void refuse_unknown(const json& body, bool is_chat) {
-    for (const auto& [key, value] : body.items()) {
-        const bool is_common =
-            std::any_of(std::begin(kKeys), std::end(kKeys), [&](const char* each) { return key == each; });
+void refuse_unknown(const JsonObject& body, bool is_chat) {
+    for (const auto& [key, value] : body.content().items()) {
         const bool is_own = is_chat ? is_one_of(key, {"messages", "max_completion_tokens"}) : key == "prompt";
-        if (!is_common && !is_own) throw UserError(std::string(kWhere) + ": " + key + " is not offered");
+        if (!is_own && !is_one_of(key, kKeys)) throw UserError(body.where() + ": " + key + " is not offered");
     }
 }
 
@@ -79,8 +75,8 @@ std::vector<Message> messages_of(const JsonObject& body) {
 }
 
 TokenIds prompt_of(const JsonObject& body, bool is_chat, const Model& model) {
-    const auto ids = is_chat ? model.text().prompt(messages_of(body), "messages")
-                             : model.text().tokenizer().encode(body.text("prompt"));
+    auto ids = is_chat ? model.text().prompt(messages_of(body), "messages")
+                       : model.text().tokenizer().encode(body.text("prompt"));
     if (ids.empty()) throw UserError("prompt is empty");
     const auto most = model.generation().context_length;
     if (ids.size() >= most)
@@ -133,10 +129,8 @@ std::vector<std::string> stops_of(const JsonObject& body) {
 }  // namespace
 
 ApiRequest read_api_request(const std::string& body, bool is_chat, const Model& model, const ApiLimits& limits) {
-    auto parsed = json::parse(body, nullptr, /*allow_exceptions=*/false);
-    if (!parsed.is_object()) throw UserError("the body is not a JSON object in UTF-8");
-    refuse_unknown(parsed, is_chat);
-    const JsonObject given(std::move(parsed), kWhere, "");
+    const auto given = JsonObject::parse(body, kWhere);
+    refuse_unknown(given, is_chat);
     if (given.text("model") != limits.model) given.refuse("model", limits.model);
     check_neutral(given);
     ApiRequest found;

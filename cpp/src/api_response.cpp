@@ -8,13 +8,12 @@ namespace {
 
 using nlohmann::json;
 
-/// 128 bits from the system.
+/// 128 bits from the system, as hexadecimal digits.
 std::string new_id() {
     constexpr const char* kDigits = "0123456789abcdef";
     std::random_device device;
-    std::string id;
-    for (int word = 0; word < 4; ++word)
-        for (auto bits = device(); id.size() < 8U * (word + 1); bits >>= 4) id += kDigits[bits & 15];
+    std::string id(32, '0');
+    for (auto& digit : id) digit = kDigits[device() & 15];
     return id;
 }
 

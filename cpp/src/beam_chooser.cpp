@@ -99,15 +99,16 @@ void BeamChooser::finish(const std::vector<Candidate>& candidates) {
         if (!beam.is_finished) beam.score += kLoses;
         merged.push_back(std::move(beam));
     }
-    std::vector<float> scores;
-    for (const auto& beam : merged) scores.push_back(beam.score);
+    std::vector<float> scores(merged.size());
+    std::transform(merged.begin(), merged.end(), scores.begin(), [](const Beam& beam) { return beam.score; });
     finished_.clear();
     for (const auto at : top(scores, running_.size())) finished_.push_back(merged[at]);
 }
 
 void BeamChooser::run_on(const std::vector<Candidate>& candidates) {
-    std::vector<float> scores;
-    for (const auto& candidate : candidates) scores.push_back(candidate.score + (candidate.ends ? kLoses : 0.0F));
+    std::vector<float> scores(candidates.size());
+    std::transform(candidates.begin(), candidates.end(), scores.begin(),
+                   [](const Candidate& candidate) { return candidate.score + (candidate.ends ? kLoses : 0.0F); });
     next_ = {};
     std::vector<Beam> running;
     for (const auto at : top(scores, running_.size())) {

@@ -255,6 +255,7 @@ void Engine::advance(Sequence& sequence, std::span<const Logits> logits) {
         const auto common = sequence.is_spread ? sequence.request.prompt.size() : 0;
         network_.cache().reorder(sequence.rows, parents, common, length);
         std::vector<TokenIds> tokens;
+        tokens.reserve(parents.size());
         for (const auto parent : parents) tokens.push_back(rows_[sequence.rows[parent]].tokens);
         for (std::size_t i = 0; i < tokens.size(); ++i) rows_[sequence.rows[i]].tokens = std::move(tokens[i]);
         sequence.is_spread = true;

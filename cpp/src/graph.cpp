@@ -17,9 +17,26 @@ struct Described {
     ort::ElementType type{};
 };
 
-/// Names and types of inputs or outputs.
-std::map<std::string, Described> described(const Runtime& runtime, const ort::Session* session, bool are_inputs,
-                                           const std::string& file) {
+Described described(const Runtime& runtime, ort::TypeInfo* given, const std::string& where) {
+    const auto& api = runtime.api();
+    const std::unique_ptr<ort::TypeInfo, void (*)(ort::TypeInfo*)> info(given, api.ReleaseTypeInfo);
+    const auto check = [&](ort::Status* status) { runtime.check(status, where); };
+    const ort::TensorInfo* tensor = nullptr;
+    check(api.CastTypeInfoToTensorInfo(given, &tensor));
+    if (!tensor) throw UserError(where + " is not a tensor");
+    Described found;
+    std::size_t num_dims = 0;
+    check(api.GetTensorElementType(tensor, &found.type));
+    check(api.GetDimensionsCount(tensor, &num_dims));
+    if (num_dims > kMostDims) throw UserError(where + " has too many dimensions");
+    found.dims.resize(num_dims);
+    check(api.GetDimensions(tensor, found.dims.data(), num_dims));
+    return found;
+}
+
+/// Inputs or outputs by their names.
+std::map<std::string, Described> all_described(const Runtime& runtime, const ort::Session* session, bool are_inputs,
+                                               const std::string& file) {
     const auto& api = runtime.api();
     const auto check = [&](ort::Status* status) { runtime.check(status, file); };
     ort::Allocator* allocator = nullptr;
@@ -34,18 +51,7 @@ std::map<std::string, Described> described(const Runtime& runtime, const ort::Se
         check(api.AllocatorFree(allocator, given));
         ort::TypeInfo* info = nullptr;
         check((are_inputs ? api.SessionGetInputTypeInfo : api.SessionGetOutputTypeInfo)(session, i, &info));
-        const std::unique_ptr<ort::TypeInfo, void (*)(ort::TypeInfo*)> owned(info, api.ReleaseTypeInfo);
-        const ort::TensorInfo* tensor = nullptr;
-        check(api.CastTypeInfoToTensorInfo(info, &tensor));
-        if (!tensor) throw UserError(file + ": " + name + " is not a tensor");
-        Described one;
-        std::size_t num_dims = 0;
-        check(api.GetTensorElementType(tensor, &one.type));
-        check(api.GetDimensionsCount(tensor, &num_dims));
-        if (num_dims > kMostDims) throw UserError(file + ": " + name + " has too many dimensions");
-        one.dims.resize(num_dims);
-        check(api.GetDimensions(tensor, one.dims.data(), num_dims));
-        found.emplace(name, std::move(one));
+        found.emplace(name, described(runtime, info, std::string(file).append(": ").append(name)));
     }
     return found;
 }
@@ -96,8 +102,8 @@ void Graph::open(const std::filesystem::path& file, int num_threads) {
 }
 
 void Graph::read_shape() {
-    const auto inputs = described(runtime_, session_.get(), true, file_);
-    const auto outputs = described(runtime_, session_.get(), false, file_);
+    const auto inputs = all_described(runtime_, session_.get(), true, file_);
+    const auto outputs = all_described(runtime_, session_.get(), false, file_);
     for (const char* name : {"input_ids", "position_ids", "logit_positions", "seqlens_k", "total_length"})
         if (!inputs.contains(name))
             throw UserError(file_ + " has no input " + name + ": export the model without --portable");

@@ -12,6 +12,30 @@ using nlohmann::json;
 
 constexpr std::size_t kMostBytes = std::size_t{256} << 20;
 constexpr std::size_t kMostShown = 60;  // characters of a value in an error
+constexpr std::size_t kMostDepth = 64;  // brackets around a value
+
+/// Whether brackets stand in more than `kMostDepth` others; those within texts do not count.
+bool is_too_deep(std::string_view text) {
+    std::size_t depth = 0;
+    bool is_quoted = false;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        const auto character = text[i];
+        if (is_quoted && character == '\\') {
+            ++i;
+        } else if (character == '"') {
+            is_quoted = !is_quoted;
+        } else if (!is_quoted && (character == '[' || character == '{')) {
+            if (++depth > kMostDepth) return true;
+        } else if (!is_quoted && (character == ']' || character == '}') && depth > 0) {
+            --depth;
+        }
+    }
+    return false;
+}
+
+std::string with_remedy(const std::string& text, const std::string& remedy) {
+    return remedy.empty() ? text : text + "; " + remedy;
+}
 
 std::string shown(const json& value) {
     auto text = value.dump(-1, ' ', true, json::error_handler_t::replace);
@@ -34,15 +58,20 @@ std::string read_file(const std::filesystem::path& file, std::size_t most) {
 }
 
 JsonObject JsonObject::read(const std::filesystem::path& file) {
-    const auto content = read_file(file, kMostBytes);
-    auto parsed = json::parse(content, nullptr, /*allow_exceptions=*/false);
-    if (!parsed.is_object()) throw UserError(file.string() + " is not a JSON object; export the model again");
-    return {std::move(parsed), file.string()};
+    return parse(read_file(file, kMostBytes), file.string(), "export the model again");
+}
+
+JsonObject JsonObject::parse(std::string_view text, std::string where, std::string remedy) {
+    if (is_too_deep(text))
+        throw UserError(
+            with_remedy(where + " has brackets in more than " + std::to_string(kMostDepth) + " others", remedy));
+    auto parsed = json::parse(text, nullptr, /*allow_exceptions=*/false);
+    if (!parsed.is_object()) throw UserError(with_remedy(where + " is not a JSON object", remedy));
+    return {std::move(parsed), std::move(where), std::move(remedy)};
 }
 
 const json& JsonObject::at(const char* key) const {
-    if (!content_.contains(key))
-        throw UserError(where_ + ": " + key + " is missing" + (remedy_.empty() ? "" : "; " + remedy_));
+    if (!content_.contains(key)) throw UserError(with_remedy(where_ + ": " + key + " is missing", remedy_));
     return content_[key];
 }
 
@@ -125,8 +154,7 @@ std::vector<JsonObject> JsonObject::objects(const char* key) const {
 }
 
 void JsonObject::refuse(const char* key, const std::string& expected) const {
-    throw UserError(where_ + ": " + key + " is " + shown(at(key)) + "; expected " + expected +
-                    (remedy_.empty() ? "" : "; " + remedy_));
+    throw UserError(with_remedy(where_ + ": " + key + " is " + shown(at(key)) + "; expected " + expected, remedy_));
 }
 
 }  // namespace lit_sft

@@ -22,12 +22,17 @@ class JsonObject {
     /// @throws UserError where the file is not a JSON object in UTF-8.
     static JsonObject read(const std::filesystem::path& file);
 
+    /// @throws UserError where a text of somebody else is not a JSON object in UTF-8, or is nested deeper than any of
+    /// ours: the library copies and writes values by functions that call themselves, and would run out of stack.
+    static JsonObject parse(std::string_view text, std::string where, std::string remedy = "");
+
     /// @param where names it in errors.
     /// @param remedy what errors end with: nothing for what a user wrote.
     JsonObject(nlohmann::json content, std::string where, std::string remedy = "export the model again")
         : content_(std::move(content)), where_(std::move(where)), remedy_(std::move(remedy)) {}
 
     [[nodiscard]] const std::string& where() const { return where_; }
+    [[nodiscard]] const nlohmann::json& content() const { return content_; }
     [[nodiscard]] bool has(const char* key) const { return content_.contains(key) && !content_[key].is_null(); }
     [[nodiscard]] const nlohmann::json& at(const char* key) const;
     /// @throws UserError where the file was written for another version of this program.

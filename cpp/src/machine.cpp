@@ -13,7 +13,8 @@
 namespace lit_sft {
 namespace {
 
-const std::string kGroup = "/sys/fs/cgroup/";  // version 2, as a container sees its own
+/// A file of the control group: of version 2, as a container sees its own.
+std::string group_file(const char* name) { return std::string("/sys/fs/cgroup/") + name; }
 
 template <class T>
 T read_number(const std::string& file, T otherwise) {
@@ -36,7 +37,7 @@ std::size_t named_number(const std::string& file, const std::string& name) {
 
 /// Of the control group; a large number without one.
 int share_of_time() {
-    std::ifstream stream(kGroup + "cpu.max");
+    std::ifstream stream(group_file("cpu.max"));
     double quota = 0;
     double period = 0;
     if (!(stream >> quota >> period) || period <= 0) return std::numeric_limits<int>::max();
@@ -61,11 +62,11 @@ int physical_cores() {
 
 std::size_t available_memory() {
     const auto of_machine = named_number("/proc/meminfo", "MemAvailable:") * 1024;
-    const auto limit = read_number<std::size_t>(kGroup + "memory.max", 0);  // 0: "max", or no group
+    const auto limit = read_number<std::size_t>(group_file("memory.max"), 0);  // 0: "max", or no group
     if (limit == 0) return of_machine;
     // Pages of files that can be dropped count as used, those of the weights among them.
-    const auto used = read_number<std::size_t>(kGroup + "memory.current", 0);
-    const auto held = used - std::min(used, named_number(kGroup + "memory.stat", "inactive_file"));
+    const auto used = read_number<std::size_t>(group_file("memory.current"), 0);
+    const auto held = used - std::min(used, named_number(group_file("memory.stat"), "inactive_file"));
     return std::min(of_machine, limit - std::min(limit, held));
 }
 

@@ -9,7 +9,6 @@
 
 #include "answering.h"
 #include "chat.h"
-#include "json_file.h"
 #include "lit_sft/error.h"
 #include "model_options.h"
 #include "strategy_options.h"
@@ -34,10 +33,7 @@ std::vector<std::pair<std::size_t, std::string>> read_lines(const std::string& f
     return lines;
 }
 
-TokenIds ids_of(const json& record, const char* key, const std::string& where) {
-    if (!record.is_object()) throw UserError(where + " is not a JSON object");
-    return JsonObject(record, where, "").numbers(key, 0, kMostTokens);
-}
+TokenIds ids_of(const JsonObject& record, const char* key) { return record.numbers(key, 0, kMostTokens); }
 
 struct ChatVerb {
     ModelArguments model{1};
@@ -69,7 +65,7 @@ struct Generate {
         for (std::size_t i = 0; i < lines.size(); ++i) {
             const auto where = prompts + ":" + std::to_string(lines[i].first);
             Request request;
-            request.prompt = ids_of_prompt(*opened, json::parse(lines[i].second, nullptr, false), where);
+            request.prompt = ids_of_prompt(*opened, JsonObject::parse(lines[i].second, where));
             request.strategy = chosen;
             request.stop = opened->generation().stop;
             request.wants_logprobs = has_logprobs;
@@ -91,9 +87,9 @@ struct Generate {
     }
 
    private:
-    [[nodiscard]] TokenIds ids_of_prompt(const Model& opened, const json& record, const std::string& where) const {
-        if (are_ids) return ids_of(record, "ids", where);
-        return opened.text().prompt(read_messages(record, where), where);
+    [[nodiscard]] TokenIds ids_of_prompt(const Model& opened, const JsonObject& record) const {
+        if (are_ids) return ids_of(record, "ids");
+        return opened.text().prompt(read_messages(record), record.where());
     }
 
     [[nodiscard]] json row_of(const Model& opened, const Answer& answer, std::size_t num_prompt) const {
@@ -121,10 +117,9 @@ struct Score {
         const auto opened = model.open();
         for (const auto& [number, line] : read_lines(answers)) {
             const auto where = answers + ":" + std::to_string(number);
-            const auto record = json::parse(line, nullptr, false);
-            const auto [prompt, answer] =
-                are_ids ? std::pair(ids_of(record, "ids", where), ids_of(record, "answer_ids", where))
-                        : opened->text().answered(read_messages(record, where), where);
+            const auto record = JsonObject::parse(line, where);
+            const auto [prompt, answer] = are_ids ? std::pair(ids_of(record, "ids"), ids_of(record, "answer_ids"))
+                                                  : opened->text().answered(read_messages(record), where);
             const auto logprobs = opened->engine().score(prompt, answer, where);
             double sum = 0;
             for (const float logprob : logprobs) sum += logprob;

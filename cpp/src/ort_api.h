@@ -23,7 +23,6 @@ struct Value;
 struct TypeInfo;
 struct TensorInfo;
 struct Allocator;
-struct CudaOptions;
 
 enum class ElementType : int { float32 = 1, int32 = 6, int64 = 7, float16 = 10 };
 enum class LogLevel : int { verbose, info, warning, error, fatal };
@@ -47,7 +46,6 @@ constexpr std::uint32_t kApiVersion = 16;  // of which all functions below are
     FUNCTION(37, SessionGetOutputName, Status*, (const Session*, std::size_t, Allocator*, char**))                     \
     FUNCTION(49, CreateTensorWithDataAsOrtValue, Status*,                                                              \
              (const MemoryInfo*, void*, std::size_t, const std::int64_t*, std::size_t, ElementType, Value**))          \
-    FUNCTION(51, GetTensorMutableData, Status*, (Value*, void**))                                                      \
     FUNCTION(55, CastTypeInfoToTensorInfo, Status*, (const TypeInfo*, const TensorInfo**))                             \
     FUNCTION(60, GetTensorElementType, Status*, (const TensorInfo*, ElementType*))                                     \
     FUNCTION(61, GetDimensionsCount, Status*, (const TensorInfo*, std::size_t*))                                       \
@@ -62,7 +60,6 @@ constexpr std::uint32_t kApiVersion = 16;  // of which all functions below are
     FUNCTION(96, ReleaseValue, void, (Value*))                                                                         \
     FUNCTION(98, ReleaseTypeInfo, void, (TypeInfo*))                                                                   \
     FUNCTION(100, ReleaseSessionOptions, void, (SessionOptions*))                                                      \
-    FUNCTION(130, AddSessionConfigEntry, Status*, (SessionOptions*, const char*, const char*))                         \
     FUNCTION(133, RunWithBinding, Status*, (Session*, const RunOptions*, const IoBinding*))                            \
     FUNCTION(134, CreateIoBinding, Status*, (Session*, IoBinding**))                                                   \
     FUNCTION(135, ReleaseIoBinding, void, (IoBinding*))                                                                \

@@ -12,8 +12,6 @@ namespace {
 
 using Messages = std::vector<Message>;
 
-const std::vector<Piece> kNoPieces;
-
 bool alternates(const Messages& messages) {
     bool is_asked = true;
     for (const auto& message : messages) {
@@ -131,8 +129,9 @@ class PromptFormat::Writer {
 };
 
 const PromptFormat::Pieces& PromptFormat::pieces(const std::string& name) const {
+    static const Pieces none;
     const auto found = pieces_.find(name);
-    return found == pieces_.end() ? kNoPieces : found->second;
+    return found == pieces_.end() ? none : found->second;
 }
 
 TokenIds PromptFormat::encode(const Messages& messages) const {

@@ -1,20 +1,24 @@
 // A model behind the API of OpenAI.
 
-#include <CLI/CLI.hpp>
 #include <csignal>
 #include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <iostream>
+#include <memory>
 #include <thread>
 
-#include "lit_sft/error.h"
 #include "model_options.h"
+#include "program.h"
 #include "server.h"
 
 namespace {
 
-constexpr int kMistake = 2;               // exit code of what the user can fix
+constexpr const char* kDescription =
+    "Serves a model that lit_sft exported in the form of OpenAI's API. Requests must bring the key that the "
+    "environment "
+    "variable LIT_SFT_API_KEY holds, if it holds one.";
+
 constexpr std::time_t kMostSeconds = 30;  // that answers under way may take when the server is ended
 
 /// Those that end the server.
@@ -39,40 +43,37 @@ void end_on_signal(lit_sft::Server& server) {
     server.stop();
 }
 
-void serve(lit_sft::Server& server, const lit_sft::ServerOptions& options) {
-    const auto port = server.bind();
-    std::cerr << "models " << options.limits.model << " at http://" << options.host << ':' << port
-              << "/v1; Ctrl-C to stop" << std::endl;
-    std::thread waiting([&] { end_on_signal(server); });
-    server.run();
-    waiting.join();
-}
-
-int run(int argc, char** argv) {
-    CLI::App app(
-        "Serves a model that lit_sft exported in the form of OpenAI's API. Requests must bring the key that the "
-        "environment variable LIT_SFT_API_KEY holds, if it holds one.");
+/// What the command line says, and the server of it.
+struct Program {
     lit_sft::ServerOptions options;
-    lit_sft::ModelArguments model(options.max_rows);
-    model.add_to(app);
+    lit_sft::ModelArguments model{options.max_rows};
+
+    void run() {
+        if (const char* key = std::getenv("LIT_SFT_API_KEY")) options.api_key = key;
+        options.max_rows = model.max_rows();
+        options.limits.model = std::filesystem::weakly_canonical(model.folder()).filename();
+        const auto opened = model.open();
+        lit_sft::Server server(*opened, options);
+        const auto port = server.bind();
+        std::cerr << "models " << options.limits.model << " at http://" << options.host << ':' << port
+                  << "/v1; Ctrl-C to stop" << std::endl;
+        std::thread waiting([&] { end_on_signal(server); });
+        server.run();
+        waiting.join();
+    }
+};
+
+void add_options(CLI::App& app) {
+    const auto program = std::make_shared<Program>();
+    auto& options = program->options;
     options.limits.max_tokens = 2048;
+    program->model.add_to(app);
     app.add_option("--host", options.host, "address to listen on; only this machine reaches the default");
     app.add_option("--port", options.port, "to listen on; 0 for any that is free")->check(CLI::Range(0, 65535));
     app.add_option("--max_waiting", options.max_waiting, "requests that may wait beside those that are answered")
         ->check(CLI::Range(1, 4096));
     app.add_option("--max_tokens", options.limits.max_tokens, "of an answer at most")->check(CLI::Range(1, 1 << 20));
-    try {
-        app.parse(argc, argv);
-    } catch (const CLI::ParseError& error) {
-        return app.exit(error) == 0 ? 0 : kMistake;
-    }
-    if (const char* key = std::getenv("LIT_SFT_API_KEY")) options.api_key = key;
-    options.max_rows = model.max_rows();
-    options.limits.model = std::filesystem::weakly_canonical(model.folder()).filename();
-    const auto opened = model.open();
-    lit_sft::Server server(*opened, options);
-    serve(server, options);
-    return 0;
+    app.callback([program] { program->run(); });
 }
 
 }  // namespace
@@ -81,12 +82,5 @@ int main(int argc, char** argv) {
     // Before any thread begins: all inherit it, so that only the one that waits sees them.
     const auto signals = ending_signals();
     pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-    try {
-        return run(argc, argv);
-    } catch (const lit_sft::UserError& error) {
-        std::cerr << "error: " << error.what() << '\n';
-    } catch (const std::bad_alloc&) {
-        std::cerr << "error: there is not enough memory\n";
-    }
-    return kMistake;
+    return lit_sft::run_program(argc, argv, kDescription, add_options);
 }

@@ -33,7 +33,7 @@ Strategy StrategyOptions::over(const Strategy& of_model) const {
     for (const auto& [name, text] : given_) {
         if (text.empty()) continue;
         auto value = nlohmann::json::parse(text, nullptr, false);
-        if (value.is_discarded()) value = text;
+        if (value.is_discarded() || value.is_structured()) value = text;  // options are numbers or words
         set_option(strategy, name, value, "--" + name);
     }
     return strategy;

@@ -1,16 +1,13 @@
 #include "text_side.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
-#include "json_file.h"
 #include "lit_sft/error.h"
 
 namespace lit_sft {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::json;
 
 constexpr const char* kRoles[] = {"system", "user", "assistant", "tool"};
 
@@ -61,15 +58,13 @@ std::pair<TokenIds, TokenIds> TextSide::answered(const std::vector<Message>& mes
     return {asked, answer};
 }
 
-std::vector<Message> read_messages(const json& record, const std::string& where) {
-    if (!record.is_object()) throw UserError(where + " is not a JSON object");
-    const JsonObject given(record, where, "");
+std::vector<Message> read_messages(const JsonObject& record) {
     std::vector<Message> messages;
-    if (given.has("messages")) {
-        for (const auto& each : given.objects("messages")) messages.push_back(read_message(each));
+    if (record.has("messages")) {
+        for (const auto& each : record.objects("messages")) messages.push_back(read_message(each));
     } else {
-        if (given.has("system")) messages.push_back({"system", given.text("system"), {}, {}, {}});
-        messages.push_back({"user", given.text("prompt"), {}, {}, {}});
+        if (record.has("system")) messages.push_back({"system", record.text("system"), {}, {}, {}});
+        messages.push_back({"user", record.text("prompt"), {}, {}, {}});
     }
     return messages;
 }

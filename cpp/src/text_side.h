@@ -2,11 +2,11 @@
 
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
+#include "json_file.h"
 #include "prompt.h"
 #include "tokenizer.h"
 
@@ -40,8 +40,8 @@ class TextSide {
 
 /// Messages of `{"messages": [{"role", "content", ...}]}`, or of `{"prompt": ...}` with or without `system`.
 ///
-/// @throws UserError behind `where`.
-std::vector<Message> read_messages(const nlohmann::json& record, const std::string& where);
+/// @throws UserError naming the record and what is wrong with it.
+std::vector<Message> read_messages(const JsonObject& record);
 
 /// Where an answer ends before one of some texts; nothing if none stands in it.
 std::optional<std::size_t> find_stop(const std::string& text, const std::vector<std::string>& stops);

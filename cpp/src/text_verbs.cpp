@@ -5,7 +5,6 @@
 #include <nlohmann/json.hpp>
 #include <ostream>
 
-#include "lit_sft/error.h"
 #include "prompt.h"
 #include "stream.h"
 
@@ -18,10 +17,7 @@ void each_line(std::istream& in, std::ostream& out, const std::function<json(con
     std::string line;
     for (std::size_t number = 1; std::getline(in, line); ++number) {
         if (line.empty()) continue;
-        const auto where = "line " + std::to_string(number);
-        auto content = json::parse(line, nullptr, /*allow_exceptions=*/false);
-        if (!content.is_object()) throw UserError(where + " is not a JSON object");
-        out << answer(JsonObject(std::move(content), where, "")).dump() << '\n' << std::flush;
+        out << answer(JsonObject::parse(line, "line " + std::to_string(number))).dump() << '\n' << std::flush;
     }
 }
 

@@ -16,6 +16,7 @@
 #include "model.h"
 #include "prompt.h"
 #include "stream.h"
+#include "unicode.h"
 
 namespace {
 
@@ -23,6 +24,10 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr std::size_t kMostBytes = std::size_t{1} << 28;
+constexpr const char* kDeep = "<deep>";  // stands for brackets in brackets while values are changed
+
+/// So many that who follows them by functions that call themselves runs out of stack.
+std::string deep() { return std::string(400'000, '[') + std::string(400'000, ']'); }
 
 class Mutator {
    public:
@@ -32,7 +37,7 @@ class Mutator {
         if (!is_json || below(4) == 0) return damaged(content);
         auto parsed = json::parse(content);
         change(parsed);
-        return parsed.dump();
+        return lit_sft::replaced(parsed.dump(), '"' + std::string(kDeep) + '"', deep());
     }
 
    private:
@@ -53,8 +58,9 @@ class Mutator {
             std::advance(element, static_cast<std::ptrdiff_t>(below(at->size())));
             at = &*element;
         }
-        static const std::array<json, 12> kValues = {
-            nullptr, true, 0, -1, 1, 255, 1e300, 9223372036854775807, "", "{content}{", json::array(), json::object()};
+        static const std::array<json, 13> kValues = {
+            nullptr,       true,          0, -1, 1, 255, 1e300, 9223372036854775807, "", "{content}{", kDeep,
+            json::array(), json::object()};
         if (at->is_structured() && !at->empty() && below(2) == 0) {
             auto element = at->begin();
             std::advance(element, static_cast<std::ptrdiff_t>(below(at->size())));

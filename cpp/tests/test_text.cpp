@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include "json_file.h"
+#include "lit_sft/error.h"
 #include "sha256.h"
 #include "unicode.h"
 
@@ -39,4 +41,13 @@ TEST_CASE("SHA-256 of the standard's examples") {
     CHECK(sha256("") == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
     CHECK(sha256("abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     CHECK(sha256(std::string(200, 'a')) == "c2a908d98f5df987ade41b5fce213067efbcc21ef2240212a41e54b5e7c28ae5");
+}
+
+TEST_CASE("JSON of others may be as deep as any of ours, brackets within its texts do not count") {
+    const auto nested = [](std::size_t depth) {
+        return R"({"a": )" + std::string(depth, '[') + std::string(depth, ']') + "}";
+    };
+    CHECK(JsonObject::parse(nested(63), "line 1").has("a"));
+    CHECK(JsonObject::parse(R"({"a": "\"[)" + std::string(100, '[') + R"(", "b": []})", "line 1").has("b"));
+    CHECK_THROWS_AS(JsonObject::parse(nested(64), "line 1"), UserError);
 }

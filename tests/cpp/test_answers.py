@@ -164,7 +164,9 @@ def test_a_chat_remembers_and_goes_on(folder: Path) -> None:
         ({"ids": [1]}, "prompt is missing"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "role must be"),
         ({"messages": 3}, "a list of objects"),
+        ('{"messages": ' + "[" * 400_000 + "]" * 400_000 + "}", "brackets in more than 64 others"),
     ],
+    ids=["no json", "ids", "role", "number", "bomb"],
 )
 def test_a_prompt_that_cannot_be_read_is_refused_in_one_line(folder: Path, record: Any, said: str) -> None:
     refused = run("generate", folder, [record])

@@ -103,10 +103,21 @@ def test_a_file_that_is_missing_or_cut_off_is_named(file: str, folders: dict[str
     assert f"{file} is not a file" in refused("prompt", folder, line)
 
 
-def test_a_bomb_of_brackets_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+BOMB = "[" * 400_000 + "]" * 400_000
+"""Valid, and deeper than the stack of a program whose functions follow each bracket by a call of their own."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [BOMB[:400_000], BOMB, f'{{"version": {BOMB}}}', '{"a": "' + "[" * 65 + '"}'],
+    ids=["open", "whole", "value", "text"],
+)
+def test_a_bomb_of_brackets_is_refused(content: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = changed(folders["chatglm-6b"], tmp_path / "model", "prompt.json", lambda content: None)
-    (folder / "prompt.json").write_text("[" * 1_000_000, encoding="utf-8")
-    assert "is not a JSON object" in refused("prompt", folder)
+    (folder / "prompt.json").write_text(content, encoding="utf-8")
+    said = refused("prompt", folder)
+    assert ("brackets in more than 64 others" if BOMB[:400_000] in content else "version is missing") in said
+    assert "prompt.json" in said
 
 
 def test_a_long_word_takes_no_long_time(folders: dict[str, Path]) -> None:
@@ -114,7 +125,11 @@ def test_a_long_word_takes_no_long_time(folders: dict[str, Path]) -> None:
     assert len(found["ids"]) > 1000
 
 
-@pytest.mark.parametrize("line", ["[]", "{", '{"text": 5}', "{}", '{"text": "\\ud800"}', '{"text": "\xff"}'])
+@pytest.mark.parametrize(
+    "line",
+    ["[]", "{", '{"text": 5}', "{}", '{"text": "\\ud800"}', '{"text": "\xff"}', f'{{"text": {BOMB}}}'],
+    ids=["list", "open", "number", "empty", "half a pair", "no UTF-8", "bomb"],
+)
 def test_a_line_that_is_no_record_is_named(line: str, folders: dict[str, Path]) -> None:
     done = subprocess.run(
         [binary(), "tokenize", "--model", folders["moss-16b"]],

@@ -217,6 +217,7 @@ def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> No
     assert served.ask("POST", path, b"{")[0] == 400
     assert served.ask("POST", path, b'{"model": "\xff"}')[0] == 400
     assert served.ask("POST", path, b"[" * 1_000_000)[0] == 400
+    assert served.ask("POST", path, b'{"model": ' + b"[" * 400_000 + b"]" * 400_000 + b"}")[0] == 400
     assert served.ask("POST", path, b" " * ((1 << 20) + 1))[0] == 413
     assert served.ask("POST", path, body(), **{"Content-Encoding": "gzip"})[0] == 415
     assert served.ask("GET", "/v2")[0] == 404
