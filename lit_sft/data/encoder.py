@@ -230,7 +230,9 @@ class Encoder:
         num_workers = self._num_workers if len(chunks) > 1 else 0
         total = sum(len(records) for _, records in chunks)
         with bar(desc=f"tokenizing {what}", total=total, unit=" records", delay=2) as shown:
-            for (number, records), encoded in zip(chunks, in_workers(self._encode_chunk, chunks, num_workers), strict=True):
+            for (number, records), encoded in zip(
+                chunks, in_workers(self._encode_chunk, chunks, num_workers), strict=True
+            ):
                 self._corpora[number].store.append(encoded)
                 shown.update(len(records))
 

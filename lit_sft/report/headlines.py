@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lit_sft.display import visible
+from lit_sft.display import in_columns, visible
 from lit_sft.report.comparison import ALL, Comparison, Measured
 from lit_sft.report.wording import interval, number, verdict
 
@@ -21,10 +21,7 @@ def headlines(comparison: Comparison, measured: Sequence[Measured]) -> str:
     if forgetting:
         blocks.append(("perplexity of what was held out", forgetting))
     rows = [row for title, entries in blocks for row in _rows(title, entries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]]).rstrip() for row in rows
-    )
+    return "\n".join(in_columns(rows, texts=(0, len(HEAD))))
 
 
 def _rows(title: str, entries: Sequence[tuple[str, Measured]]) -> Iterator[tuple[str, ...]]:
