@@ -1,4 +1,4 @@
-"""What other programs call an option or a verb of ours: peft, transformers, LLaMA-Factory, and who writes flags from memory."""
+"""What others call an option or a verb of ours: peft, transformers, LLaMA-Factory, and who writes from memory."""
 
 from __future__ import annotations
 

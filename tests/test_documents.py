@@ -145,7 +145,8 @@ def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site() -> None:
 
 def test_the_site_shows_no_space_where_a_line_of_chinese_ends() -> None:
     spec = importlib.util.spec_from_file_location("links", DOCS / "links.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
     text = "演示\n语料，\n`fit` 与\nTRL：\n\n- 一\n  项\n- 二。\n1. 三\n\n```text\n渡\n船\n```\n好\n的\n"
