@@ -18,6 +18,7 @@ from typing import NoReturn
 import lit_sft
 from lit_sft.display import harmless, visible
 from lit_sft.errors import Stopped, UserError, accepted
+from lit_sft.spellings import OTHER_VERBS
 from lit_sft.streams import steady_streams
 
 CONFIGURED_VERBS = {
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     verb = words[0] if words else "--help"
-    if verb in {"-h", "--help"}:
+    if verb in {"-h", "--help", "help"}:
         print(_help())
     elif verb == "--version":
         print(f"lit_sft {lit_sft.__version__}")
@@ -98,7 +99,8 @@ def _run(words: list[str]) -> int:
             parser_class=ShortErrorParser,
         )
     else:
-        raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*CONFIGURED_VERBS, *FUNCTION_VERBS])}")
+        meant = OTHER_VERBS.get(verb.lower())
+        raise UserError(f"unknown verb {verb!r}. {accepted(verb, [*CONFIGURED_VERBS, *FUNCTION_VERBS], meant)}")
     return 0
 
 

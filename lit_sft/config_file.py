@@ -5,6 +5,7 @@ So are the files that it names in place of its parts, as in `data: data.yaml`; t
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,8 @@ PARTS = frozenset(
     """.split()  # noqa: SIM905 - a list of them would be twenty lines long
 )
 """Keys for whose value, or for an entry of whose list, a file may stand."""
+
+OURS = Path("configs")
 
 SUFFIXES = (".yaml", ".yml")
 
@@ -38,6 +41,21 @@ HINTS = {
     "undefined alias": "Put a text that begins with * in quotes",
 }
 """What YAML says of a mistake -> what was done wrong."""
+
+
+def check_is_there(path: str) -> None:
+    """See that a configuration can be opened before its text is asked for.
+
+    Raises:
+        ConfigError: If there is none; with the one that is meant, if it lies beside it or in `configs/`.
+    """
+    named = Path(path)
+    if "\n" in path or path.startswith(("{", "-")) or (named.exists() and not named.is_dir()):
+        return
+    folders = (OURS / "overlays", OURS, named.parent)
+    known = {file.stem: file for folder in folders for file in sorted(folder.glob("*.y*ml"))}
+    near = difflib.get_close_matches(named.stem.lower(), known, n=1)
+    raise ConfigError(f"{path} is not a file" + (f". Did you mean {known[near[0]]}?" if near else ""))
 
 
 def read_configuration(file: Path, unread: Iterable[str] = ()) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lit_sft.config_file import check_words, read_configuration, with_parts
+from lit_sft.config_file import check_is_there, check_words, read_configuration, with_parts
 from lit_sft.errors import ConfigError, UserError, accepted
 from lit_sft.plugins import discover
 from lit_sft.spellings import ours, renamed
@@ -117,7 +117,7 @@ class ShortErrorParser(ArgumentParser):
         """As jsonargparse does, with `~` and environment variables in paths replaced.
 
         Raises:
-            ConfigError: If a value says something twice.
+            ConfigError: If a configuration is not there, or a value says something twice.
         """
         words = with_parts(_with_expanded_configs(sys.argv[1:] if args is None else args))
         check_words(words)
@@ -247,9 +247,13 @@ def _with_expanded_configs(words: Sequence[str]) -> list[str]:
     for place, word in enumerate(words):
         option, equals, path = word.partition("=")
         if option in CONFIG_OPTIONS and equals:
-            found[place] = f"{option}={expanded(path)}"
+            path = expanded(path)
+            found[place] = f"{option}={path}"
         elif place and words[place - 1] in CONFIG_OPTIONS:
-            found[place] = expanded(word)
+            path = found[place] = expanded(word)
+        else:
+            continue
+        check_is_there(path)
     return found
 
 

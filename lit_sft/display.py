@@ -1,10 +1,11 @@
-"""Text that people and models wrote, made harmless: shown, and never obeyed by a terminal or read as Markdown."""
+"""Text that people and models wrote: never obeyed by a terminal or read as Markdown, and in columns that stand."""
 
 from __future__ import annotations
 
 import logging
 import re
 import unicodedata
+from collections.abc import Collection, Sequence
 from functools import cache
 
 CONTROL_PICTURES = 0x2400
@@ -39,6 +40,31 @@ def harmless(text: str) -> str:
 def as_markdown(text: str) -> str:
     """Text on one line that Markdown and HTML show as it is."""
     return _SYNTAX.sub(_as_references, visible(text))
+
+
+def num_columns(text: str) -> int:
+    """Columns of a terminal that a text takes: two for a Chinese character, none for an accent."""
+    if text.isascii():
+        return len(text)
+    return sum(1 + (unicodedata.east_asian_width(char) in "WF") for char in text if not unicodedata.combining(char))
+
+
+def padded(text: str, width: int, *, is_number: bool = False) -> str:
+    """Text filled up with spaces to `width` columns: behind it, or before it for a number."""
+    room = " " * (width - num_columns(text))
+    return room + text if is_number else text + room
+
+
+def in_columns(rows: Sequence[Sequence[str]], texts: Collection[int] = (0,)) -> list[str]:
+    """Rows as lines; the columns numbered in `texts` stand on the left, the others are numbers."""
+    widths = [max(map(num_columns, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            padded(cell, width, is_number=place not in texts)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def _as_references(found: re.Match[str]) -> str:

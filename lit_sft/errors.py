@@ -68,5 +68,5 @@ def accepted(name: str, names: Iterable[str], meant: str | None = None) -> str:
     """End of an error message about a wrong name: the accepted names, and the one that is meant or nearest."""
     names = sorted(names)
     near = [meant] if meant else difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    hint = f"Did you mean {near[0]!r}? " if near else ""
     return f"{hint}Accepted: {', '.join(names)}"

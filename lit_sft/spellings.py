@@ -1,4 +1,4 @@
-"""What other programs call an option of ours: peft, transformers, LLaMA-Factory, and who writes flags from memory."""
+"""What others call an option or a verb of ours: peft, transformers, LLaMA-Factory, and who writes from memory."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ OTHER_NAMES = {
     "resume_from_checkpoint": "resume",
 }
 """Their name -> ours."""
+
+OTHER_VERBS = {
+    **dict.fromkeys(("train", "finetune", "fine-tune", "sft", "dpo", "ppo", "grpo", "rm"), "fit"),
+    **dict.fromkeys(("infer", "inference", "generate"), "predict"),
+    **dict.fromkeys(("api", "server"), "serve"),
+    **dict.fromkeys(("cli", "talk", "webchat"), "chat"),
+    **dict.fromkeys(("eval", "benchmark"), "evaluate"),
+    **dict.fromkeys(("list", "ls"), "runs"),
+    "convert": "export",
+}
+"""What they call a verb -> ours."""
 
 
 def ours(name: str, names: Iterable[str]) -> str | None:

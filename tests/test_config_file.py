@@ -138,3 +138,32 @@ def test_home_and_environment_stand_in_every_option_that_is_a_path(monkeypatch: 
     assert read.runs == ["/home/me/c"]
     assert read.name == "~/$MODELS"
     assert read.corpora == [{"path": ["/home/me/d", "/models/e"]}]
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("configs/baichuan7b_lorra.yaml", "configs/baichuan7b_lora.yaml"),
+        ("baichuan7b_lora", "configs/baichuan7b_lora.yaml"),
+        ("Baichuan7B_LoRA.yml", "configs/baichuan7b_lora.yaml"),
+        ("configs/dpo.yaml", "configs/overlays/dpo.yaml"),
+        ("own/mine.yaml", "own/mein.yaml"),
+        ("configs", "configs"),
+        ("什么.yaml", None),
+    ],
+)
+def test_a_configuration_that_is_not_there_is_answered_with_the_one_that_is_meant(
+    given: str, meant: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("configs/baichuan7b_lora.yaml", "configs/overlays/dpo.yaml", "own/mein.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a: 1\n")
+    monkeypatch.chdir(tmp_path)
+    parser = ShortErrorParser()
+    parser.add_argument("--config", action="config")
+    with pytest.raises(ConfigError) as refused:
+        parser.parse_args(["--config", given])
+    hint = f". Did you mean {meant}?" if meant and meant != given else ""
+    assert str(refused.value) == f"{given} is not a file{hint}"
+    with pytest.raises(ConfigError, match="is not a file"):
+        parser.parse_args([f"--config={given}"])

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_sft import __main__ as entry
-from lit_sft.display import HarmlessFormatter, as_markdown, harmless, shortened, visible
+from lit_sft.display import HarmlessFormatter, as_markdown, harmless, in_columns, num_columns, shortened, visible
 from lit_sft.errors import ConfigError
 
 ATTACKS = ["\x1b[2J", "\x1b]0;title\x07", "\x9b31m", "\u202egpj.exe", "a\rb", "\x08\x08", "\u2066x"]
@@ -82,3 +82,9 @@ def test_what_is_no_syntax_stays_readable() -> None:
     assert as_markdown("greedy(max_new_tokens=64): 12.5% of e-mails, done!") == (
         "greedy(max_new_tokens=64): 12.5% of e-mails, done!"
     )
+
+
+def test_columns_stand_beside_chinese_and_accents() -> None:
+    rows = [("corpus", "records", ""), ("川菜", "12", "好"), ("cafe\u0301", "1,234", "")]
+    assert in_columns(rows, texts=(0, 2)) == ["corpus  records", "川菜         12  好", "cafe\u0301      1,234"]
+    assert num_columns("渡船 boat、") == 11

@@ -1,11 +1,13 @@
 """README and docs: English and Chinese say the same, and what they point to is there. Nothing is built or run."""
 
 import ast
+import importlib.util
 import re
 import shlex
 import tomllib
 from importlib import import_module
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import yaml
 from pages import CHINESE, DOCS, OWN, PAGES, ROOT, TWINS, Page
 
 from lit_sft.configuration import BASE_CLASSES
+from lit_sft.display import num_columns
 from lit_sft.plugins import discover
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -21,6 +24,8 @@ ENGLISH = [page for page in TWINS if not page.name.endswith(CHINESE)]
 every_english = pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.name)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+WIDTH_ON_GITHUB = 104
+"""Columns of a block of code that are seen without scrolling."""
 LANGUAGES = {"bash", "cpp", "json", "python", "text", "toml", "yaml"}
 
 
@@ -103,6 +108,19 @@ def test_a_readme_has_at_most_two_hundred_lines() -> None:
         assert len(readme.read_text(encoding="utf-8").splitlines()) <= 200
 
 
+@pytest.mark.parametrize("readme", sorted(ROOT.glob("README*.md")), ids=lambda file: file.name)
+def test_no_line_of_code_in_a_readme_is_cut_on_github(readme: Path) -> None:
+    lines = [line for _, block in Page(readme).blocks for line in block.splitlines()]
+    assert [line for line in lines if num_columns(line) > WIDTH_ON_GITHUB] == []
+
+
+@pytest.mark.parametrize("readme", sorted(ROOT.glob("README*.md")), ids=lambda file: file.name)
+def test_a_readme_leads_to_every_page(readme: Path) -> None:
+    language = ".zh-CN" if readme.name.endswith(CHINESE) else ""
+    pages = {f"docs/{page.file.stem}{language}.md" for page in ENGLISH if page.file.parent == DOCS}
+    assert pages - set(Page(readme).links) == {f"docs/index{language}.md"}
+
+
 def site() -> dict[str, Any]:
     class Loader(yaml.SafeLoader):
         """mkdocs.yml names functions of Python."""
@@ -123,6 +141,17 @@ def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site() -> None:
     assert {name for name in navigated if "/" not in name} == here
     assert [name for name in navigated if not (DOCS / name).is_file()] == []
     assert here - set(Page(DOCS / "index.md").links) == {"index.md"}
+
+
+def test_the_site_shows_no_space_where_a_line_of_chinese_ends() -> None:
+    spec = importlib.util.spec_from_file_location("links", DOCS / "links.py")
+    assert spec
+    assert spec.loader
+    hook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hook)
+    text = "演示\n语料，\n`fit` 与\nTRL：\n\n- 一\n  项\n- 二。\n1. 三\n\n```text\n渡\n船\n```\n好\n的\n"
+    joined = "演示语料，`fit` 与\nTRL：\n\n- 一项\n- 二。\n1. 三\n\n```text\n渡\n船\n```\n好的\n"
+    assert hook.on_page_markdown(text) == joined
 
 
 def test_the_reference_shows_every_class_that_a_configuration_may_name() -> None:

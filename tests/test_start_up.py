@@ -54,7 +54,7 @@ def test_nothing_is_collected_while_a_verb_is_imported(verb: str, monkeypatch: p
 def test_an_unknown_verb_is_answered_with_the_verbs() -> None:
     done = run("-m", "lit_sft", "train")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: unknown verb 'train'")
+    assert done.stderr.startswith("error: unknown verb 'train'. Did you mean 'fit'? Accepted: ")
     assert "Traceback" not in done.stderr
 
 
@@ -68,11 +68,11 @@ def test_the_public_names_are_complete() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--famly", "moss"], "option 'famly' is not accepted. did you mean 'family'? Accepted: "),
+        (["--famly", "moss"], "option 'famly' is not accepted. Did you mean 'family'? Accepted: "),
         ([], "required and not given: output"),
         (["--output", "x", "--hidden-size", "wide"], "hidden_size expects int, not wide"),
         (["--output", "x", "--num-heads", "7"], "hidden_size 256 must be a multiple of twice num_heads 7"),
-        (["--output", "x", "--family", "mos"], "unknown family 'mos'. did you mean 'moss'? Accepted: "),
+        (["--output", "x", "--family", "mos"], "unknown family 'mos'. Did you mean 'moss'? Accepted: "),
         (["--output", "x", "--text", "none.txt"], "text to train the tokenizer on not found: none.txt"),
     ],
 )

@@ -228,10 +228,13 @@ class Encoder:
     def _encode_now(self, selection: Selection, what: str) -> None:
         chunks = self._missing(selection)
         num_workers = self._num_workers if len(chunks) > 1 else 0
-        with bar(desc=f"tokenizing {what}", total=len(chunks) * CHUNK, unit=" records", delay=2) as shown:
-            for (number, _), encoded in zip(chunks, in_workers(self._encode_chunk, chunks, num_workers), strict=True):
+        total = sum(len(records) for _, records in chunks)
+        with bar(desc=f"tokenizing {what}", total=total, unit=" records", delay=2) as shown:
+            for (number, records), encoded in zip(
+                chunks, in_workers(self._encode_chunk, chunks, num_workers), strict=True
+            ):
                 self._corpora[number].store.append(encoded)
-                shown.update(CHUNK)
+                shown.update(len(records))
 
     def _keep(self, chunks: list[tuple[int, NDArray[Any]]], results: Any) -> None:
         try:

@@ -262,7 +262,7 @@ def _scan(name: str, corpus: Corpus, records: Records, layouts: list[int], num_w
     fingerprints, split_keys = np.zeros((2, len(records)), dtype=np.uint64)
     chunks = [(start, min(start + CHUNK, len(records))) for start in range(0, len(records), CHUNK)]
     done = in_workers(partial(_scan_chunk, corpus, records, layouts), chunks, num_workers)
-    with bar(desc=f"reading {name}", total=len(records), unit=" records", unit_scale=True, delay=1) as shown:
+    with bar(desc=f"reading {name}", total=len(records), unit=" records", delay=1) as shown:
         for (start, stop), chunk in zip(chunks, done, strict=True):
             verdicts[start:stop] = [verdict_codes.of(name) for name in chunk.verdicts]
             fingerprints[start:stop] = chunk.fingerprints

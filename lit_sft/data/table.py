@@ -11,6 +11,7 @@ from lit_sft.data.encoder import Selection, TokenizedCorpus
 from lit_sft.data.fitting import Fitting, fitting_of
 from lit_sft.data.scan import ScannedCorpus
 from lit_sft.data.split import Split
+from lit_sft.display import in_columns
 
 COLUMNS = (
     *("corpus", "records", "left out", "bad", "repaired", "duplicates", "cut", "too long", "train"),
@@ -36,8 +37,7 @@ def preparation_table(corpora: Sequence[TokenizedCorpus], split: Split, *, dedup
         so_far = [f"{counter.total():,}{'' if found.is_all else '+'}" for counter in (found.cut, found.left_out)]
         parts = [_count(part, number) for part in (split.train, split.validation)]
         rows.append([corpus.name, *(f"{n:,}" for n in counts), *so_far, *(f"{n:,}" for n in parts)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    table = in_columns(rows)
     for corpus, found in zip(corpora, fitting, strict=True):
         table += _reasons(corpus, found)
     if len(split.duplicates[0]) and not deduplicate:

@@ -9,7 +9,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from lit_sft.conversation import IGNORE_INDEX
-from lit_sft.display import visible
+from lit_sft.display import in_columns, visible
 from lit_sft.preview.collect import Preview, ShownExample, ShownMicroBatch
 from lit_sft.preview.pieces import Piece
 from lit_sft.preview.tables import Table, percent, shown_corpora, tables
@@ -86,9 +86,7 @@ def _with_bars(table: Table, preview: Preview) -> Table:
 
 def _table(table: Table) -> list[str]:
     rows = [[visible(cell) for cell in row] for row in (table.header, *table.rows)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(table.header))]
-    lines = ["  " + "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
-    return [table.title, *lines, *(f"  {visible(note)}" for note in table.notes)]
+    return [table.title, *(f"  {line}" for line in in_columns(rows)), *(f"  {visible(note)}" for note in table.notes)]
 
 
 def _strip(batch: ShownMicroBatch) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from lit_sft.display import visible
+from lit_sft.display import in_columns, visible
+from lit_sft.report.bootstrap import MIN_PROMPTS
 from lit_sft.report.comparison import ALL, Comparison, Measured
 from lit_sft.report.wording import interval, number, verdict
 
-HEAD = ("before", "after", "difference", "")
+HEAD = ("before", "after", "95% interval", "")
 
 
 def headlines(comparison: Comparison, measured: Sequence[Measured]) -> str:
@@ -21,10 +22,10 @@ def headlines(comparison: Comparison, measured: Sequence[Measured]) -> str:
     if forgetting:
         blocks.append(("perplexity of what was held out", forgetting))
     rows = [row for title, entries in blocks for row in _rows(title, entries)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:4], widths[1:4]), row[4]]).rstrip() for row in rows
-    )
+    lines = in_columns(rows, texts=(0, len(HEAD)))
+    if any(not found.difference.is_clear for _, entries in blocks for _, found in entries):
+        lines.append(f"unclear: the interval holds zero, or there are fewer than {MIN_PROMPTS} answers to compare")
+    return "\n".join(lines)
 
 
 def _rows(title: str, entries: Sequence[tuple[str, Measured]]) -> Iterator[tuple[str, ...]]:

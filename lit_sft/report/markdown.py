@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from lit_sft.display import as_markdown
+from lit_sft.display import as_markdown, num_columns, padded
 from lit_sft.report.comparison import Comparison, Measured, Row
 from lit_sft.report.scores import scores
 from lit_sft.report.wording import doubt, heading, interval, number, verdict
@@ -94,8 +94,8 @@ def _reasoned(found: Measured) -> str:
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Columns as wide as their widest cell, for those who read it as text."""
     cells = [list(headings), *map(list, rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
-    head, *body = [_line(text.ljust(width) for text, width in zip(row, widths, strict=True)) for row in cells]
+    widths = [max(3, *map(num_columns, column)) for column in zip(*cells, strict=True)]
+    head, *body = [_line(map(padded, row, widths)) for row in cells]
     return [head, _line("-" * width for width in widths), *body, ""]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lit_sft.display import visible
+from lit_sft.display import in_columns, visible
 
 HEADINGS = ("run", "state", "step", "held out", "stage", "tuning", "family", "size")
+TEXTS = tuple(place for place, name in enumerate(HEADINGS) if name not in {"step", "size"})
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
@@ -42,9 +43,7 @@ class Row:
 
 def render(rows: list[Row]) -> str:
     """The table, a line for each run."""
-    cells = [HEADINGS, *map(_cells, rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in cells)
+    return "\n".join(in_columns([HEADINGS, *map(_cells, rows)], TEXTS))
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -54,8 +53,10 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 
 def _measured(row: Row) -> str:
-    numbers = [f"{value:.4g}" for value in (row.before, row.after) if value is not None]
-    return f"{row.metric} {' -> '.join(numbers)}" if numbers else "-"
+    if row.before is None and row.after is None:
+        return "-"
+    numbers = ("-" if value is None else f"{value:.4g}" for value in (row.before, row.after))
+    return f"{row.metric} {' -> '.join(numbers)}"
 
 
 def _size(num_bytes: float) -> str:

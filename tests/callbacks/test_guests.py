@@ -31,7 +31,7 @@ def said(write_config: WriteConfig, capsys: pytest.CaptureFixture[str]) -> Calla
 
 def test_a_metric_that_there_is_not_is_refused_with_those_there_are(said: Callable[..., str]) -> None:
     line = said(callbacks=[callback("EarlyStopping", monitor="val_loss")])
-    assert "EarlyStopping: there is no metric 'val_loss'. did you mean 'val/loss'? Accepted: " in line
+    assert "EarlyStopping: there is no metric 'val_loss'. Did you mean 'val/loss'? Accepted: " in line
     assert "train/loss" in line
 
 
@@ -99,7 +99,7 @@ def test_a_package_that_is_not_there_is_named(said: Callable[..., str], logger: 
 @pytest.mark.parametrize(("key", "name", "near"), [("callbacks", "EarlyStoping", "EarlyStopping"),
                                                    ("logger", "CSVLoger", "CSVLogger")])  # fmt: skip
 def test_a_misspelt_name_of_lightning_is_put_right(said: Callable[..., str], key: str, name: str, near: str) -> None:
-    assert f"there is no class '{name}'. did you mean '{near}'?" in said(**{key: [callback(name)]})
+    assert f"there is no class '{name}'. Did you mean '{near}'?" in said(**{key: [callback(name)]})
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])

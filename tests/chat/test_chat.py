@@ -113,12 +113,12 @@ def test_strategy_is_set_and_mistakes_leave_it_as_it_was(tiny: Tiny) -> None:
     before = talk.strategy
     for line, message in {
         "/strategy TopQ": "there is no class 'TopQ'",
-        "/strategy TopP top_q=1": "option 'top_q' is not accepted. did you mean 'top_p'",
+        "/strategy TopP top_q=1": "option 'top_q' is not accepted. Did you mean 'top_p'",
         "/strategy TopP top_p=2": "top_p is 2.0; it must be above 0",
         "/strategy TopP 0.8": "give options as name=value",
         "/tuned": "there is no adapter",
         "/save x": "nothing was said yet",
-        "/rest": "unknown command /rest. did you mean 'reset'",
+        "/rest": "unknown command /rest. Did you mean 'reset'",
     }.items():
         with pytest.raises(UserError, match=message) as error:
             talk.command(line)

@@ -70,7 +70,7 @@ def test_color_is_for_terminals_that_want_it(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--data.init_args.max_lenght", "8"], "option 'max_lenght' is not accepted. did you mean 'max_length'?"),
+        (["--data.init_args.max_lenght", "8"], "option 'max_lenght' is not accepted. Did you mean 'max_length'?"),
         (["--model.init_args.checkpoint", "models/none"], "checkpoint folder not found: models/none"),
         (["--model.init_args.prompt_format", "chat"], "family baichuan-7b has no prompt format 'chat'"),
         (["--data.init_args.max_length", "1024"], "data.max_length is 1024, but the model reads 256"),

@@ -27,7 +27,7 @@ def test_layouts_are_named_like_corpora() -> None:
 
 
 def test_a_misspelt_layout_is_answered_with_layouts_and_corpora() -> None:
-    with pytest.raises(ConfigError, match=r"there is no class 'TrlPair'. did you mean 'TrlPairs'\? Accepted: .*Belle"):
+    with pytest.raises(ConfigError, match=r"there is no class 'TrlPair'. Did you mean 'TrlPairs'\? Accepted: .*Belle"):
         corpora({"class_path": "TrlPair", "init_args": {"path": "a.jsonl"}})
 
 

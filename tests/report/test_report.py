@@ -55,7 +55,8 @@ def test_the_figures_are_told_in_lines_that_steer_no_terminal() -> None:
     told = headlines(shown, shown.measure())
     assert "\x1b" not in told
     lines = told.splitlines()
-    assert lines[0].split()[-3:] == ["before", "after", "difference"]
+    assert lines[0].split()[-4:] == ["before", "after", "95%", "interval"]
+    assert ("unclear: " in lines[-1]) == any(line.endswith("  unclear") for line in lines)
     assert any(line.startswith("  Token accuracy ") and "25.0%" in line and "75.0%" in line for line in lines)
     assert any(line.startswith("perplexity of what was held out") for line in lines)
 

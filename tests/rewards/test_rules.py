@@ -171,7 +171,7 @@ def test_a_class_that_does_not_call_its_base_has_the_weight_one() -> None:
         (lambda: check_rewards([NoEnd(), NoEnd()]), "two rewards have the name no_end"),
         (lambda: score_answers([Given([1])], [said()] * 2), r"given \(Given.score\) gave 1 scores for 2 answers"),
         (lambda: score_answers([Given(["good"])], [said()]), "must give numbers or None"),
-        (lambda: built({"class_path": "NoEnds"}), "there is no class 'NoEnds'. did you mean 'NoEnd'"),
+        (lambda: built({"class_path": "NoEnds"}), "there is no class 'NoEnds'. Did you mean 'NoEnd'"),
         (lambda: built({"class_path": "Pattern", "init_args": {"expression": "["}}), "which is no regular expression"),
     ],
 )

@@ -170,7 +170,7 @@ def test_a_seed_alone_draws_anew_what_the_model_draws() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"model": "tuner"}, "model 'tuner' is not served. did you mean 'tuned'?"),
+        ({"model": "tuner"}, "model 'tuner' is not served. Did you mean 'tuned'?"),
         ({"temperature": -1}, "temperature: "),
         ({"n": 2}, "n: "),
         ({"presence_penalty": 0.5}, "presence_penalty: "),
