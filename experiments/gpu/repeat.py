@@ -62,11 +62,7 @@ def _fit(
         "runs": str(folder / "runs"),
         "model": {
             "class_path": "SFT",
-            "init_args": {
-                "checkpoint": str(checkpoint),
-                "tuning": {"class_path": "LoRA"},
-                "gradient_checkpointing": True,
-            },
+            "init_args": {"checkpoint": str(checkpoint), "tuning": {"class_path": "LoRA"}, "gradient_checkpointing": True},
         },
         "data": {
             "class_path": "SFTData",
