@@ -1,4 +1,4 @@
-"""The folder of an exported model before its graph is opened: how it was exported, and whether its files are still those.
+"""An exported folder before its graph is opened: how it was exported, and whether its files are still those.
 
 lit_sft/export/folder.py says what stands in such a folder.
 """

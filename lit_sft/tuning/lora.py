@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.errors import ConfigError, accepted
+from lit_sft.errors import ConfigError
 from lit_sft.tuning._adapter_file import ALL_LINEAR, read_adapter_config
 from lit_sft.tuning._base import Footprint, Tuning
 

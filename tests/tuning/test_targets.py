@@ -50,16 +50,19 @@ def test_targets_are_adapted_and_counted_by_the_names_of_peft(tiny: Tiny, target
     wrapped: Any = tuning.load(checkpoint, "32-true")
     adapted = {name.rpartition(".")[2] for name, module in wrapped.named_modules() if isinstance(module, LoraLayer)}
     own = set(checkpoint.family.lora_targets)
-    assert adapted == {"all-linear": own, "lm_head": own | {"lm_head"}, "v_proj": {"v_proj"}}[
-        targets if isinstance(targets, str) else targets[-1]
-    ]
+    assert (
+        adapted
+        == {"all-linear": own, "lm_head": own | {"lm_head"}, "v_proj": {"v_proj"}}[
+            targets if isinstance(targets, str) else targets[-1]
+        ]
+    )
     assert set(tuning.footprint(checkpoint.family.lora_targets).targets) == adapted
 
 
 @pytest.mark.parametrize(
     ("family", "target", "said"),
     [
-        ("baichuan-7b", "W_pack", "'W_pack' of the original code is q_proj, k_proj, v_proj in this network; give those"),
+        ("baichuan-7b", "W_pack", "'W_pack' of the original code is q_proj, k_proj, v_proj in this network"),
         ("baichuan2-13b", "self_attn.W_pack", "is q_proj, k_proj, v_proj in this network; give those"),
         ("chatglm-6b", "query_key_value", "is q_proj, k_proj, v_proj in this network; give those"),
         ("chatglm3-6b", "dense_h_to_4h", "is gate_up_proj in this network; give that"),
