@@ -179,9 +179,14 @@ def learned(
     tokenizer = stage.tokenizer
     before = probabilities(stage, prompt.input_ids)
     worth = worth_of_tokens(len(before), tokenizer, checkpoint.prompt_format.stop_token_ids(tokenizer))
-    best = (before.log() + worth / BETA).softmax(-1)
     fitted(stage, data, folder, max_steps=num_steps, accumulate_grad_batches=stage.parts_of_pass)
     after = probabilities(stage, prompt.input_ids)
+    return compared(before, after, worth)
+
+
+def compared(before: Tensor, after: Tensor, worth: Tensor) -> Learned:
+    """Two policies [V] with the best one, softmax(log reference + reward / beta)."""
+    best = (before.log() + worth / BETA).softmax(-1)
     value = (after * (worth - BETA * (after / before).log())).sum()
     rewarded = int((best / before).where(before > 1e-3, 0).argmax())
     distances = [float((policy - best).abs().sum() / 2) for policy in (before, after)]

@@ -56,18 +56,12 @@ def _fit(
     """The adapter that was trained."""
     on_gpu = torch.cuda.is_available()
     callbacks = [{"class_path": "repeat.StopAt", "init_args": {"step": stops_at}}] if stops_at else []
+    model = {"checkpoint": str(checkpoint), "tuning": {"class_path": "LoRA"}, "gradient_checkpointing": True}
     config = {
         "seed_everything": 1,
         "name": name,
         "runs": str(folder / "runs"),
-        "model": {
-            "class_path": "SFT",
-            "init_args": {
-                "checkpoint": str(checkpoint),
-                "tuning": {"class_path": "LoRA"},
-                "gradient_checkpointing": True,
-            },
-        },
+        "model": {"class_path": "SFT", "init_args": model},
         "data": {
             "class_path": "SFTData",
             "init_args": {

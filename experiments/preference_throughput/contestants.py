@@ -28,6 +28,14 @@ RANK = 8
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 BETA = 0.1
 MIB = 1 << 20
+TRAINER = {
+    "gradient_clip_val": 1.0,
+    "precision": "32-true",
+    "log_every_n_steps": 1,
+    "enable_progress_bar": False,
+    "enable_checkpointing": False,
+}
+"""What each fit of ours has."""
 
 
 class Task(NamedTuple):
@@ -117,13 +125,9 @@ def ours(task: Task, *, stage: str, packing: bool) -> dict[str, Any]:
             },
         },
         "trainer": {
+            **TRAINER,
             "max_steps": task.steps,
-            "gradient_clip_val": 1.0,
-            "precision": "32-true",
             "devices": 1,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
             "callbacks": [{"class_path": "watched.Watched"}],
         },
         "samples": {"count": 0},
@@ -138,6 +142,14 @@ def mean_tokens(task: Task) -> float:
     return sum(2 * (len(p) + 2) + len(c) + len(r) + 2 for p, c, r in task.pairs) / len(task.pairs)
 
 
+def rows_of(task: Task) -> list[dict[str, str]]:
+    """The pairs as TRL reads them."""
+    return [
+        {"prompt": f"Human: {words(p)} Assistant:", "chosen": f" {words(c)}", "rejected": f" {words(r)}"}
+        for p, c, r in task.pairs
+    ]
+
+
 def trl(task: Task, *, trainer: str) -> dict[str, Any]:
     """TRL's trainer of the name, with adapters by peft and the adapter taken off as the reference."""
     import trl as library
@@ -146,10 +158,6 @@ def trl(task: Task, *, trainer: str) -> dict[str, Any]:
     from transformers import AutoTokenizer, LlamaForCausalLM, LlamaForSequenceClassification
 
     is_dpo = trainer == "DPO"
-    rows = [
-        {"prompt": f"Human: {words(p)} Assistant:", "chosen": f" {words(c)}", "rejected": f" {words(r)}"}
-        for p, c, r in task.pairs
-    ]
     opened = LlamaForCausalLM if is_dpo else partial_class(LlamaForSequenceClassification)
     model = opened.from_pretrained(task.folder / "model", dtype=torch.float32)
     options: dict[str, Any] = {
@@ -170,18 +178,19 @@ def trl(task: Task, *, trainer: str) -> dict[str, Any]:
         "max_length": None,
         **({"beta": BETA} if is_dpo else {}),
     }
+    adapted = LoraConfig(
+        r=RANK,
+        lora_alpha=2 * RANK,
+        target_modules=TARGETS,
+        task_type="CAUSAL_LM" if is_dpo else "SEQ_CLS",
+        modules_to_save=None if is_dpo else ["score"],
+    )
     found = getattr(library, f"{trainer}Trainer")(
         model=model,
         args=getattr(library, f"{trainer}Config")(**options),
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(rows_of(task)),
         processing_class=AutoTokenizer.from_pretrained(task.folder / "model"),
-        peft_config=LoraConfig(
-            r=RANK,
-            lora_alpha=2 * RANK,
-            target_modules=TARGETS,
-            task_type="CAUSAL_LM" if is_dpo else "SEQ_CLS",
-            modules_to_save=None if is_dpo else ["score"],
-        ),
+        peft_config=adapted,
     )
     found.train()
     steps = [entry for entry in found.state.log_history if "loss" in entry]

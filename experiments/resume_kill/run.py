@@ -87,14 +87,18 @@ def write_config(work: Path, tuning: str, ranks: int) -> str:
         config["model"]["class_path"] = "Reward"
         del config["model"]["init_args"]["generation"], config["samples"]
     if is_dpo or is_reward:
-        config["data"]["class_path"] = "PreferenceData"
-        pairs = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
-        config["data"]["init_args"]["corpora"] = [pairs]
-        # Enough to cross an epoch; more would only repeat what takes most of the time, the starts.
-        config["trainer"] |= {"max_epochs": 2, "val_check_interval": 0.5}
+        read_pairs(config)
     file = work / f"{tuning}.yaml"
     file.write_text(yaml.safe_dump(config))
     return str(file)
+
+
+def read_pairs(config: dict[str, Any]) -> None:
+    config["data"]["class_path"] = "PreferenceData"
+    pairs = {"class_path": "AlpacaPairs", "init_args": {"path": str(DEMO / "preference_train.jsonl")}}
+    config["data"]["init_args"]["corpora"] = [pairs]
+    # Enough to cross an epoch; more would only repeat what takes most of the time, the starts.
+    config["trainer"] |= {"max_epochs": 2, "val_check_interval": 0.5}
 
 
 def first_adapter(work: Path) -> Path:

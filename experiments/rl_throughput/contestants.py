@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "preference_throughput"))
 
-from contestants import RANK, TARGETS, Clock, words
+from contestants import RANK, TARGETS, TRAINER, Clock, words
 
 BETA = 0.05
 
@@ -59,13 +59,9 @@ def ours(folder: Path, options: dict[str, Any]) -> list[float]:
             },
         },
         "trainer": {
+            **TRAINER,
             "max_steps": options["steps"],
             "accumulate_grad_batches": num_answers // options["rows"],
-            "gradient_clip_val": 1.0,
-            "precision": "32-true",
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
             "callbacks": [{"class_path": "rewarded.Rewards"}],
         },
         "samples": {"count": 0},

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_sft.checkpoint.files import GRAPH, is_exported, refuse_pointer, weight_files
+from lit_sft.checkpoint.exported import check_files, exported_names
+from lit_sft.checkpoint.files import GENERATION, GRAPH, is_exported, refuse_pointer, weight_files
 from lit_sft.conversation import PromptFormat, TextInterface
 from lit_sft.errors import CheckpointError, ConfigError, UserError, accepted
 from lit_sft.families._base import Family
@@ -150,6 +151,7 @@ class Checkpoint(TextInterface):
 
             if quantization is not None:
                 raise ConfigError(f"{self.path} is an exported graph: QLoRA needs the checkpoint that it was made of")
+            check_files(self.path)
             return OnnxForCausalLM(self.family.network_config, GraphSession(self.path))
         tensors = open_weights(self.path)
         settle_quantization(self.path, self.family.network_config, tensors)
@@ -237,9 +239,10 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     """Open a model folder in its original layout, unmodified and without remote code.
 
     Args:
-        path: Folder with config.json, tokenizer files and weights.
+        path: Folder with config.json, tokenizer files and weights, or with an exported graph.
         family: Name of the family, or `auto` to recognize it from config.json.
-        prompt_format: Name of one of the family's prompt formats; its default if not given.
+        prompt_format: Name of one of the family's prompt formats; if not given its default, or of a graph that with
+            which it was exported.
 
     Raises:
         CheckpointError: If the folder or its config.json is missing or unreadable, or the family unknown or ambiguous.
@@ -266,8 +269,31 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
             f"{config_file}: quantization_config is {stated!r:.40}, not an object; remove it if the weights are not "
             "quantized"
         )
+    if is_exported(folder):
+        family, prompt_format = _as_exported(folder, config, family, prompt_format)
     chosen = find_family(family) if family != "auto" else _recognize(folder, config)
     return Checkpoint(folder, config, chosen(folder, config, prompt_format))
+
+
+def _as_exported(folder: Path, config: dict[str, Any], family: str, prompt_format: str | None) -> tuple[str, str]:
+    """What a graph was exported with, where nothing else is asked for.
+
+    Raises:
+        CheckpointError: If generation.json names another family than that of config.json, or no format of its own.
+    """
+    file = folder / GENERATION
+    said = exported_names(folder)
+    cls = families().get(said.family)
+    matching = _matching(folder, config)
+    if cls is None or (matching and cls not in matching):
+        names = accepted(said.family, (each.name for each in matching or families().values()))
+        raise CheckpointError(f"{file}: family is {said.family!r}, and not that of config.json. {names}")
+    formats = cls(folder, config).prompt_formats()
+    if said.prompt_format not in formats:
+        raise CheckpointError(
+            f"{file}: prompt_format is {said.prompt_format!r}. {accepted(said.prompt_format, formats)}"
+        )
+    return (said.family if family == "auto" else family), prompt_format or said.prompt_format
 
 
 def _refuse_devices(folder: Path) -> None:
@@ -283,12 +309,15 @@ def _refuse_devices(folder: Path) -> None:
 
 
 def _recognize(folder: Path, config: dict[str, Any]) -> type[Family]:
-    known = families()
-    matching = [cls for cls in known.values() if cls.matches_folder(folder, config)]
+    matching = _matching(folder, config)
     matching = [cls for cls in matching if not cls.is_fallback] or matching
     if len(matching) == 1:
         return matching[0]
     said = f"model_type {config.get('model_type')!r}, architectures {config.get('architectures')}"
     problem = "could be several families" if matching else "is of no known family"
-    candidates = ", ".join(sorted(cls.name for cls in matching) or sorted(known))
+    candidates = ", ".join(sorted(cls.name for cls in matching) or sorted(families()))
     raise CheckpointError(f"{folder} {problem} ({said}). Name it with `family:`, one of: {candidates}")
+
+
+def _matching(folder: Path, config: dict[str, Any]) -> list[type[Family]]:
+    return [cls for cls in families().values() if cls.matches_folder(folder, config)]

@@ -72,10 +72,8 @@ def evaluate(
     if limit is not None and limit < 1:
         raise ConfigError(f"--limit is {limit}; it must be at least 1")
     source, named = open_source(checkpoint, adapter, run, dtype, quantization, family, prompt_format)
-    if base and source.is_base:
-        raise ConfigError("--base leaves out what was trained, and nothing was: leave it out")
-    if base and source.untuned:
-        raise ConfigError(f"all weights were tuned: measure --checkpoint {source.untuned}")
+    if base:
+        _refuse_without_base(source)
     settings: dict[str, Any] = {"benchmark": benchmark, **_model(source, base=base), "limit": limit}
     if benchmark == "adgen":
         from lit_sft.generation.strategies import TopP
@@ -93,6 +91,13 @@ def evaluate(
     settings |= {"split": split, "shots": shots, "form": form, "subjects": chosen.present(split, subjects)}
     folder = _folder(output, named, source, f"{benchmark}-{split}-{shots}-{form}{'-base' * base}")
     _choose(source, chosen, folder, settings, base=base, token_budget=token_budget)
+
+
+def _refuse_without_base(source: Source) -> None:
+    if source.is_base:
+        raise ConfigError("--base leaves out what was trained, and nothing was: leave it out")
+    if source.untuned:
+        raise ConfigError(f"all weights were tuned: measure --checkpoint {source.untuned}")
 
 
 def _benchmark(name: str, folder: Path) -> MultipleChoice:

@@ -6,13 +6,14 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from lit_sft.checkpoint.exported import MANIFEST
 from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.cli._stopping import removing_on_sigterm
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
-from lit_sft.export.folder import MANIFEST, Form, Source, check_request, export_onnx
+from lit_sft.export.folder import Form, Source, check_request, export_onnx
 from lit_sft.export.merge import refuse_existing
 from lit_sft.rewards.trained import REWARD_FILE
 from lit_sft.runs.folder import read_config

@@ -55,6 +55,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import lit_sft
+from lit_sft.checkpoint.exported import DATA, MANIFEST, VERSION
 from lit_sft.checkpoint.files import GENERATION, GRAPH
 from lit_sft.checkpoint.onnx_session import GraphSession
 from lit_sft.errors import ConfigError
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
     from lit_sft.export.check import Sample
     from lit_sft.export.weights import Precision, WeightStore
 
-DATA = f"{GRAPH}.data"
-MANIFEST = "manifest.json"
 ORIGINAL = "original.weights"
 """Weights as they were, to compare with; gone when the folder is whole."""
 
@@ -261,7 +260,7 @@ def _generation(source: Source, graph: str, layers: Sequence[Any], store: Weight
     checkpoint = source.checkpoint
     strategy = source.strategy or Greedy()
     content = {
-        "version": 1,
+        "version": VERSION,
         "family": checkpoint.family.name,
         "prompt_format": checkpoint.family.prompt_format_name,
         "graph": graph,

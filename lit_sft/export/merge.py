@@ -63,8 +63,7 @@ def merge_adapter(
         "dtype": str(dtype).removeprefix("torch."),
         **_compared(_logits(merged, asked), on_base, on_quantized),
     }
-    if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
-        raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
+    _refuse_broken(figures)
 
     def write(folder: Path) -> None:
         checkpoint.save_model(merged, folder)
@@ -72,6 +71,11 @@ def merge_adapter(
 
     _write(output, write)
     return figures
+
+
+def _refuse_broken(figures: dict[str, Any]) -> None:
+    if not math.isfinite(figures["from_adapter_on_base"]["kl_divergence"]):
+        raise ConfigError(f"the merged weights give no finite logits in {figures['dtype']}; merge into another dtype")
 
 
 def write_original_adapter(checkpoint: Checkpoint, adapter: Path, output: Path) -> None:

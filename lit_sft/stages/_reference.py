@@ -33,9 +33,11 @@ class StoredReference:
     """Log-probabilities of all answers that a stage of the trainer sees.
 
     Args:
+        file: Where they stand.
         logps: By corpus and source of a record, of each of its answers in order.
     """
 
+    file: Path
     logps: dict[tuple[str, str], list[float]]
 
     @classmethod
@@ -48,17 +50,35 @@ class StoredReference:
             # Processes of a machine wait for each other, and all but the first find it written.
             everybody = {key: values for part in gather(own) for key, values in part.items()}
             build_once(folder, lambda partial: _write(partial, everybody))
-        file = build_once(folder, _never) / FILE
+        return cls.read(build_once(folder, _never) / FILE)
+
+    @classmethod
+    def read(cls, file: Path) -> StoredReference:
+        """Those in a file.
+
+        Raises:
+            DataError: If it does not hold a list of corpus, source and numbers.
+        """
         try:
             stored = json.loads(file.read_text(encoding="utf-8"))
-            return cls({(corpus, source): values for corpus, source, values in stored})
-        except (ValueError, TypeError):
-            raise DataError(f"the stored log-probabilities of the reference in {file} are damaged. Remove it") from None
+            return cls(file, {(corpus, source): [*map(float, values)] for corpus, source, values in stored})
+        except (ValueError, TypeError, RecursionError):
+            raise _damaged(file) from None
 
     def of(self, batch: PairBatch) -> Tensor:
-        """Those of a batch [S], float32."""
-        values = [value for key in _keys(batch) for value in self.logps[key]]
+        """Those of a batch [S], float32.
+
+        Raises:
+            DataError: If the file lacks an answer.
+        """
+        values = [value for key in _keys(batch) for value in self.logps.get(key, [])]
+        if len(values) != len(batch.sequences):
+            raise _damaged(self.file)
         return torch.tensor(values, dtype=torch.float32, device=batch.input_ids.device)
+
+
+def _damaged(file: Path) -> DataError:
+    return DataError(f"the stored log-probabilities of the reference in {file} are damaged. Remove it")
 
 
 def _ask(stage: Preference, data: CorpusData) -> dict[tuple[str, str], list[float]]:

@@ -26,6 +26,9 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 """What peft puts before every name."""
 
+ALL_LINEAR = "all-linear"
+"""What peft calls all linear layers but the head."""
+
 UNUSUAL = {
     f"{PREFIX}{PREFIX}": "an adapter on an adapter, or under peft's prefix twice",
     ".default.": "the state of a PeftModel, not the file of an adapter",

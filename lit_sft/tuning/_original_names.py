@@ -25,6 +25,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from lit_sft.errors import ConfigError
+from lit_sft.tuning._adapter_file import ALL_LINEAR
 
 TENSOR = re.compile(
     r"(?P<module>.+?)\."
@@ -145,6 +146,7 @@ def to_network(
             "of another model, or its names are of another program"
         )
     modules = {_split(name)[0] for name in shapes if ".lora_" in name}
+    config = _spelled_out(config, originals, network)
     _compare_targets(config, modules, originals)
     pieces: dict[str, Piece] = {}
     for name, shape in shapes.items():
@@ -167,6 +169,20 @@ def _split(name: str) -> tuple[str, str]:
 def _strangers(names: Iterable[str], modules: Iterable[str]) -> list[str]:
     known = set(modules)
     return [name for name in names if not _split(name)[1] or _split(name)[0] not in known]
+
+
+def _spelled_out(config: LoraConfig, originals: dict[str, list[Part]], network: PreTrainedModel) -> LoraConfig:
+    """Under which names peft would find all linear layers, were the network that of the original code."""
+    if str(config.target_modules).lower() != ALL_LINEAR:
+        return config
+    linear = {
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, torch.nn.Linear) and layer is not network.get_output_embeddings()
+    }
+    spelled_out = copy.deepcopy(config)
+    spelled_out.target_modules = {name for name, parts in originals.items() if all(p.module in linear for p in parts)}
+    return spelled_out
 
 
 def _compare_targets(config: LoraConfig, modules: set[str], all_modules: Iterable[str]) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.errors import ConfigError, accepted
-from lit_sft.tuning._adapter_file import read_adapter_config
+from lit_sft.errors import ConfigError
+from lit_sft.tuning._adapter_file import ALL_LINEAR, read_adapter_config
 from lit_sft.tuning._base import Footprint, Tuning
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ class LoRA(Tuning):
         rank: Inner dimension of the adapters, 16 if not given.
         alpha: Numerator of their scale alpha / rank, 32 if not given.
         dropout: Probability with which an input of an adapter is dropped, 0 if not given.
-        targets: Names of the linear layers to adapt; the family's own if not given.
+        targets: Names of the linear layers to adapt; `all-linear`, or nothing, for all but the head.
         rslora: Scale by alpha / sqrt(rank), so that higher ranks learn as fast (Kalajdzievski 2023, arXiv:2312.03732).
         dora: Train the length of each row of W + BA apart from its direction (Liu et al. 2024, arXiv:2402.09353);
             slower, for each step computes the whole matrix.
@@ -56,7 +56,7 @@ class LoRA(Tuning):
         alpha: float | None = None,
         *,
         dropout: float | None = None,
-        targets: list[str] | None = None,
+        targets: list[str] | Literal["all-linear"] | None = None,
         rslora: bool | None = None,
         dora: bool | None = None,
         lora_plus_ratio: float | None = None,
@@ -68,6 +68,8 @@ class LoRA(Tuning):
             raise ConfigError(f"LoRA dropout is {dropout}; it must be at least 0 and below 1")
         if lora_plus_ratio is not None and lora_plus_ratio <= 0:
             raise ConfigError(f"LoRA lora_plus_ratio is {lora_plus_ratio}; it must be above 0")
+        if targets == []:
+            raise ConfigError("LoRA targets is empty; name linear layers, or leave it out for all but the head")
         stored = read_adapter_config(Path(adapter)) if adapter else {}
         given = {"r": rank, "lora_alpha": alpha, "target_modules": targets, "use_rslora": rslora, "use_dora": dora}
         if adapter:
@@ -86,11 +88,20 @@ class LoRA(Tuning):
         self.adapter = adapter
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Whether the adapter to start from fits the network."""
+        """Whether the adapter to start from fits the network, or each target names a linear layer of it."""
         if self.adapter:
             from lit_sft.tuning._adapter_loading import place_adapter
 
             place_adapter(Path(self.adapter), checkpoint)
+        elif self.targets:
+            from lit_sft.tuning._targets import check_targets
+
+            check_targets(self._names(checkpoint.family.lora_targets), checkpoint.family.skeleton())
+
+    def _names(self, family_targets: Sequence[str]) -> list[str]:
+        """Of the layers to adapt. A family adapts all linear ones but the head by itself."""
+        names = self.targets or [ALL_LINEAR]
+        return [name for target in names for name in (family_targets if target == ALL_LINEAR else [target])]
 
     def load(self, checkpoint: Checkpoint, precision: str) -> PeftModel:
         """The base with adapters; a fresh adapter changes nothing until it has trained, for B is zero.
@@ -114,13 +125,11 @@ class LoRA(Tuning):
         if placed:
             placed.config.lora_dropout = self.dropout
             return placed.attach(model, is_trainable=True)
-        targets = self.targets or list(checkpoint.family.lora_targets)
-        _check_targets(model, targets)
         config = LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft computes with any number
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules=self._names(checkpoint.family.lora_targets),
             use_rslora=self.rslora,
             use_dora=self.dora,
             bias="none",
@@ -137,7 +146,7 @@ class LoRA(Tuning):
 
     def footprint(self, family_targets: Sequence[str]) -> Footprint:
         """Adapters of its rank beside a base of the arithmetic's type."""
-        targets = tuple(self.targets or family_targets)
+        targets = tuple(self._names(family_targets))
         return Footprint(rank=self.rank, targets=targets, dropout=self.dropout, dora=self.dora)
 
     def choices(self) -> dict[str, str | float]:
@@ -223,14 +232,3 @@ def _refuse_contradictions(adapter: str, given: dict[str, Any], stored: dict[str
             f"LoRA {option} is {value}, but the adapter {adapter} has {own}. Leave {option} out, or give what the "
             "adapter has"
         )
-
-
-def _check_targets(model: PreTrainedModel, targets: list[str]) -> None:
-    """Every target must name a linear layer; peft is content if one of them does."""
-    import torch
-
-    names = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            valid = {name.rpartition(".")[2] for name in names}
-            raise ConfigError(f"LoRA target {target!r} matches no linear layer. {accepted(target, valid)}")

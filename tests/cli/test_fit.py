@@ -445,7 +445,7 @@ class TestMistakes:
 
     def test_lora_target_that_matches_nothing(self, mistake: Any) -> None:
         line = mistake(model={"tuning": {"class_path": "LoRA", "init_args": {"targets": ["q_proj", "W_pack"]}}})
-        assert "LoRA target 'W_pack' matches no linear layer. Accepted: down_proj, gate_proj," in line
+        assert "LoRA target 'W_pack' of the original code is q_proj, k_proj, v_proj in this network" in line
 
     def test_rows_longer_than_the_context(self, mistake: Any) -> None:
         assert "data.max_length is 4096, but the model reads 256 tokens" in mistake(data={"max_length": 4096})

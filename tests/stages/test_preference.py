@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from lit_sft.checkpoint.opening import open_checkpoint
 from lit_sft.conversation import IGNORE_INDEX
 from lit_sft.data.batch import PairBatch
 from lit_sft.data.preference import PreferenceData
-from lit_sft.errors import ConfigError, TrainingError
+from lit_sft.errors import ConfigError, DataError, TrainingError
 from lit_sft.objectives.dpo import DPO
 from lit_sft.objectives.ipo import IPO
 from lit_sft.objectives.kto import KTO
@@ -26,6 +27,7 @@ from lit_sft.objectives.orpo import ORPO
 from lit_sft.objectives.simpo import SimPO
 from lit_sft.objectives.wpo import WPO
 from lit_sft.stages._mismatched import mismatched
+from lit_sft.stages._reference import StoredReference, _keys
 from lit_sft.stages.preference import Preference
 from lit_sft.stages.schedules import Constant
 from lit_sft.tuning.full import Full
@@ -232,6 +234,25 @@ def test_full_tuning_asks_the_reference_once_and_keeps_what_it_said(tiny: Tiny, 
         torch.testing.assert_close(stage.stored_reference.of(batch), frozen.log_probs(batch), rtol=1e-4, atol=1e-3)
     trained(stage_of(checkpoint, Full(), lr=1e-3), data_of(tmp_path, checkpoint))
     assert file.stat().st_mtime_ns == asked
+
+
+def test_stored_log_probabilities_that_are_damaged_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    batch = first_batch(data_of(tmp_path, tiny("baichuan-7b")))
+    rows = [[corpus, source, [-1.5, -2.5]] for corpus, source in _keys(batch)]
+    file = tmp_path / "logps.json"
+    file.write_text(json.dumps(rows), encoding="utf-8")
+    assert StoredReference.read(file).of(batch).tolist() == [-1.5, -2.5] * len(rows)
+    (corpus, source, _), *others = rows
+    for content in (
+        "", json.dumps(rows)[:-9], "[" * 100_000, "7", "null", '["abc"]', "[[1, 2]]", json.dumps([[corpus, source, 7]]),
+        json.dumps([[[corpus], source, [1.0, 2.0]]]), json.dumps([[corpus, source, ["x", None]], *others]),
+        "[]", json.dumps(others), json.dumps([[corpus, source, [-1.5]], *others]),
+        json.dumps([[corpus, source, [-1.5] * 3], *others]),
+    ):  # fmt: skip
+        file.write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=r"in .*logps\.json are damaged\. Remove it") as refused:
+            StoredReference.read(file).of(batch)
+        assert "\n" not in str(refused.value)
 
 
 def test_a_policy_that_is_not_its_reference_or_does_not_move_is_refused(
