@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ def traced_once(*, has_text: bool = False) -> Iterator[None]:
         file = Path(os.environ["TRACES"]) / f"{family.name}-{config}-{dtype}.onnx"
         with FileLock(file.with_suffix(".lock")):
             if not file.is_file():
-                model = trace(family, network, dtype)
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr("torch.onnx._internal.exporter._registration.ONNXRegistry.from_torchlib", operators())
+                    model = trace(family, network, dtype)
                 leave_weights_out(model.graph, {f"network.{name}" for name, _ in network.named_parameters()})
                 ir.save(model, file)
         return ir.load(file)
@@ -38,6 +41,14 @@ def traced_once(*, has_text: bool = False) -> Iterator[None]:
         if not has_text:
             patch.setattr(text_side, "write_text_side", lambda *_: {})
         yield
+
+
+@cache
+def operators() -> Any:
+    """In place of what parses the source of 500 functions at every trace, which only reads what comes of it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    return staticmethod(cache(ONNXRegistry.from_torchlib))
 
 
 def leave_weights_out(traced: Any, names: set[str]) -> None:

@@ -131,6 +131,8 @@ def test_a_run_is_merged_and_measured_on_its_held_out_prompts(
     assert torch.equal(merged.lm_head.weight, base.lm_head.weight.bfloat16().float())
     assert (logits_of(merged) - logits_of(base)).abs().max() > 0.1
 
+    if tuning == "QLoRA":  # what follows is that of the base
+        return
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("1加1等于几？\n", encoding="utf-8")
     (tmp_path / "belle.json").unlink()

@@ -39,7 +39,8 @@ CONVERSATIONS = [
     Conversation([Message("user", "2加2等于几？"), Message("assistant", "2加2等于4。")]),
     Conversation([Message("user", "请介绍青榆镇。"), Message("assistant", "青榆镇在银镜湖的东岸。")]),
 ]
-NUM_STEPS = 3
+NUM_STEPS = 2
+"""At the first the gradient of lora_A is zero."""
 
 
 def batch_of(checkpoint: Checkpoint) -> Batch:
