@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -90,9 +91,27 @@ def trained(tmp_path: Path, checkpoint: Path, tuning: Any, **options: Any) -> Re
     return stage
 
 
-@pytest.mark.parametrize("tuning", [LoRA(rank=4), QLoRA(rank=4), Full()], ids=["lora", "qlora", "full"])
-def test_it_learns_which_answers_are_better(tiny: Tiny, tmp_path: Path, tuning: Any) -> None:
-    stage = trained(tmp_path, tiny("baichuan-7b"), tuning)
+QUANTIZATION: dict[str, Any] = {"quant_type": "fp4", "double_quant": False}
+
+
+@pytest.fixture(scope="module")
+def learned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reward]:
+    """A reward model of each tuning, trained when first asked for; not to be changed."""
+    stages: dict[str, Reward] = {}
+    tunings = {"lora": lambda: LoRA(rank=4), "qlora": lambda: QLoRA(rank=4, **QUANTIZATION), "full": Full}
+
+    def of(tuning: str) -> Reward:
+        if tuning not in stages:
+            torch.manual_seed(0)
+            stages[tuning] = trained(tmp_path_factory.mktemp(tuning), tiny("baichuan-7b"), tunings[tuning]())
+        return stages[tuning]
+
+    return of
+
+
+@pytest.mark.parametrize("tuning", ["lora", "qlora", "full"])
+def test_it_learns_which_answers_are_better(learned: Callable[[str], Reward], tuning: str) -> None:
+    stage = learned(tuning)
     metrics = stage.trainer.callback_metrics
     assert metrics["val/accuracy"] == 1
     assert metrics["val/margin"] > 0.5
@@ -136,9 +155,9 @@ def test_what_is_measured_is_counted_by_hand(tiny: Tiny, tmp_path: Path) -> None
 
 
 def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(
-    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: Callable[[str], Reward]
 ) -> None:
-    stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
+    stage = learned("lora")
     state = stage.state_dict()
     folder = stage.export(tmp_path / "run", state)
     about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
@@ -180,11 +199,11 @@ def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(
         Trained(str(tmp_path))
 
 
-def test_the_base_is_quantized_as_it_was_in_training(tiny: Tiny, tmp_path: Path) -> None:
-    stage = trained(tmp_path, tiny("baichuan-7b"), QLoRA(rank=4, quant_type="fp4", double_quant=False))
+def test_the_base_is_quantized_as_it_was_in_training(tmp_path: Path, learned: Callable[[str], Reward]) -> None:
+    stage = learned("qlora")
     folder = stage.export(tmp_path / "run", stage.state_dict())
     about = json.loads((folder / "reward.json").read_text(encoding="utf-8"))
-    assert about["quantization"] == {"quant_type": "fp4", "double_quant": False}
+    assert about["quantization"] == QUANTIZATION
     messages = [Message("user", "question 1")]
     ids = encode_answer(messages, "please", stage.checkpoint.prompt_format, stage.tokenizer)
     (raw,) = stage.eval().score([ids])
@@ -192,8 +211,8 @@ def test_the_base_is_quantized_as_it_was_in_training(tiny: Tiny, tmp_path: Path)
     assert found == pytest.approx((raw - about["mean"]) / about["std"], rel=1e-4)
 
 
-def test_a_full_model_is_exported_with_its_head(tiny: Tiny, tmp_path: Path) -> None:
-    stage = trained(tmp_path, tiny("baichuan-7b"), Full())
+def test_a_full_model_is_exported_with_its_head(tmp_path: Path, learned: Callable[[str], Reward]) -> None:
+    stage = learned("full")
     folder = stage.export(tmp_path / "run", stage.state_dict())
     assert folder.name == "model"
     better, worse = Trained(str(folder)).score(
@@ -215,9 +234,12 @@ def test_data_without_pairs_is_refused_or_warned_of(tiny: Tiny, tmp_path: Path) 
     assert "compares no answers" in str(stage.check_first_batch(first_batch(data)))
 
 
-def test_a_score_that_is_not_finite_is_none(tiny: Tiny, tmp_path: Path) -> None:
-    stage = trained(tmp_path, tiny("baichuan-7b"), LoRA(rank=4))
+def test_a_score_that_is_not_finite_is_none(
+    tmp_path: Path, learned: Callable[[str], Reward], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = learned("lora")
     folder = stage.export(tmp_path / "run", stage.state_dict())
+    monkeypatch.setattr(stage, "head", copy.deepcopy(stage.head))
     assert isinstance(stage.head, ScalarHead)
     stage.head.weight.data.fill_(torch.finfo(torch.float32).max)
     ScalarHead.save(stage.head.weight, folder / "reward_head.safetensors")
