@@ -44,9 +44,9 @@ def test_a_part_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("scripts")
 def test_every_part_measures_small_networks_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of parts that differ by their configuration alone one; compiling and exports have tests of their own."""
+    """Of parts that differ by their configuration alone one; ratio, compiling and exports have tests of their own."""
     monkeypatch.setattr(Checkpoint, "load_model", Checkpoint.load_model)  # the parts replace it
-    left_out = {"7b-lora-grouped", "13b-lora", "16b-qlora", "7b-lora-compiled", "trl", "graph"}
+    left_out = {"7b-lora", "7b-lora-grouped", "13b-lora", "16b-qlora", "7b-lora-compiled", "ratio", "trl", "graph"}
     parts = [part for part in import_module("plan").PARTS if part.name not in left_out]
     found = {part.name: import_module(part.module).measure(tmp_path, "tiny", **part.options) for part in parts}
     assert all(each["equal_ids"] for each in found["families"].values())
@@ -54,7 +54,7 @@ def test_every_part_measures_small_networks_on_a_cpu(tmp_path: Path, monkeypatch
     assert found["repeat"] == {"two_runs": 0.0, "resumed": 0.0}
     assert found["head"]["ours"]["loss"] == pytest.approx(found["head"]["plain"]["loss"], rel=1e-5)
     assert found["head"]["ours"]["gradient"] == pytest.approx(found["head"]["plain"]["gradient"], rel=1e-4)
-    for name in ("7b-lora", "7b-qlora", "7b-full-8bit", "7b-lora-dpo", "7b-lora-grpo"):
+    for name in ("7b-qlora", "7b-full-8bit", "7b-lora-dpo", "7b-lora-grpo"):
         assert found[name]["tokens_per_second"] > 0
         assert found[name]["estimated_gb"] > 0
 

@@ -166,6 +166,7 @@ def test_overlays_on_answers_train_adapters_and_whole_models(
     assert (run / ("model" if tuning["class_path"] == "Full" else "adapter")).is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overlay", "tuning"), [("rloo", LORA), ("grpo", FULL), ("ppo", LORA)], ids=["rloo-LoRA", "grpo-Full", "ppo-LoRA"]
 )

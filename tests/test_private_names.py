@@ -11,7 +11,6 @@ from types import ModuleType
 ROOT = Path(__file__).parent.parent
 DOCUMENTED = {"_asdict", "_exit", "_replace"}  # of os and of named tuples: public in spite of their names
 FILES = sorted((ROOT / "lit_sft").rglob("*.py"))
-TREES = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
 
 
 def is_private(name: str) -> bool:
@@ -51,9 +50,10 @@ def overridden(module: ModuleType) -> Iterator[str]:
 
 
 def names_in_code() -> set[str]:
-    ours = {name for tree in TREES.values() for name in defined(tree)} | {file.stem for file in FILES}
-    foreign = {name for tree in TREES.values() for name in used(tree)} - ours - DOCUMENTED
-    for file, tree in TREES.items():
+    trees = {file: ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+    ours = {name for tree in trees.values() for name in defined(tree)} | {file.stem for file in FILES}
+    foreign = {name for tree in trees.values() for name in used(tree)} - ours - DOCUMENTED
+    for file, tree in trees.items():
         module = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         # what the file itself defines: libraries write into classes of ours as they run (tqdm: its lock)
         foreign.update(set(defined(tree)).intersection(overridden(import_module(module))))

@@ -128,6 +128,7 @@ assert "google.protobuf" not in sys.modules
 """
 
 
+@pytest.mark.slow
 def test_no_tokenizer_depends_on_a_release_of_protobuf(tiny: Callable[[str], Path]) -> None:
     """The module that sentencepiece generates fails beside older ones, which loggers such as SwanLab bring."""
     named = [word for family in sorted(families()) for word in (family, str(tiny(family)))]

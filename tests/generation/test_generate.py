@@ -112,6 +112,7 @@ def test_answers_that_may_have_other_lengths_have_a_batch_of_their_own() -> None
     assert batches == [[2], [0], [3, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "warmer"),
     [
