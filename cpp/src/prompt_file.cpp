@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <set>
+#include <span>
+#include <string_view>
 
 #include "lit_sft/error.h"
 #include "prompt.h"
@@ -14,12 +15,16 @@ namespace {
 constexpr std::int64_t kVersion = 1;
 constexpr std::int64_t kMostLength = std::int64_t{1} << 30;  // tokens
 
-const std::set<std::string> kSlots = {"content",  "line", "stripped", "name", "thoughts",
-                                      "commands", "n",    "system",   "asked"};
-const std::set<std::string> kConditions = {"tool-message", "system-message", "system-message-not-first",
-                                           "assistant-speaks-first", "roles-not-alternating"};
+constexpr auto kSlots = std::to_array<std::string_view>(
+    {"content", "line", "stripped", "name", "thoughts", "commands", "n", "system", "asked"});
+constexpr auto kConditions = std::to_array<std::string_view>(
+    {"tool-message", "system-message", "system-message-not-first", "assistant-speaks-first", "roles-not-alternating"});
 constexpr std::array kNames = {"start",      "system", "user", "assistant", "answered", "tool",   "call",
                                "no_results", "speak",  "ask",  "ask_later", "alone",    "answer", "end"};
+
+bool is_one_of(std::string_view text, std::span<const std::string_view> known) {
+    return std::ranges::find(known, text) != known.end();
+}
 
 Piece read_piece(const JsonObject& content, bool may_join) {
     Piece piece;
@@ -53,7 +58,7 @@ Template::Template(const std::string& text, const JsonObject& where) {
             if (character == '}' || end == std::string::npos) where.refuse("text", "slots in pairs of braces");
             const auto slot = text.substr(at + 1, end - at - 1);
             const auto bar = std::min(slot.find('|'), slot.size());
-            if (!kSlots.contains(slot.substr(0, bar))) where.refuse("text", "slots that there are");
+            if (!is_one_of(slot.substr(0, bar), kSlots)) where.refuse("text", "slots that there are");
             stretches_.push_back({bar < slot.size() ? slot.substr(bar + 1) : "", slot.substr(0, bar)});
             stretches_.emplace_back();
             at = end;
@@ -74,7 +79,7 @@ void PromptFormat::read(const JsonObject& data) {
     by_turn_ = unit == "turn";
     whole_ = has("whole");
     if (data.has("refuse")) refuse_ = data.texts("refuse");
-    if (std::ranges::any_of(refuse_, [](const auto& each) { return !kConditions.contains(each); }))
+    if (std::ranges::any_of(refuse_, [](const auto& each) { return !is_one_of(each, kConditions); }))
         data.refuse("refuse", "conditions that there are");
     for (const auto* name : kNames) {
         if (!data.has(name)) continue;

@@ -57,7 +57,7 @@ void Runtime::check(ort::Status* status, std::string_view where) const {
 
 fs::path find_runtime(const fs::path& given) {
     const char* named = std::getenv("LIT_SFT_ORT");
-    const fs::path wanted = !given.empty() ? given : fs::path(named ? named : "");
+    fs::path wanted = !given.empty() ? given : fs::path(named ? named : "");
     std::error_code failed;
     if (!wanted.empty()) {
         if (!fs::is_directory(wanted, failed)) {

@@ -54,6 +54,7 @@ void decode(const std::filesystem::path& folder, std::istream& in, std::ostream&
         const auto text = tokenizer->decode(ids);
         AnswerStream stream(*tokenizer);
         std::vector<std::string> pieces;
+        pieces.reserve(ids.size() + 1);
         for (const auto id : ids) pieces.push_back(stream.push({&id, 1}));
         pieces.push_back(stream.finish());
         return json{{"text", text}, {"shown", tokenizer->polished(text)}, {"pieces", pieces}};
