@@ -49,7 +49,7 @@ def rouge(answer: str, reference: str) -> dict[str, float]:
             import jieba
             from rouge_chinese import Rouge
     except ImportError as error:
-        raise ConfigError(f"ADGEN needs {error.name}: pip install '.[evaluate]'") from None
+        raise ConfigError(f"ADGEN needs {error.name}: pip install 'lit_sft[evaluate]'") from None
     jieba.setLogLevel("ERROR")
     words, wanted = (" ".join(jieba.cut(text)) for text in (answer, reference))
     if not words.strip(" .") or not wanted.strip(" ."):

@@ -25,7 +25,7 @@ FIRST_CAPACITY = 512
 CHUNK = 256
 """Tokens of a prompt that are read at once: it bounds the memory for scores of attention."""
 
-INSTALL = "onnxruntime is missing: pip install '.[export]'"
+INSTALL = "onnxruntime is missing: pip install 'lit_sft[export]'"
 
 
 class LayerSize(NamedTuple):

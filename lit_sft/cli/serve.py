@@ -83,7 +83,7 @@ def _check_packages() -> None:
         for name in ("uvicorn", "lit_sft.serve.app"):
             import_module(name)
     except ImportError as error:
-        raise ConfigError(f"serve needs {error.name}: pip install '.[serve]'") from None
+        raise ConfigError(f"serve needs {error.name}: pip install 'lit_sft[serve]'") from None
 
 
 def _application(source: Source, models: dict[str, bool], max_rows: int, max_waiting: int, max_tokens: int) -> FastAPI:

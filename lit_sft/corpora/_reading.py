@@ -27,6 +27,9 @@ from lit_sft.errors import DataError
 
 GZIP, ZSTD, ZIP = COMPRESSED = (b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")
 
+PACKAGE, DEMO = Path(__file__).parents[1], "lit_sft/demo/"
+"""Where the demo corpora are said to be; they are in the package, wherever a command is run."""
+
 CHUNK_BYTES = 1 << 16
 PART_BYTES = 1 << 10
 HEAD_BYTES = 1 << 12  # enough to tell the container
@@ -87,6 +90,8 @@ def find_files(path: str | list[str]) -> list[Path]:
             found = [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True))
         except (OSError, ValueError) as error:  # longer than a name may be, or with a NUL in it
             raise DataError(f"data file not found: {pattern!r} ({error})") from None
+        if not found and pattern.startswith(DEMO) and (PACKAGE.parent / pattern).is_file():
+            found = [str(PACKAGE.parent / pattern)]
         if not found:
             raise DataError(f"data file not found: {pattern}. Put it there, or give the path of yours")
         files += [file for name in found for file in _files_of(Path(name))]

@@ -77,7 +77,7 @@ COPIED = ("config.json", "generation_config.json")
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 BLOCKS = (16, 32, 64, 128, 256)
 
-MISSING = "export --format onnx needs more packages: pip install '.[export]' (missing: {})"
+MISSING = "export --format onnx needs more packages: pip install 'lit_sft[export]' (missing: {})"
 
 
 @dataclass(frozen=True)

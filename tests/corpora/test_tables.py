@@ -191,3 +191,15 @@ def test_a_table_with_a_flipped_byte_is_read_or_named(
     file.write_bytes(content)
     with suppress(DataError):
         assert len(texts_of(file)) <= len(TALKS)
+
+
+def test_the_demo_corpora_are_found_wherever_a_command_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (found,) = find_files("lit_sft/demo/belle_train.json")
+    assert found.is_absolute()
+    with pytest.raises(DataError, match=r"data file not found: lit_sft/demo/none\.json"):
+        find_files("lit_sft/demo/none.json")
+    own = tmp_path / "lit_sft" / "demo" / "belle_train.json"
+    own.parent.mkdir(parents=True)
+    own.write_text("{}")
+    assert find_files("lit_sft/demo/belle_train.json") == [Path("lit_sft/demo/belle_train.json")]
