@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -213,15 +214,19 @@ def test_a_new_tuning_is_estimated_by_what_it_says(tiny_folder: Path) -> None:
     assert num_trained(size, plans[0]) == num_trained(size, plans[1]) > 0
 
 
-def test_a_corpus_says_of_itself_whether_it_is_about_safety() -> None:
+def test_a_corpus_says_of_itself_whether_it_is_about_safety(tmp_path: Path) -> None:
     class Risky(Corpus):
         is_about_safety = True
 
         def parse(self, record: dict[str, object]) -> Conversation:
             return Conversation([Message("user", "")])
 
-    asked = SimpleNamespace(corpora=[Risky("a.jsonl"), Belle("b.json")], test_corpora=[SafetyPrompts("c.json")])
-    assert _safety_files(asked) == ["a.jsonl:", "c.json:"]  # type: ignore[arg-type]
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.json", "c.json")]
+    for file in files:
+        Path(file).touch()
+    risky, plain, safety = (cls(file) for cls, file in zip((Risky, Belle, SafetyPrompts), files, strict=True))
+    asked: Any = SimpleNamespace(corpora=[risky, plain], test_corpora=[safety])
+    assert _safety_files(asked) == [f"{files[0]}:", f"{files[2]}:"]
 
 
 def test_merge_and_chat_ask_a_tuning_what_it_exports() -> None:
