@@ -14,6 +14,7 @@ from second import ByHand, Questions
 from streams import Notes, batches_of, fit
 from torch.optim import SGD
 
+from lit_sft import open_checkpoint
 from lit_sft.__main__ import main
 from lit_sft.callbacks.checkpoints import Checkpoints
 from lit_sft.corpora.belle import Belle
@@ -104,6 +105,20 @@ def test_a_stage_that_steps_by_itself_trains_on_the_mean_too(tiny_folder: Path) 
     assert all(torch.equal(weight, by_hand[name]) for name, weight in expected.items())
     assert curves["train/loss"] == curves_by_hand["train/loss"]
     assert curves["train/gradient_norm"] == curves_by_hand["train/gradient_norm"]
+
+
+def test_a_step_follows_the_gradient_of_the_mean_over_its_supervised_tokens(tiny_folder: Path) -> None:
+    batches = batches_of(3)
+    network = open_checkpoint(tiny_folder).load_model()
+    losses = [network(input_ids=batch.input_ids, labels=batch.labels).loss * batch.num_supervised for batch in batches]
+    (torch.stack(losses).sum() / sum(batch.num_supervised for batch in batches)).backward()
+    stage = SFT(str(tiny_folder), Full(), optimizer=lambda groups: SGD(groups, lr=0.1), schedule=Constant(0.0))
+    loader: Any = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    fit(stage, loader, max_epochs=1, accumulate_grad_batches=3)
+    trained = dict(stage.causal_lm.named_parameters())
+    for name, weight in network.named_parameters():
+        assert weight.grad is not None
+        torch.testing.assert_close(trained[name], weight - 0.1 * weight.grad, atol=1e-6, rtol=1e-5, msg=name)
 
 
 def test_the_mean_does_not_hang_on_a_hook_that_stages_override(tiny_folder: Path) -> None:

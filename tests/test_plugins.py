@@ -6,22 +6,29 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from jsonargparse import dict_to_namespace
 from transformers import LogitsProcessorList
 
 from lit_sft import plugins
 from lit_sft.__main__ import main
+from lit_sft.cli.compare import _safety_files
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.conversation import Conversation, Message
 from lit_sft.corpora._base import Corpus
+from lit_sft.corpora.belle import Belle
+from lit_sft.corpora.safety_prompts import SafetyPrompts
 from lit_sft.errors import ConfigError
 from lit_sft.generation._processors import Draw
 from lit_sft.generation.strategies import Sampling
 from lit_sft.plugins import discover, members
-from lit_sft.preflight.memory import Plan, num_trained
+from lit_sft.preflight.memory import num_trained
 from lit_sft.preflight.network import measure_network
+from lit_sft.preflight.plan import plan_of
 from lit_sft.tuning._base import Footprint
 from lit_sft.tuning.lora import LoRA
 
@@ -195,21 +202,31 @@ def test_a_new_tuning_is_estimated_by_what_it_says(tiny_folder: Path) -> None:
 
     family = open_checkpoint(tiny_folder).family
     size = measure_network(family)
+    content = {
+        "model": {"class_path": "lit_sft.stages.sft.SFT", "init_args": {"gradient_checkpointing": False}},
+        "data": {"class_path": "lit_sft.data.sft.SFTData", "init_args": {"micro_batch_size": 1, "max_length": 8}},
+        "trainer": {"strategy": "auto", "precision": "32-true", "accumulate_grad_batches": 1},
+    }
     plans = [
-        Plan(tuning.footprint(family.lora_targets)) for tuning in (OnlyHead(), LoRA(rank=3, targets=["down_proj"]))
+        plan_of(dict_to_namespace(content), tuning, family, 1, is_gpu=False)
+        for tuning in (OnlyHead(), LoRA(rank=3, targets=["down_proj"]))
     ]
     assert num_trained(size, plans[0]) == num_trained(size, plans[1]) > 0
 
 
-def test_a_corpus_says_of_itself_whether_it_is_about_safety() -> None:
+def test_a_corpus_says_of_itself_whether_it_is_about_safety(tmp_path: Path) -> None:
     class Risky(Corpus):
         is_about_safety = True
 
         def parse(self, record: dict[str, object]) -> Conversation:
             return Conversation([Message("user", "")])
 
-    assert Risky("file.jsonl").is_about_safety
-    assert not discover("lit_sft.corpora._base.Corpus")["Belle"].is_about_safety  # type: ignore[attr-defined]
+    files = [str(tmp_path / name) for name in ("a.jsonl", "b.json", "c.json")]
+    for file in files:
+        Path(file).touch()
+    risky, plain, safety = (cls(file) for cls, file in zip((Risky, Belle, SafetyPrompts), files, strict=True))
+    asked: Any = SimpleNamespace(corpora=[risky, plain], test_corpora=[safety])
+    assert _safety_files(asked) == [f"{files[0]}:", f"{files[2]}:"]
 
 
 def test_merge_and_chat_ask_a_tuning_what_it_exports() -> None:

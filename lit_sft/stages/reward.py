@@ -43,7 +43,7 @@ class RankingTotals(NamedTuple):
 
 
 class Reward(SummedLoss, Predicting, Judging):
-    """Reward modelling on ranked answers, a head of one number on the last token of each.
+    """Reward modeling on ranked answers, a head of one number on the last token of each.
 
     Args:
         checkpoint: Model folder in its original layout.

@@ -181,7 +181,7 @@ def _spelled_out(config: LoraConfig, originals: dict[str, list[Part]], network: 
         if isinstance(layer, torch.nn.Linear) and layer is not network.get_output_embeddings()
     }
     spelled_out = copy.deepcopy(config)
-    spelled_out.target_modules = {name for name, parts in originals.items() if all(p.module in linear for p in parts)}
+    spelled_out.target_modules = [name for name, parts in originals.items() if all(p.module in linear for p in parts)]
     return spelled_out
 
 
