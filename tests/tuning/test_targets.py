@@ -67,7 +67,7 @@ def test_targets_are_adapted_and_counted_by_the_names_of_peft(tiny: Tiny, target
         ("chatglm-6b", "query_key_value", "is q_proj, k_proj, v_proj in this network; give those"),
         ("chatglm3-6b", "dense_h_to_4h", "is gate_up_proj in this network; give that"),
         ("moss", "qkv_proj", "is q_proj, v_proj, k_proj in this network; give those"),
-        ("baichuan-7b", ".*_proj", r"'\.\*_proj' is not the name of a layer; regular expressions are not taken. Acc"),
+        ("baichuan-7b", ".*_proj", r"'\.\*_proj' is not the name of a layer; regular expressions are not taken"),
         ("baichuan-7b", "q_proj,v_proj", "is not the name of a layer; regular"),
         ("baichuan-7b", "", "'' is not the name of a layer"),
         ("baichuan-7b", "embed_tokens", "'embed_tokens' matches no linear layer. Accepted: all-linear, down_proj, ga"),
