@@ -1,4 +1,4 @@
-"""Tokens a second of the C++ program beside llama.cpp and torch, on the same weights, turn by turn.
+"""Tokens a second and memory of the C++ program beside llama.cpp and torch, on the same weights, turn by turn.
 
     make cpp
     python experiments/cpp_throughput/run.py /tmp/throughput --size 134m --rounds 9
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -19,6 +20,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from llama_cpp import PROGRAMS, built, gguf
@@ -47,8 +49,13 @@ SIZES = {
 PAIRS = {"float32": "F32", "int8": "Q8_0", "int4": "Q4_0"}
 """Our type and that of llama.cpp."""
 
-Speed = tuple[float, float]
-"""Prompt and answer tokens a second."""
+
+class Speed(NamedTuple):
+    """Prompt and answer tokens a second, and the most memory of the process in MiB."""
+
+    prefill: float
+    decode: float
+    peak: float
 
 
 def main() -> None:
@@ -71,8 +78,9 @@ def main() -> None:
     for turn in range(options.rounds):
         for name, measure in contestants.items():
             found[name].append(measure())
-            print(f"{turn} {name}: prefill {found[name][-1][0]:.0f}, decode {found[name][-1][1]:.1f}", flush=True)
-    print(_table(found))
+            speed = found[name][-1]
+            print(f"{turn} {name}: prefill {speed.prefill:.0f}, decode {speed.decode:.1f}", flush=True)
+    print(_table(found, {f"lit-sft {ours}": _needed(folder / ours) for ours in options.types if ours in PAIRS}))
 
 
 def _ours(options: argparse.Namespace, checkpoint: Path, output: Path, dtype: str) -> Callable[[], Speed]:
@@ -82,8 +90,9 @@ def _ours(options: argparse.Namespace, checkpoint: Path, output: Path, dtype: st
     command += ["--rounds", "1", "--prompt_tokens", str(PROMPT), "--answer_tokens", str(ANSWER)]
 
     def measure() -> Speed:
-        row = json.loads(_said(command))
-        return row["prefill_tokens_per_s"], row["decode_tokens_per_s"]
+        said, peak = _run(command)
+        row = json.loads(said)
+        return Speed(row["prefill_tokens_per_s"], row["decode_tokens_per_s"], peak)
 
     return measure
 
@@ -92,9 +101,10 @@ def _theirs(options: argparse.Namespace, programs: Path, model: Path) -> Callabl
     command = [str(programs / "llama-bench"), "-m", str(model), "-t", str(options.threads), "-r", "1", "-o", "json"]
 
     def measure() -> Speed:
-        (prefill,) = json.loads(_said([*command, "-p", str(PROMPT), "-n", "0"]))
-        (decode,) = json.loads(_said([*command, "-p", "0", "-n", str(ANSWER), "-d", str(PROMPT)]))
-        return prefill["avg_ts"], decode["avg_ts"]
+        prompt, prompt_peak = _run([*command, "-p", str(PROMPT), "-n", "0"])
+        answer, answer_peak = _run([*command, "-p", "0", "-n", str(ANSWER), "-d", str(PROMPT)])
+        (prefill,), (decode,) = json.loads(prompt), json.loads(answer)
+        return Speed(prefill["avg_ts"], decode["avg_ts"], max(prompt_peak, answer_peak))
 
     return measure
 
@@ -111,18 +121,36 @@ def _torch(options: argparse.Namespace, checkpoint: Path) -> Callable[[], Speed]
 
     def measure() -> Speed:
         reading = seconds(1)
-        return PROMPT / reading, (ANSWER - 1) / (seconds(ANSWER) - reading)
+        return Speed(PROMPT / reading, (ANSWER - 1) / (seconds(ANSWER) - reading), math.nan)
 
     return measure
 
 
-def _said(command: list[str]) -> str:
-    done = subprocess.run(
-        command, capture_output=True, text=True, errors="replace", env={**os.environ, "LIT_SFT_ORT": _runtime()}
-    )
-    if done.returncode:
-        sys.exit(f"{' '.join(command)}:\n{done.stderr[-2000:]}")
-    return done.stdout
+def _run(command: list[str]) -> tuple[str, float]:
+    """What a program prints, and the most memory that it had, MiB."""
+    peak = 0.0
+    environment = {**os.environ, "LIT_SFT_ORT": _runtime()}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", env=environment
+    ) as process:
+        while process.returncode is None:
+            try:
+                output, errors = process.communicate(timeout=0.05)
+            except subprocess.TimeoutExpired:
+                # What wait4 says counts this process, too, which it was forked from.
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max([peak, *(int(line.split()[1]) / 1024 for line in status.splitlines() if "VmHWM" in line)])
+    if process.returncode:
+        sys.exit(f"{' '.join(command)}:\n{errors[-2000:]}")
+    return output, peak
+
+
+def _needed(folder: Path) -> float:
+    """Weights, and a cache with room for the tokens that are measured, MiB."""
+    layers = json.loads((folder / "generation.json").read_text())["layers"]
+    room = 1 << (PROMPT + ANSWER - 1).bit_length()
+    cache = sum(layer["num_heads"] * (layer["key_dim"] + layer["value_dim"]) * room * 4 for layer in layers)
+    return ((folder / "model.onnx.data").stat().st_size + cache) / 2**20
 
 
 def _runtime() -> str:
@@ -131,14 +159,16 @@ def _runtime() -> str:
     return str(Path(onnxruntime.__file__).parent / "capi")
 
 
-def _table(found: dict[str, list[Speed]]) -> str:
-    medians = {name: [statistics.median(part) for part in zip(*speeds, strict=True)] for name, speeds in found.items()}
-    lines = ["| | prefill, tokens/s | decode, tokens/s | beside llama.cpp |", "|---|---|---|---|"]
-    for name, (prefill, decode) in medians.items():
+def _table(found: dict[str, list[Speed]], needed: dict[str, float]) -> str:
+    medians = {name: Speed(*map(statistics.median, zip(*speeds, strict=True))) for name, speeds in found.items()}
+    lines = ["| | prefill, tokens/s | decode, tokens/s | beside llama.cpp | memory, MiB | beyond weights and cache |"]
+    lines.append("|---|---|---|---|---|---|")
+    for name, speed in medians.items():
         program, _, dtype = name.partition(" ")
         other = medians.get(f"llama.cpp {PAIRS[dtype]}") if program == "lit-sft" else None
-        ratios = f"{prefill / other[0]:.2f}, {decode / other[1]:.2f}" if other else ""
-        lines.append(f"| {name} | {prefill:.0f} | {decode:.1f} | {ratios} |")
+        ratios = f"{speed.prefill / other.prefill:.2f}, {speed.decode / other.decode:.2f}" if other else ""
+        beyond = f"{speed.peak - needed[name]:.0f}" if name in needed else ""
+        lines.append(f"| {name} | {speed.prefill:.0f} | {speed.decode:.1f} | {ratios} | {speed.peak:.0f} | {beyond} |")
     return "\n".join(lines)
 
 

@@ -1,5 +1,6 @@
 """Tokenizers, prompts and streamed answers in C++ are those of Python, for every folder and prompt format."""
 
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,8 @@ from lit_sft.generation.generate import decode_answer
 pytestmark = pytest.mark.slow  # the programs are built first
 
 NAMES = [*GOLDEN_MODELS, "llama"]
-NUM_TEXTS, NUM_CONVERSATIONS = 400, 100
+NUM_TEXTS, NUM_CONVERSATIONS = (2_000, 500) if "LIT_SFT_SLOW" in os.environ else (400, 100)
+"""Of each of ten folders, and of each of its prompt formats."""
 
 
 @pytest.fixture(scope="module", autouse=True)
