@@ -72,7 +72,7 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def metrics_stay() -> Iterator[None]:
-    """Lightning moves each value that is logged to its device, however often it is there: half of a small step."""
+    """Lightning moves each value that is logged to its device, however often it is there: a tenth of a small step."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("lightning.pytorch.trainer.connectors.logger_connector.result._ResultMetric.to", stay)
         yield

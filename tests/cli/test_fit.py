@@ -263,7 +263,7 @@ def test_an_interrupted_run_goes_on_with_the_batch_it_would_have_had(
     ]
     data = {"corpora": corpora, "num_workers": num_workers, "packing": packing}
     trained = {"model": {"tuning": no_dropout}, "data": data, "trainer": trainer}
-    config = write_config(**trained, samples={"count": 0})  # type: ignore[arg-type]
+    config = write_config(**trained, samples={"count": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     interrupt = json.dumps([{"class_path": "fakes.Interrupt", "init_args": {"step": step + 1}}])
     assert main(["fit", "--config", config, "--name", "half", "--trainer.callbacks", interrupt]) == 130
