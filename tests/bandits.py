@@ -155,7 +155,9 @@ def learned(
         options: Of the stage.
     """
     torch.manual_seed(3)
-    asked, data = (data_of(checkpoint, folder, count=1, max_new_tokens=1, micro_batch_size=1) for _ in range(2))
+    # All steps in one epoch: Lightning registers what is logged anew in each, which takes longer than a step.
+    options_of_data: dict[str, Any] = {"count": 1, "max_new_tokens": 1, "micro_batch_size": 1}
+    asked, data = (data_of(checkpoint, folder, epoch=epoch, **options_of_data) for epoch in (1, num_steps))
     asked.setup("fit")
     (batch,) = asked.train_dataloader()
     (prompt,) = batch.prompts

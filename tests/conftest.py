@@ -15,6 +15,7 @@ import yaml
 from hypothesis import settings
 
 from lit_sft import open_checkpoint
+from lit_sft.__main__ import main
 from lit_sft.checkpoint.opening import Checkpoint, families, find_family
 from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.families._base import TinySize
@@ -70,6 +71,18 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def metrics_stay() -> Iterator[None]:
+    """Lightning moves each value that is logged to its device, however often it is there: a tenth of a small step."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lightning.pytorch.trainer.connectors.logger_connector.result._ResultMetric.to", stay)
+        yield
+
+
+def stay(metric: Any, *_: Any, **__: Any) -> Any:
+    return metric
+
+
+@pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is read from, or left in, the cache of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:
@@ -121,7 +134,11 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.fixture
 def corpus_file(tmp_path: Path) -> Path:
     """Twenty records of BELLE."""
-    file = tmp_path / "belle.json"
+    return sums_in(tmp_path)
+
+
+def sums_in(folder: Path) -> Path:
+    file = folder / "belle.json"
     records = [
         {"instruction": f"{a}加{b}等于几？\n", "input": "", "output": f"\n{a}加{b}等于{a + b}。"}
         for a in range(1, 5)
@@ -132,8 +149,23 @@ def corpus_file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type: ignore[no-untyped-def]
+def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path) -> Callable[..., str]:
     """Write a small, quick configuration; keyword arguments change `model`, `data` and `trainer` entries."""
+    return config_writer(tmp_path, tiny_folder, corpus_file)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """A run `first` of six epochs with LoRA, in a folder of runs of its own; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = config_writer(folder, tiny_folder, sums_in(folder))(trainer={"max_epochs": 6})
+    assert main(["fit", "--config", config, "--name", "first"]) == 0
+    (run,) = (folder / "runs").iterdir()
+    return run
+
+
+def config_writer(folder: Path, checkpoint: Path, corpus: Path) -> Callable[..., str]:
+    """What `write_config` writes, into any folder."""
 
     def write(
         *,
@@ -144,11 +176,11 @@ def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type:
     ) -> str:
         config = {
             "seed_everything": 7,
-            "runs": str(tmp_path / "runs"),
+            "runs": str(folder / "runs"),
             "model": {
                 "class_path": "SFT",
                 "init_args": {
-                    "checkpoint": str(tiny_folder),
+                    "checkpoint": str(checkpoint),
                     "tuning": {"class_path": "LoRA", "init_args": {"rank": 4, "alpha": 8, "dropout": 0.1}},
                     "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
                     "generation": {"class_path": "Greedy", "init_args": {"max_new_tokens": 8}},
@@ -158,7 +190,7 @@ def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type:
             "data": {
                 "class_path": "SFTData",
                 "init_args": {
-                    "corpora": [{"class_path": "Belle", "init_args": {"path": str(corpus_file)}}],
+                    "corpora": [{"class_path": "Belle", "init_args": {"path": str(corpus)}}],
                     "max_length": 128,
                     "micro_batch_size": 1,
                     "validation_fraction": 0.2,
@@ -176,7 +208,7 @@ def write_config(tmp_path: Path, tiny_folder: Path, corpus_file: Path):  # type:
             "samples": {"count": 2},
             **top,
         }
-        file = tmp_path / "config.yaml"
+        file = folder / "config.yaml"
         file.write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
         return str(file)
 

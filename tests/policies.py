@@ -28,23 +28,25 @@ class Length(RewardFunction):
         return [float(sum(map(ord, answered.answer)) % 5) for answered in answers]
 
 
-def prompts_in(folder: Path, count: int = 8) -> PromptRecords:
-    """Short questions."""
+def prompts_in(folder: Path, count: int = 8, epoch: int | None = None) -> PromptRecords:
+    """Short questions, all once in an epoch, or so many of them."""
     file = folder / "prompts.jsonl"
     messages = [
         [{"role": "system", "content": ABOUT}, {"role": "user", "content": f"问题{number}" + "。" * (number % 3)}]
         for number in range(count)
     ]
     file.write_text("".join(json.dumps({"messages": said}, ensure_ascii=False) + "\n" for said in messages))
-    return PromptRecords(str(file))
+    return PromptRecords(str(file), count=epoch)
 
 
-def data_of(checkpoint: Checkpoint, folder: Path, *, count: int = 8, **options: Any) -> PromptData:
-    """Batches of two of eight prompts, answers of up to six tokens."""
+def data_of(
+    checkpoint: Checkpoint, folder: Path, *, count: int = 8, epoch: int | None = None, **options: Any
+) -> PromptData:
+    """Batches of two of eight prompts, `epoch` of them if given, answers of up to six tokens."""
     options = {"max_new_tokens": 6, "micro_batch_size": 2, "validation_fraction": 0.0, **options}
     return PromptData(
         checkpoint,
-        [prompts_in(folder, count)],
+        [prompts_in(folder, count, epoch)],
         max_length=min(128, checkpoint.context_length),
         cache=str(folder / "cache"),
         **options,

@@ -55,11 +55,8 @@ def loss_curve(run: Path) -> list[float]:
     return [event.value for event in curves(run).Scalars("train/loss")]
 
 
-def test_a_run_learns_and_leaves_a_folder_one_understands_later(
-    write_config: WriteConfig, tmp_path: Path, tiny_folder: Path
-) -> None:
-    assert main(["fit", "--config", write_config(trainer={"max_epochs": 6}), "--name", "first"]) == 0
-    run = only_run(tmp_path)
+def test_a_run_learns_and_leaves_a_folder_one_understands_later(finished_run: Path, tiny_folder: Path) -> None:
+    run = finished_run
     assert run.name.startswith("first-")
 
     losses = loss_curve(run)
@@ -77,7 +74,7 @@ def test_a_run_learns_and_leaves_a_folder_one_understands_later(
     assert manifest["family"] == "baichuan-7b"
     assert manifest["versions"]["torch"] == torch.__version__
     assert len(manifest["sha256"]["tokenizer"][str(tiny_folder / "tokenizer.model")]) == 64
-    assert len(manifest["sha256"]["data"][str(tmp_path / "belle.json")]) == 64
+    assert len(manifest["sha256"]["data"][str(run.parents[1] / "belle.json")]) == 64
     assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["tuning"]["init_args"]["rank"] == 4
     assert json.loads((run / "quarantine.jsonl").read_text())["counts"]["skipped"] == {}
 
@@ -90,13 +87,9 @@ def test_a_run_learns_and_leaves_a_folder_one_understands_later(
     assert all("lora_" in name for name in stored)
 
 
-def test_the_adapter_opens_with_plain_peft_on_the_loaded_base(
-    write_config: WriteConfig, tmp_path: Path, tiny_folder: Path
-) -> None:
-    assert main(["fit", "--config", write_config()]) == 0
-    run = only_run(tmp_path)
-    adapted = PeftModel.from_pretrained(open_checkpoint(tiny_folder).load_model(), run / "adapter")
-    stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+def test_the_adapter_opens_with_plain_peft_on_the_loaded_base(finished_run: Path, tiny_folder: Path) -> None:
+    adapted = PeftModel.from_pretrained(open_checkpoint(tiny_folder).load_model(), finished_run / "adapter")
+    stored = torch.load(finished_run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     weights = {f"model.{name}": weight for name, weight in adapted.state_dict().items() if "lora_" in name}
     assert weights.keys() == stored.keys()
     assert all(torch.equal(weights[name], stored[name]) for name in stored)
@@ -119,7 +112,7 @@ def test_full_tuning_exports_a_checkpoint_in_the_original_layout(write_config: W
 
 
 def test_the_same_seed_gives_the_same_curve_and_another_seed_another(write_config: WriteConfig, tmp_path: Path) -> None:
-    config = write_config()
+    config = write_config(trainer={"max_steps": 4, "limit_val_batches": 0}, samples={"count": 0})
     for name, seed in (("a", 7), ("b", 7), ("c", 8)):
         assert main(["fit", "--config", config, "--name", name, "--seed_everything", str(seed)]) == 0
     a, b, c = (loss_curve(run) for run in sorted((tmp_path / "runs").iterdir()))
@@ -128,12 +121,16 @@ def test_the_same_seed_gives_the_same_curve_and_another_seed_another(write_confi
 
 
 def test_predict_takes_the_newest_run_and_its_held_out_prompts(
-    write_config: WriteConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    finished_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert main(["fit", "--config", write_config()]) == 0
-    run = only_run(tmp_path)
+    older, run = (
+        Path(shutil.copytree(finished_run, tmp_path / "runs" / f"{name}-20260101-00000{second}"))
+        for second, name in enumerate(("b", "a"))
+    )
+    os.utime(older / "config.yaml", (1, 1))
     assert main(["predict", "--runs", str(tmp_path / "runs")]) == 0
     assert f"taking the newest run, {run}" in caplog.text
+    assert not (older / "predictions.jsonl").exists()
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == 4
     for row in rows:
@@ -146,9 +143,10 @@ def test_predict_takes_the_newest_run_and_its_held_out_prompts(
         assert 0 < row["answer_tokens"] <= 8
 
 
-def test_predict_answers_a_file_with_the_base_and_with_the_adapter(write_config: WriteConfig, tmp_path: Path) -> None:
-    assert main(["fit", "--config", write_config(trainer={"max_epochs": 6})]) == 0
-    run = only_run(tmp_path)
+def test_predict_answers_a_file_with_the_base_and_with_the_adapter(
+    write_config: WriteConfig, tmp_path: Path, finished_run: Path
+) -> None:
+    run = finished_run
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("1加1等于几？\n你好\n", encoding="utf-8")
     answers = {}
@@ -215,10 +213,9 @@ def test_predict_without_a_run_says_what_to_give(tmp_path: Path, capsys: pytest.
 
 
 def test_validate_and_test_measure_a_run(
-    write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["fit", "--config", write_config()]) == 0
-    run = only_run(tmp_path)
+    run = Path(shutil.copytree(finished_run, tmp_path / "run"))
     after = json.loads((run / "summary.json").read_text())["after"]["val/loss"]
     capsys.readouterr()
     assert main(["validate", "--run", str(run)]) == 0
@@ -259,13 +256,14 @@ def test_an_interrupted_run_goes_on_with_the_batch_it_would_have_had(
 ) -> None:
     """Saved in the first epoch of some seven batches and in the second, of two corpora of which one counts more."""
     no_dropout = {"class_path": "LoRA", "init_args": {"rank": 4}}
-    trainer = {"max_epochs": 3, "val_check_interval": step, "check_val_every_n_epoch": None}
+    trainer = {"max_epochs": 2, "val_check_interval": step, "check_val_every_n_epoch": None, "limit_val_batches": 1}
     corpora = [
         {"class_path": "Belle", "init_args": {"path": str(corpus_file), "weight": 1.5}},
         {"class_path": "Belle", "init_args": {"path": str(corpus_file), "count": 5}},
     ]
     data = {"corpora": corpora, "num_workers": num_workers, "packing": packing}
-    config = write_config(model={"tuning": no_dropout}, data=data, trainer=trainer)
+    trained = {"model": {"tuning": no_dropout}, "data": data, "trainer": trainer}
+    config = write_config(**trained, samples={"count": 0})
     assert main(["fit", "--config", config, "--name", "whole"]) == 0
     interrupt = json.dumps([{"class_path": "fakes.Interrupt", "init_args": {"step": step + 1}}])
     assert main(["fit", "--config", config, "--name", "half", "--trainer.callbacks", interrupt]) == 130
@@ -310,11 +308,12 @@ def test_adapters_stay_in_float32_under_bf16_true_and_the_held_out_loss_is_exact
 
 
 def test_base_in_any_spelling_is_the_model_before_tuning(write_config: WriteConfig, tmp_path: Path) -> None:
-    assert main(["fit", "--config", write_config(model={"tuning": {"class_path": "Full"}})]) == 0
+    full = write_config(model={"tuning": {"class_path": "Full"}}, trainer={"max_steps": 4}, samples={"count": 0})
+    assert main(["fit", "--config", full]) == 0
     run = only_run(tmp_path)
     assert main(["predict", "--run", str(run)]) == 0
     tuned = (run / "predictions.jsonl").read_text()
-    for word in ("true", "yes", "True"):
+    for word in ("yes", "True"):
         assert main(["predict", "--run", str(run), "--base", word]) == 0
         assert (run / "predictions.jsonl").read_text() == tuned
         assert (run / "predictions-base.jsonl").read_text() != tuned

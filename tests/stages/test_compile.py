@@ -78,7 +78,7 @@ def test_a_compiled_fit_validates_answers_and_saves_as_one_that_is_not(
     for is_compiled in (False, True):
         tuning = {"class_path": "LoRA", "init_args": {"rank": 4}}
         config = write_config(
-            model={"compile": is_compiled, "tuning": tuning}, trainer={"max_epochs": 3, "val_check_interval": 1.0}
+            model={"compile": is_compiled, "tuning": tuning}, trainer={"max_epochs": 2, "val_check_interval": 1.0}
         )
         name = f"compiled-{is_compiled}"
         with torch.compiler.set_stance(force_backend="eager"):

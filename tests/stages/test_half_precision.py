@@ -21,11 +21,12 @@ LORA = {"class_path": "LoRA", "init_args": {"rank": 4}}
 
 @pytest.fixture
 def train(write_config: Callable[..., str], tmp_path: Path) -> Train:
-    """A run of four clipped steps of two micro-batches."""
+    """A run of four clipped steps of two micro-batches, and nothing else."""
 
     def fit(name: str, tuning: dict[str, Any], **trainer: Any) -> Path:
-        settings = {"max_steps": 4, "accumulate_grad_batches": 2, "gradient_clip_val": CLIP, **trainer}
-        assert main(["fit", "--config", write_config(model={"tuning": tuning}, trainer=settings, name=name)]) == 0
+        settings = {"max_steps": 4, "accumulate_grad_batches": 2, "gradient_clip_val": CLIP, "limit_val_batches": 0}
+        options: dict[str, Any] = {"model": {"tuning": tuning}, "samples": {"count": 0}, "name": name}
+        assert main(["fit", "--config", write_config(trainer={**settings, **trainer}, **options)]) == 0
         (run,) = (tmp_path / "runs").glob(f"{name}-*")
         return run
 

@@ -98,7 +98,11 @@ QUANTIZATION: dict[str, Any] = {"quant_type": "fp4", "double_quant": False}
 def learned(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Reward]:
     """A reward model of each tuning, trained when first asked for; not to be changed."""
     stages: dict[str, Reward] = {}
-    tunings = {"lora": lambda: LoRA(rank=4), "qlora": lambda: QLoRA(rank=4, **QUANTIZATION), "full": Full}
+    tunings: dict[str, Callable[[], Any]] = {
+        "lora": lambda: LoRA(rank=4),
+        "qlora": lambda: QLoRA(rank=4, **QUANTIZATION),
+        "full": Full,
+    }
 
     def of(tuning: str) -> Reward:
         if tuning not in stages:
