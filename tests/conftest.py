@@ -71,18 +71,6 @@ def no_waiting_for_the_disk() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def metrics_stay() -> Iterator[None]:
-    """Lightning moves each value that is logged to its device, however often it is there: a tenth of a small step."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lightning.pytorch.trainer.connectors.logger_connector.result._ResultMetric.to", stay)
-        yield
-
-
-def stay(metric: Any, *_: Any, **__: Any) -> Any:
-    return metric
-
-
-@pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing is read from, or left in, the cache of whoever runs the tests."""
     with pytest.MonkeyPatch.context() as patch:

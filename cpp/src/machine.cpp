@@ -73,7 +73,7 @@ std::size_t available_memory() {
 std::string megabytes(std::size_t bytes) {
     auto digits = std::to_string((bytes + (1 << 20) - 1) >> 20);
     for (auto at = static_cast<std::ptrdiff_t>(digits.size()) - 3; at > 0; at -= 3)
-        digits.insert(static_cast<std::size_t>(at), ",");
+        digits.insert(static_cast<std::size_t>(at), 1, ',');
     return digits + " MB";
 }
 
