@@ -142,7 +142,7 @@ def test_a_graph_is_of_the_family_with_which_it_was_exported_where_config_json_l
         ({"family": "moss"}, "family is 'moss', and not that of config.json. Accepted: baichuan2-7b"),
         ({"family": ["moss"]}, "family is .*not a text"),
         ({"family": None}, "family is '', and not"),
-        ({"prompt_format": "chatt"}, "prompt_format is 'chatt'. did you mean 'chat'"),
+        ({"prompt_format": "chatt"}, "prompt_format is 'chatt'. Did you mean 'chat'"),
         ({"prompt_format": 5}, "prompt_format is 5, not a text"),
         ({"prompt_format": None}, "prompt_format is ''"),
     ],

@@ -186,7 +186,7 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(
     with pytest.raises(ConfigError, match="exists; give a folder that does not"):
         export_onnx(source, exported)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "onnxscript" else "there")
-    with pytest.raises(ConfigError, match=r"pip install '\.\[export\]' \(missing: onnxscript\)"):
+    with pytest.raises(ConfigError, match=r"pip install 'lit_sft\[export\]' \(missing: onnxscript\)"):
         check_request(tmp_path / "out", Form())
 
 
@@ -207,7 +207,7 @@ def test_integers_in_a_portable_graph_are_those_of_the_fused_one_and_need_the_st
 
 def test_a_graph_is_not_opened_without_onnxruntime(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ConfigError, match=r"onnxruntime is missing: pip install '\.\[export\]'"):
+    with pytest.raises(ConfigError, match=r"onnxruntime is missing: pip install 'lit_sft\[export\]'"):
         open_checkpoint(exported).load_model()
 
 

@@ -71,7 +71,7 @@ def test_targets_are_adapted_and_counted_by_the_names_of_peft(tiny: Tiny, target
         ("baichuan-7b", "q_proj,v_proj", "is not the name of a layer; regular"),
         ("baichuan-7b", "", "'' is not the name of a layer"),
         ("baichuan-7b", "embed_tokens", "'embed_tokens' matches no linear layer. Accepted: all-linear, down_proj, ga"),
-        ("baichuan-7b", "all_linear", r"did you mean 'all-linear'\?"),
+        ("baichuan-7b", "all_linear", r"Did you mean 'all-linear'\?"),
     ],
 )
 def test_a_target_that_is_none_is_refused_before_anything_is_read(
@@ -89,7 +89,7 @@ def test_a_part_of_a_fused_layer_is_told_the_layer() -> None:
         network = Phi3ForCausalLM(config)
     check_targets(["qkv_proj", "gate_up_proj"], network)
     for part in ("q_proj", "v_proj"):
-        with pytest.raises(ConfigError, match=rf"'{part}' matches no linear layer. did you mean 'qkv_proj'\?"):
+        with pytest.raises(ConfigError, match=rf"'{part}' matches no linear layer. Did you mean 'qkv_proj'\?"):
             check_targets([part], network)
 
 
