@@ -109,7 +109,7 @@ cpp:
 cpp-lint:
 	@cpp/packages.sh clang-format clang-tidy
 	clang-format --dry-run --Werror cpp/src/*.cpp cpp/src/*.h cpp/include/lit_sft/*.h cpp/examples/*.cpp cpp/tests/*.cpp
-	cmake -S cpp -B build/cpp-lint -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON
+	cmake -S cpp -B build/cpp-lint -DCMAKE_DISABLE_PRECOMPILE_HEADERS=ON -DLIT_SFT_UNITY=OFF
 	printf '%s\n' cpp/src/*.cpp cpp/examples/*.cpp | xargs -P 2 -n 1 clang-tidy --quiet -p build/cpp-lint
 
 # In an environment of its own: the reference is read from the source, without torch.
