@@ -145,6 +145,7 @@ def test_slots_are_filled_once_and_braces_can_be_written() -> None:
     assert fill("{{{content}}} {name|None} {thoughts|None}", slots) == "{{name}} None deep"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the released sentencepiece models: set LIT_SFT_SHARED")
 def test_released_tokenizers_are_data_too() -> None:
     for file in SHARED.glob("reference/tokenizers/*.model"):

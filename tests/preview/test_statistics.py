@@ -139,6 +139,7 @@ def test_an_epoch_is_cut_as_training_cuts_it(tmp_path: Path) -> None:
         assert shared.num_steps == -(-len(batches) // 6)
 
 
+@pytest.mark.slow
 def test_a_large_corpus_is_sampled_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small = tmp_path / "belle.json", tmp_path / "firefly.jsonl"
     large.write_text("".join(belle(f"{i:04d}", "a" * (i % 4 + 1)) + "\n" for i in range(2000)))

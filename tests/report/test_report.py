@@ -159,6 +159,7 @@ def test_curves_are_drawn_on_a_common_scale_without_what_is_not_finite() -> None
     assert draw({"train/loss": [(0, math.inf)]}) is None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
 def test_a_browser_runs_the_filter_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "report.html"

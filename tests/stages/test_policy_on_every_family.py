@@ -30,6 +30,7 @@ def test_before_the_first_step_every_ratio_is_one_to_the_bit_and_the_step_change
     assert len(moved) == sum("lora_B" in name for name in trained(stage))
 
 
+@pytest.mark.slow
 def test_rloo_finds_the_best_policy_of_a_problem_with_a_known_answer(checkpoint: Checkpoint, tmp_path: Path) -> None:
     # Rows of one length leave the policy fewer ways.
     is_norm_head = checkpoint.family.name.startswith("baichuan2-")

@@ -159,6 +159,7 @@ class Keep(Callback):
             trainer.save_checkpoint(file)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_any_part_of_a_rollout_goes_on_to_the_same_weights(
     base: Checkpoint, tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def test_what_is_measured_is_counted_by_hand(tiny: Tiny, tmp_path: Path) -> None
     assert len(lengths) == len(everything)
 
 
+@pytest.mark.slow
 def test_the_export_scores_as_the_run_did_and_is_refused_elsewhere(
     tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learned: Callable[[str], Reward]
 ) -> None:
@@ -215,6 +216,7 @@ def test_the_base_is_quantized_as_it_was_in_training(tmp_path: Path, learned: Ca
     assert found == pytest.approx((raw - about["mean"]) / about["std"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_full_model_is_exported_with_its_head(tmp_path: Path, learned: Callable[[str], Reward]) -> None:
     stage = learned("full")
     folder = stage.export(tmp_path / "run", stage.state_dict())
