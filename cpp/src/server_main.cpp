@@ -16,8 +16,7 @@ namespace {
 
 constexpr const char* kDescription =
     "Serves a model that lit_sft exported in the form of OpenAI's API. Requests must bring the key that the "
-    "environment "
-    "variable LIT_SFT_API_KEY holds, if it holds one.";
+    "environment variable LIT_SFT_API_KEY holds, if it holds one.";
 
 constexpr std::time_t kMostSeconds = 30;  // that answers under way may take when the server is ended
 
