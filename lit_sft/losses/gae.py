@@ -82,6 +82,6 @@ def _held_errors(values: Tensor, old: Tensor, returns: Tensor, clip: float) -> T
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    """Share of the returns' variance that the values explain: 1 for perfect ones, 0 for their mean, a scalar."""
+    """Share of the returns' variance, all [R, T], that the values explain: 1 for perfect ones, 0 for their mean."""
     kept = returns[mask]
     return 1 - (kept - values[mask]).var() / kept.var().clamp_min(1e-8)

@@ -16,7 +16,7 @@ CPU_CHUNK = 128
 
 
 def chunk_size_for(hidden: Tensor) -> int:
-    """How many positions to give the head at once where these hidden states are."""
+    """How many of the hidden states [N, H] to give the head at once, by the device that they are on."""
     return CPU_CHUNK if hidden.device.type == "cpu" else CHUNK
 
 

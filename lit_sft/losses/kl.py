@@ -18,12 +18,12 @@ def k1(logps: Tensor, reference: Tensor) -> Tensor:
 
 
 def k2(logps: Tensor, reference: Tensor) -> Tensor:
-    """Half of its square."""
+    """Half the square of the log-ratio, in the shape given: biased a little, and never negative."""
     return 0.5 * (logps - reference).square()
 
 
 def k3(logps: Tensor, reference: Tensor) -> Tensor:
-    """Right on average and never negative."""
+    """Right on average and never negative, in the shape given."""
     difference = reference - logps
     return difference.expm1() - difference
 

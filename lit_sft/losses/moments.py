@@ -13,7 +13,7 @@ def moments(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_and_variance(sums: Tensor) -> tuple[Tensor, Tensor]:
-    """From such sums; the variance is the unbiased one, and 0 of a single number."""
+    """Two scalars from sums [3]; the variance is the unbiased one, and 0 of a single number."""
     count, total, squares = sums.unbind()
     mean = total / count.clamp_min(1)
     return mean, ((squares - total * mean) / (count - 1).clamp_min(1)).clamp_min(0)

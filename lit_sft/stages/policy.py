@@ -114,7 +114,7 @@ class Policy(RolloutStage):
         rollout.columns["advantages"] = self.advantages(everybody)[first : first + len(rollout)]
 
     def advantages(self, measured: Measured) -> Tensor:
-        """How much better each answer is than others to its prompt; 0 where it is unscored."""
+        """How much better each answer is than others to its prompt, [S]; 0 where it is unscored."""
         scores, group = measured.scores, self.num_answers
         if self.baseline == "each":
             return separate_group_advantages(scores.values, group, scores.weights)

@@ -182,7 +182,7 @@ class Preference(SummedLoss, Answering, Judging):
 
     @torch.no_grad()
     def judge(self, batch: PairBatch) -> Tensor:
-        """Its log-probability, less that under the reference if there is one."""
+        """The log-probability of each answer [S], less that under the reference if there is one."""
         logps = self.log_probs(batch)
         return logps - self._reference(batch) if self.objective.needs_reference else logps
 

@@ -214,7 +214,7 @@ class Reward(SummedLoss, Predicting, Judging):
 
     @torch.no_grad()
     def judge(self, batch: PairBatch) -> Tensor:
-        """Its reward."""
+        """The reward of each answer [S]."""
         return self.scores(batch)
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
