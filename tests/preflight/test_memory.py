@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from original_adapters import FUSED, original_weights, write_adapter
 
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.preflight.memory import Plan, base_bytes, estimate, num_trained
@@ -46,6 +47,27 @@ def test_counts_are_those_of_the_loaded_network(family: str, dora: bool, tiny: C
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert num_trained(size, plan) == trained
     assert size.num_parameters == sum(p.numel() for p in network.parameters()) - trained
+
+
+@pytest.mark.parametrize("family", FUSED)
+def test_an_adapter_of_the_original_code_counts_on_all_that_its_layers_became(
+    family: str, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    checkpoint = open_checkpoint(tiny(family))
+    weights = original_weights(tiny(family), FUSED[family])
+    tensors = {
+        f"{name}.lora_{part}.weight": torch.zeros(
+            8 if part == "A" else len(weight), weight.shape[1] if part == "A" else 8
+        )
+        for name, weight in weights.items()
+        for part in "AB"
+    }
+    tuning = LoRA(adapter=str(write_adapter(tmp_path / "adapter", tensors, target_modules=list(FUSED[family]))))
+    network = tuning.load(checkpoint, "32-true")
+    trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert trained
+    plan = Plan(tuning.footprint(checkpoint.family.lora_targets))
+    assert num_trained(measure_network(checkpoint.family), plan) == trained
 
 
 @pytest.mark.parametrize("double", [False, True])
