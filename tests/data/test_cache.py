@@ -163,6 +163,15 @@ def test_of_a_cache_that_is_too_large_the_oldest_is_removed(tmp_path: Path, monk
     assert names(tmp_path) == {"tokens/c", "tokens/c.lock", "tokens/d", "tokens/d.lock"}
 
 
+def test_what_was_used_this_week_is_kept_however_large_the_cache_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_pruning, "MAX_BYTES", 10_000)
+    fill(tmp_path, {"tokens/a": 8, "tokens/b": 6, "tokens/c": 1}, size=50_000)
+    prune(tmp_path)
+    assert names(tmp_path) == {"tokens/b", "tokens/b.lock", "tokens/c", "tokens/c.lock"}
+
+
 def test_what_is_used_again_counts_as_new(tmp_path: Path) -> None:
     fill(tmp_path, {"records/a": 100})
     build_once(tmp_path / "records" / "a", lambda partial: pytest.fail("it is there"))
