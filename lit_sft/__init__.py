@@ -3,6 +3,7 @@
 The public names load on first use: `import lit_sft` costs nothing.
 """
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,9 @@ _HOME = {
     "Message": "lit_sft.conversation",
     "open_checkpoint": "lit_sft.checkpoint.opening",
 }
+
+# It misses a kernel that only makes 4 bits on a CPU faster, and tells everybody who imports it.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> Any:

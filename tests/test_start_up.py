@@ -37,6 +37,12 @@ def test_summary_of_a_run_loads_no_torch() -> None:
     assert run("-c", code).returncode == 0
 
 
+def test_a_missing_kernel_for_4_bits_on_a_cpu_is_not_told() -> None:
+    code = "import logging, lit_sft; logging.getLogger('bitsandbytes.backends.cpu.ops').warning('no such kernel')"
+    assert run("-c", code).stderr == ""
+    assert "no such kernel" in run("-c", code.replace(", lit_sft", "")).stderr
+
+
 @pytest.mark.parametrize("verb", ["fit", "summary"])
 def test_nothing_is_collected_while_a_verb_is_imported(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     collected: list[bool] = []

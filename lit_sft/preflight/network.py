@@ -10,7 +10,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lit_sft.families._base import Family
-from lit_sft.tuning._original_names import original_modules
 
 
 class LinearLayer(NamedTuple):
@@ -112,6 +111,8 @@ def measure_network(family: Family) -> NetworkSize:
 
 
 def _linear_layers(network: PreTrainedModel, block: nn.Module) -> tuple[LinearLayer, ...]:
+    from lit_sft.tuning._original_names import original_modules
+
     originals = {
         part.module: name for name, parts in original_modules(network, of_forerunner=True).items() for part in parts
     }

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import logging
 import os
 import re
 import shutil
@@ -619,9 +618,3 @@ def test_an_accelerator_that_is_not_there_is_refused_with_the_remedy(
 ) -> None:
     assert main(["fit", "--config", write_config(), "--trainer.accelerator", accelerator]) == 2
     assert "trainer.accelerator: torch finds no such device. Set it to auto or cpu" in capsys.readouterr().err
-
-
-def test_a_missing_kernel_for_4_bits_on_a_cpu_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
-    assert main(["--version"]) == 0
-    logging.getLogger("bitsandbytes.backends.cpu.ops").warning("Failed to load CPU gemm_4bit_forward")
-    assert not caplog.records
