@@ -38,7 +38,7 @@ def on_terminal() -> bool:
 
 
 def bar(**options: Any) -> tqdm[Any]:
-    """A bar of tqdm, or lines where standard error is no terminal; `options` are those of tqdm."""
+    """A bar of tqdm, or lines where standard error is not a terminal; `options` are those of tqdm."""
     if on_terminal():
         return tqdm(**{"mininterval": ON_A_TERMINAL, **options})
     # Without a delay the first line would say that nothing is done.

@@ -78,7 +78,7 @@ def test_markdown_is_text(text: str) -> None:
         assert "".join(shown.split()).removeprefix(before.strip("| \n-")) == "".join(visible(text).split())
 
 
-def test_what_is_no_syntax_stays_readable() -> None:
+def test_what_is_not_syntax_stays_readable() -> None:
     assert as_markdown("greedy(max_new_tokens=64): 12.5% of e-mails, done!") == (
         "greedy(max_new_tokens=64): 12.5% of e-mails, done!"
     )

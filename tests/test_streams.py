@@ -38,6 +38,6 @@ def test_a_verb_goes_on_when_nobody_reads_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("verb", ["--help", "summary"])
-def test_streams_that_the_caller_closed_are_no_mistake(verb: str) -> None:
+def test_streams_that_the_caller_closed_are_not_a_mistake(verb: str) -> None:
     done = subprocess.run(["/bin/sh", "-c", f'"{sys.executable}" -m lit_sft {verb} --help >&- 2>&-'], check=False)
     assert done.returncode == 0

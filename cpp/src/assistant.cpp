@@ -29,7 +29,7 @@ std::string Assistant::answer(const std::vector<Message>& messages, const Strate
     const auto answer = model_->engine().answer(std::move(request), "messages");
     if (answer.reason == FinishReason::prompt_too_long)
         throw UserError("messages: they fill the context of " + std::to_string(model_->generation().context_length));
-    const auto rest = answer.reason == FinishReason::cancelled ? "" : text.finish();
+    const auto rest = answer.reason == FinishReason::canceled ? "" : text.finish();
     if (on_text && !rest.empty()) on_text(rest);
     return text.text();
 }

@@ -114,7 +114,7 @@ void Chat::answer(const std::string& question, std::ostream& out) {
                         " tokens");
     if (answer.reason == FinishReason::length)
         notice("cut after " + std::to_string(answer.tokens.ids.size()) + " tokens");
-    if (answer.reason == FinishReason::cancelled) notice("stopped");
+    if (answer.reason == FinishReason::canceled) notice("stopped");
     const auto kept = std::string(stripped(stream.text()));
     if (kept.empty()) return;
     asked.push_back({"assistant", kept, {}, {}, {}});

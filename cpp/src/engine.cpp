@@ -29,7 +29,7 @@ const char* name(FinishReason reason) {
         case FinishReason::stop: return "stop";
         case FinishReason::length: return "length";
         case FinishReason::prompt_too_long: return "prompt-too-long";
-        case FinishReason::cancelled: return "cancelled";
+        case FinishReason::canceled: return "canceled";
         case FinishReason::failed: return "failed";
     }
     return "";
@@ -99,7 +99,7 @@ void Engine::admit() {
         if (!first.chooser) {
             finish(first, FinishReason::prompt_too_long);
         } else if (!first.goes_on()) {
-            finish(first, FinishReason::cancelled);
+            finish(first, FinishReason::canceled);
         } else {
             try {
                 if (!take_rows(first)) return;
@@ -177,7 +177,7 @@ std::size_t Engine::num_idle() const {
 
 /// The next piece of a prompt; behind the last, the first token is chosen.
 void Engine::read_prompt(Sequence& sequence) {
-    if (!sequence.goes_on()) return finish(sequence, FinishReason::cancelled);
+    if (!sequence.goes_on()) return finish(sequence, FinishReason::canceled);
     const auto& prompt = sequence.request.prompt;
     auto& row = rows_[sequence.rows.front()];
     const auto start = sequence.num_read;
@@ -248,7 +248,7 @@ void Engine::advance(Sequence& sequence, std::span<const Logits> logits) {
     const bool goes_on = sequence.goes_on();
     if (chooser.is_done())
         return finish(sequence, chooser.answer().is_stopped ? FinishReason::stop : FinishReason::length);
-    if (!goes_on) return finish(sequence, FinishReason::cancelled);
+    if (!goes_on) return finish(sequence, FinishReason::canceled);
     const auto& parents = sequence.next.parents;
     if (sequence.rows.size() > 1) {
         const auto length = rows_[sequence.rows.front()].tokens.size();

@@ -12,7 +12,7 @@
 namespace lit_sft {
 
 /// Why an answer ended: as Python's `Answer.finish_reason`, and two of our own.
-enum class FinishReason { stop, length, prompt_too_long, cancelled, failed };
+enum class FinishReason { stop, length, prompt_too_long, canceled, failed };
 
 const char* name(FinishReason reason);
 

@@ -222,7 +222,7 @@ void add_model_verbs(CLI::App& app) {
     prompts->strategy.add_to(*generate);
     generate->add_option("--prompts", prompts->prompts, "file of prompts, - for standard input");
     generate->add_option("--stop", prompts->stop_texts,
-                         "text that ends an answer, and is no part of it; several times");
+                         "text that ends an answer, and is not part of it; several times");
     generate->add_flag("--ids", prompts->are_ids, "token ids instead of text, in and out");
     generate->add_flag("--logprobs", prompts->has_logprobs, "with the log-probability of each token");
 

@@ -156,7 +156,7 @@ std::string Server::metrics() {
     const auto counts = service_.counts();
     const std::pair<std::string, std::size_t> named[] = {{"requests_total", counts.requests},
                                                          {"refused_total", counts.refused},
-                                                         {"cancelled_total", counts.cancelled},
+                                                         {"canceled_total", counts.canceled},
                                                          {"failed_total", counts.failed},
                                                          {"prompt_tokens_total", counts.prompt_tokens},
                                                          {"reused_tokens_total", counts.reused_tokens},

@@ -119,7 +119,7 @@ void Service::begin(Incoming incoming) {
     const auto num_prompt = incoming.request.prompt.size();
     incoming.request.goes_on = [ticket](const ChosenTokens& answer) {
         ticket->see(answer);
-        return !ticket->is_cancelled_;
+        return !ticket->is_canceled_;
     };
     incoming.request.done = [this, ticket, num_prompt](const Answer& answer) { finish(ticket, answer, num_prompt); };
     try {
@@ -136,7 +136,7 @@ void Service::finish(const std::shared_ptr<Ticket>& ticket, const Answer& answer
         counts_.prompt_tokens += num_prompt;
         counts_.reused_tokens += answer.num_reused;
         counts_.answer_tokens += answer.tokens.ids.size();
-        counts_.cancelled += answer.reason == FinishReason::cancelled ? 1 : 0;
+        counts_.canceled += answer.reason == FinishReason::canceled ? 1 : 0;
         counts_.failed += answer.reason == FinishReason::failed ? 1 : 0;
         std::erase(open_, ticket);
     }

@@ -25,7 +25,7 @@ class Ticket {
     News wait();
 
     /// Nobody wants it any more: it ends before its next token.
-    void cancel() { is_cancelled_ = true; }
+    void cancel() { is_canceled_ = true; }
 
    private:
     friend class Service;
@@ -37,14 +37,14 @@ class Ticket {
     std::condition_variable changed_;
     News news_;
     std::size_t num_seen_ = 0;
-    std::atomic<bool> is_cancelled_{false};
+    std::atomic<bool> is_canceled_{false};
 };
 
 /// What has been done since the start, and is being done.
 struct ServiceCounts {
     std::size_t requests = 0;
-    std::size_t refused = 0;    ///< because too many waited
-    std::size_t cancelled = 0;  ///< by whoever asked
+    std::size_t refused = 0;   ///< because too many waited
+    std::size_t canceled = 0;  ///< by whoever asked
     std::size_t failed = 0;
     std::size_t prompt_tokens = 0;
     std::size_t reused_tokens = 0;  ///< of prompts, which the cache still had

@@ -28,7 +28,7 @@ std::string StoppedText::push(TokenId token) {
         whole.resize(*end);
         return give_out(whole);
     }
-    // Bytes that are no character yet decode to U+FFFD at the end.
+    // Bytes that are not a character yet decode to U+FFFD at the end.
     const auto replacement = utf8(kReplacement);
     while (whole.ends_with(replacement)) whole.resize(whole.size() - replacement.size());
     whole.resize(whole.size() - length_of_beginning(whole, stops_));

@@ -21,7 +21,7 @@ std::string AnswerStream::finish() { return show(whole()); }
 std::string AnswerStream::whole() const {
     auto text = tokenizer_->decode(ids_);
     if (for_terminal_) text = harmless(text);
-    // Bytes that are no character yet decode to U+FFFD at the end.
+    // Bytes that are not a character yet decode to U+FFFD at the end.
     const auto replacement = utf8(kReplacement);
     while (text.ends_with(replacement)) text.resize(text.size() - replacement.size());
     return tokenizer_->polished(text);

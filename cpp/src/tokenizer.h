@@ -45,8 +45,8 @@ class Tokenizer {
     [[nodiscard]] TokenIds encode(std::string_view text) const;
     /// Ids of texts and tokens in one go: a token may swallow blanks of the texts beside it.
     [[nodiscard]] TokenIds encode(const std::vector<Part>& parts) const;
-    /// The text of an answer, without control tokens and blanks at its ends; bytes that are no whole character become
-    /// U+FFFD.
+    /// The text of an answer, without control tokens and blanks at its ends; bytes that are not a whole character
+    /// become U+FFFD.
     [[nodiscard]] std::string decode(std::span<const TokenId> ids) const;
     /// What a chat shows of an answer.
     [[nodiscard]] std::string polished(std::string_view answer) const;

@@ -8,7 +8,7 @@
 
 namespace lit_sft {
 
-/// How bytes that are no UTF-8 become U+FFFD.
+/// How bytes that are not UTF-8 become U+FFFD.
 enum class Replaced {
     longest_beginnings,  ///< one for the longest beginning of a character, as Python decodes with errors="replace"
     bytes,               ///< one for each byte, as sentencepiece does

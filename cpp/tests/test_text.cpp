@@ -9,7 +9,7 @@
 
 using namespace lit_sft;
 
-TEST_CASE("bytes that are no UTF-8 become U+FFFD as in Python and as in sentencepiece") {
+TEST_CASE("bytes that are not UTF-8 become U+FFFD as in Python and as in sentencepiece") {
     CHECK(well_formed("a\xE4\xBD z", Replaced::longest_beginnings) == "a\uFFFD z");
     CHECK(well_formed("a\xE4\xBD z", Replaced::bytes) == "a\uFFFD\uFFFD z");
     CHECK(well_formed("\xED\xA0\x80", Replaced::longest_beginnings) == "\uFFFD\uFFFD\uFFFD");

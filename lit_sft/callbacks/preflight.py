@@ -33,7 +33,7 @@ class Preflight(Callback):
         """What is wrong with the first batch."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Estimate; a warning, for an estimate is no reason to refuse."""
+        """Estimate; a warning, for an estimate is not a reason to refuse."""
         if stage != "fit" or not trainer.is_global_zero or not isinstance(pl_module, Stage):
             return
         family = pl_module.checkpoint.family

@@ -87,7 +87,7 @@ def source_of_run(run: Path, dtype: torch.dtype | None, quantization: Tuning | N
     """What a run trained, in the dtype and on the quantization that it trained with unless told otherwise.
 
     Raises:
-        ConfigError: If it is no run, or did not finish.
+        ConfigError: If it is not a run, or did not finish.
     """
     config = read_config(run)
     options = config["model"]["init_args"]

@@ -183,6 +183,6 @@ class Session:
 
 
 def notice(text: str) -> None:
-    """What is no answer goes to stderr."""
+    """What is not an answer goes to stderr."""
     sys.stderr.write(f"{harmless(text)}\n")
     sys.stderr.flush()

@@ -60,7 +60,7 @@ class AnswerStream(BaseStreamer):
         return self._shown(decode_answer(self._ids or [], self.tokenizer))
 
     def _shown(self, text: str) -> str:
-        # Bytes that are no character yet decode to U+FFFD at the end.
+        # Bytes that are not a character yet decode to U+FFFD at the end.
         return self.polish(harmless(text).rstrip("\ufffd"))
 
     def _show(self, text: str) -> None:

@@ -286,7 +286,7 @@ def _checkpoint(place: str | Path) -> Path:
     path = Path(place)
     found = path / LAST_CHECKPOINT if path.is_dir() else path
     if not found.is_file():
-        raise ConfigError(f"{place} is no checkpoint, no run with a {LAST_CHECKPOINT}, and no model folder")
+        raise ConfigError(f"{place} is not a checkpoint, nor a run with a {LAST_CHECKPOINT}, nor a model folder")
     return found
 
 

@@ -18,7 +18,7 @@ _KEY = re.compile(rb'"\s*:')
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
-_DECODER = json.JSONDecoder(strict=False)  # a raw tab in a text is no reason to lose the record
+_DECODER = json.JSONDecoder(strict=False)  # a raw tab in a text is not a reason to lose the record
 
 
 def decode_record(data: bytes, list_key: str = "") -> tuple[dict[str, Any], list[str]]:

@@ -40,7 +40,7 @@ MAX_RATIO = 200
 MIN_BOMB_BYTES = 1 << 28
 """No harm is done by less."""
 
-_ARRAY = re.compile(rb'\[\s*(?:[{\[\]"]|$)')  # of what is no object, too: each is then refused as such
+_ARRAY = re.compile(rb'\[\s*(?:[{\[\]"]|$)')  # of what is not an object, too: each is then refused as such
 _OBJECT_OF_ARRAYS = re.compile(rb'\{\s*(?:"[^"\n]*"\s*:\s*\[|\}|$)')
 _OBJECT_OF_RECORDS = re.compile(rb'\{\s*"([^"\n]*)"\s*:\s*\[\s*\{')
 """In files that need not be one; a record may begin like this, with its tools, say."""

@@ -31,7 +31,7 @@ def rows_of(file: Path) -> Iterator[bytes]:
     A field without a value is left out: a table cannot say whether it was null or not there.
 
     Raises:
-        DataError: If the file is damaged, or a column is no JSON (dates, bytes), unless its name tells that it says
+        DataError: If the file is damaged, or a column is not JSON (dates, bytes), unless its name tells that it says
             nothing of the conversation.
     """
     import pyarrow  # two tenths of a second that most corpora need not wait for
@@ -107,7 +107,7 @@ def _columns(file: Path, schema: Any) -> list[Any]:
 
 
 def _not_json(name: str, kind: Any) -> str:
-    """Name and type of the first part of a column that is no JSON, "" if there is none."""
+    """Name and type of the first part of a column that is not JSON, "" if there is none."""
     from pyarrow import types
 
     if types.is_struct(kind):

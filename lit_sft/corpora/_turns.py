@@ -29,7 +29,7 @@ def text_of(record: Mapping[str, Any], key: str, *, role: str) -> str:
     """The text under `key` without blanks around it.
 
     Raises:
-        BadRecord: `no-<role>` if it is missing, null, blank; `<role>-not-text` if it is no string.
+        BadRecord: `no-<role>` if it is missing, null, blank; `<role>-not-text` if it is not a string.
     """
     value = record.get(key)
     if value is None:
@@ -43,7 +43,7 @@ def text_of(record: Mapping[str, Any], key: str, *, role: str) -> str:
 
 
 def optional_text(record: Mapping[str, Any], key: str, *, role: str) -> str:
-    """Like `text_of`, but "" where there is none; a number is no text, 0 neither."""
+    """Like `text_of`, but "" where there is none; a number is not a text, 0 neither."""
     return "" if is_blank(record.get(key)) else text_of(record, key, role=role)
 
 
@@ -177,7 +177,7 @@ def in_order(messages: Sequence[Message], *, is_prompt: bool = False) -> Convers
 
     Raises:
         BadRecord: `no-turns`, `roles-out-of-order`, or `no-last-answer` if the user speaks last
-            and it is no prompt; `no-supervised-answer` if every answer is marked as without loss.
+            and it is not a prompt; `no-supervised-answer` if every answer is marked as without loss.
     """
     spoken = messages[1:] if messages and messages[0].role == "system" else messages
     if not spoken:

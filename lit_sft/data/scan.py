@@ -34,7 +34,7 @@ CHUNK = 4096
 """Records that a process reads at once."""
 
 GOOD, FILTERED = "", "left-out"
-"""Verdicts that are no reason for complaint."""
+"""Verdicts that are not a reason for complaint."""
 
 EMPTY_LINE = "empty-line"
 """Counted, but no bad record: there is none."""

@@ -7,8 +7,8 @@ Words are appended to one file; a table says for each record where its words beg
 by several processes, and a process that dies while it adds one leaves nothing but unused bytes.
 
 Disks and file systems lose and change bytes, and training on wrong tokens looks like training. So each entry of the
-table is sealed with a hash of itself and its place, without which it is no entry, and its record is encoded again; and
-it holds a checksum of the words, which is compared whenever they are read.
+table is sealed with a hash of itself and its place, without which it is not an entry, and its record is encoded again;
+and it holds a checksum of the words, which is compared whenever they are read.
 """
 
 from __future__ import annotations

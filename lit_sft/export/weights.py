@@ -303,7 +303,7 @@ def merging(adapter: PlacedAdapter, skeleton: PreTrainedModel) -> Callable[[str,
     parameters = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
     if config.bias != "none" or config.lora_bias or not whole.keys() <= parameters:
         raise ConfigError(
-            f"adapter {adapter.file.folder} holds biases, or parts of modules that are no weights of the network: "
+            f"adapter {adapter.file.folder} holds biases, or parts of modules that are not weights of the network: "
             "merge it first, and export the checkpoint"
         )
     trained = replace(adapter, pieces=whole).tensors()

@@ -97,7 +97,7 @@ def generate_answers(
 
 
 def decode_answer(ids: Sequence[int], tokenizer: Any) -> str:
-    """The text of an answer, without control tokens; bytes that are no whole character become U+FFFD."""
+    """The text of an answer, without control tokens; bytes that are not a whole character become U+FFFD."""
     # Some original tokenizers "clean up" blanks before punctuation, which damages text and above all code.
     text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     return text.strip()

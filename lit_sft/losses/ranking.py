@@ -19,7 +19,7 @@ class Ranking(NamedTuple):
 def ranking_losses(rewards: Tensor, pairs: Tensor, margins: Tensor | None = None, centering: float = 0.0) -> Ranking:
     """-log sigmoid(better - worse - margin) + centering * (better + worse)^2 of each pair.
 
-    Centering keeps the mean reward at 0, and bends the rewards a little: it is no free choice of the constant that
+    Centering keeps the mean reward at 0, and bends the rewards a little: it is not a free choice of the constant that
     differences leave open. A tie is not right.
 
     Args:

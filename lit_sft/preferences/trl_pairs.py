@@ -9,7 +9,7 @@ r"""Pairs in the formats of TRL: of texts or of messages, with a prompt of their
 become user: 渡船几点开？ with the answers 八点。 and 自己看。 UltraFeedback has a prompt and whole conversations: they
 must agree. `system` and `history` may stand beside a prompt; one that is a transcript (`\n\nHuman: ...\n\nAssistant:`)
 becomes its turns. Two texts without a prompt are `no-prompt`: where one ends cannot be seen. If they are transcripts,
-`HhRlhf` reads them. `score_chosen` and `score_rejected` are no margin: their scale is another one in each file.
+`HhRlhf` reads them. `score_chosen` and `score_rejected` are not a margin: their scale is another one in each file.
 """
 
 from __future__ import annotations

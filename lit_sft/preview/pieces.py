@@ -11,7 +11,7 @@ from typing import Any
 from lit_sft.conversation import IGNORE_INDEX
 
 BROKEN = "\N{REPLACEMENT CHARACTER}"
-"""What tokenizers write for bytes that are no character."""
+"""What tokenizers write for bytes that are not a character."""
 
 MAX_TOKENS_OF_A_CHARACTER = 4
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 def send_report(run: Path, folder: Path, measured: Sequence[Measured]) -> None:
     """Give what `folder` holds to each of these loggers in the configuration of the run.
 
-    The report stands by itself: one that cannot be sent is told of, and is no error.
+    The report stands by itself: one that cannot be sent is told of, and is not an error.
     """
     given = read_config(run).get("trainer", {}).get("logger") or []
     for logger in given if isinstance(given, list) else [given]:

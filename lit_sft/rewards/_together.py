@@ -55,7 +55,7 @@ def score_answers(rewards: Sequence[RewardFunction], answers: Sequence[Answered]
     """Ask every reward about all answers.
 
     Raises:
-        ConfigError: If a reward gives another number of scores than there are answers, or what is no number.
+        ConfigError: If a reward gives another number of scores than there are answers, or what is not a number.
     """
     columns = [_column(reward, answers) for reward in rewards]
     values = torch.tensor(columns, dtype=torch.float32).reshape(len(columns), len(answers)).T

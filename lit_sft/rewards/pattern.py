@@ -26,7 +26,7 @@ class Pattern(RewardFunction):
             self.expression = re.compile(expression, re.DOTALL)
         except re.error as error:
             raise ConfigError(
-                f"the reward {self.name} has the expression {expression!r}, which is no regular expression: {error}"
+                f"the reward {self.name} has the expression {expression!r}, which is not a regular expression: {error}"
             ) from None
 
     def score(self, answers: Sequence[Answered]) -> list[float | None]:

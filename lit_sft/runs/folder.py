@@ -175,7 +175,7 @@ def read_config(run: Path) -> dict[str, Any]:
     """What a run was made of.
 
     Raises:
-        ConfigError: If it is no run, or its configuration is not one that `fit` wrote.
+        ConfigError: If it is not a run, or its configuration is not one that `fit` wrote.
     """
     if not is_run(run):
         raise ConfigError(f"{run} is not a run folder: it holds no {CONFIG}")

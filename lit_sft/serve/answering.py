@@ -86,7 +86,7 @@ class Answerer:
             async for piece in self._decoded(tokens, stop):
                 yield piece
         finally:
-            request.is_cancelled = True  # it may be over: whoever asked went, or a stop string came
+            request.is_canceled = True  # it may be over: whoever asked went, or a stop string came
 
     async def _decoded(
         self, tokens: asyncio.Queue[tuple[int | None, End | None]], stop: Sequence[str]

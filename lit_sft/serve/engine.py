@@ -44,7 +44,7 @@ class Request:
     strategy: Strategy
     is_tuned: bool
     emit: Callable[[int | None, End | None], None]
-    is_cancelled: bool = False
+    is_canceled: bool = False
     """Whoever asked is gone: the answer ends before its next token."""
 
 
@@ -149,7 +149,7 @@ class Engine:
 
     def _begin(self, request: Request) -> None:
         """Read a prompt, and let it join those that are being answered."""
-        if request.is_cancelled:
+        if request.is_canceled:
             return
         row = _Row(request, request.strategy.processors([0], [request.prompt_ids]), list(request.prompt_ids))
         ids = torch.tensor([row.ids])
@@ -179,7 +179,7 @@ class Engine:
 
     def _goes_on(self, row: _Row, token: int) -> bool:
         """Hand a token out; whether more follow."""
-        if row.request.is_cancelled:
+        if row.request.is_canceled:
             return False
         if token in self.stop_ids:
             row.request.emit(None, "stop")

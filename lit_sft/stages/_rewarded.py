@@ -69,7 +69,7 @@ class Rewarded(Answering):
         """Of a batch, with the number of the corpus of each answer, and the names of all."""
 
     def setup(self, stage: str) -> None:
-        """Refuse what are no prompts.
+        """Refuse what are not prompts.
 
         Raises:
             ConfigError: As every stage, and for other data.

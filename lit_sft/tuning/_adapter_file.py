@@ -1,4 +1,4 @@
-"""A PEFT adapter folder as it was written, by whatever program: read without the hub, and refused where it is no LoRA.
+"""A PEFT adapter folder as it was written, by whatever program: read without the hub, and refused where it is not LoRA.
 
 Only headers are read here. Where the tensors belong is the matter of `_original_names` and `_adapter_loading`.
 """
@@ -173,7 +173,7 @@ def _lora_config(folder: Path, content: dict[str, Any]) -> LoraConfig:
             raise ConfigError(
                 f"{file} has {key}: {json.dumps(content[key])}, which this peft does not know; upgrade it"
             )
-    # The head of a classifier is no part of our networks; its tensors then find no place.
+    # The head of a classifier is not part of our networks; its tensors then find no place.
     given = {key: value for key, value in content.items() if key in known} | {"task_type": "CAUSAL_LM"}
     _check_values(file, content)
     try:

@@ -64,7 +64,7 @@ class Tuning(ABC):
     """Whether that is a PEFT adapter for `load_base`, which `merge` merges and `chat` takes off; else a checkpoint."""
 
     stands_on_base: ClassVar[bool] = False
-    """Whether what it exports is no checkpoint of its own, but goes with that of `load_base`."""
+    """Whether what it exports is not a checkpoint of its own, but goes with that of `load_base`."""
 
     begins_as_base: ClassVar[bool] = True
     """Whether the network computes as the checkpoint, or as the adapter to start from, before anything trained."""

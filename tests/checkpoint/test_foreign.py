@@ -60,7 +60,7 @@ def test_no_quantization_config_is_left_where_null_stands(folder: Path, caplog: 
 
 
 @pytest.mark.parametrize("stated", ["4bit", 4, True, ["nf4"]])
-def test_a_quantization_config_that_is_no_object_is_refused_with_the_remedy(folder: Path, stated: Any) -> None:
+def test_a_quantization_config_that_is_not_an_object_is_refused_with_the_remedy(folder: Path, stated: Any) -> None:
     say(folder, quantization_config=stated)
     refused(folder, "config.json: quantization_config is ", "not an object; remove it")
 

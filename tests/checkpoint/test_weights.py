@@ -78,7 +78,7 @@ def test_missing_shard_is_named(folder: Path, suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["bin", "safetensors"])
-def test_shards_without_their_index_are_no_checkpoint(folder: Path, suffix: str) -> None:
+def test_shards_without_their_index_are_not_a_checkpoint(folder: Path, suffix: str) -> None:
     index, files = write_shards(folder, suffix)
     index.unlink()
     refused(folder, files[0].name, index.name)
@@ -132,7 +132,7 @@ def test_web_page_in_place_of_weights_is_named(folder: Path) -> None:
     refused(folder, str(folder / "pytorch_model.bin"), "download")
 
 
-def test_anything_but_tensors_by_name_is_no_weights_file(folder: Path) -> None:
+def test_anything_but_tensors_by_name_is_not_a_weights_file(folder: Path) -> None:
     torch.save([torch.zeros(1)], folder / "pytorch_model.bin")
     refused(folder, str(folder / "pytorch_model.bin"), "list")
     torch.save({"epoch": 3}, folder / "pytorch_model.bin")
@@ -291,7 +291,7 @@ def test_reading_leaves_transformers_as_it_was(folder: Path) -> None:
     assert PreTrainedModel.__dict__["_load_pretrained_model"].__func__ is before
 
 
-def test_tied_head_is_no_missing_tensor(tmp_path: Path) -> None:
+def test_tied_head_is_not_a_missing_tensor(tmp_path: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(

@@ -95,7 +95,7 @@ def test_before_and_after_are_the_states_and_models_that_were_named(
     ("options", "message"),
     [
         (["--after", "models/x"], "give a folder for the report with --output"),
-        (["--after", "nowhere", "--output", "out"], "nowhere is no checkpoint, no run with a"),
+        (["--after", "nowhere", "--output", "out"], "nowhere is not a checkpoint, nor a run with a"),
     ],
 )
 def test_a_side_that_is_not_there_is_one_line(

@@ -382,7 +382,7 @@ class TestMistakes:
         shutil.copytree(tiny_folder, folder, ignore=shutil.ignore_patterns("*.bin"))
         assert f"{folder} holds no weights" in mistake(model={"checkpoint": str(folder)})
 
-    def test_folder_that_is_no_model(self, mistake: Any, tmp_path: Path) -> None:
+    def test_folder_that_is_not_a_model(self, mistake: Any, tmp_path: Path) -> None:
         assert "holds no config.json" in mistake(model={"checkpoint": str(tmp_path)})
 
     def test_unknown_family(self, mistake: Any) -> None:

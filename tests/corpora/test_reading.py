@@ -139,7 +139,7 @@ def test_characters_that_no_text_has_are_repaired(tmp_path: Path, output: str, k
     assert findings == ([("1", reason)] if reason else [])
 
 
-def test_a_text_of_nothing_but_control_characters_is_no_answer(tmp_path: Path) -> None:
+def test_a_text_of_nothing_but_control_characters_is_not_an_answer(tmp_path: Path) -> None:
     file = tmp_path / "belle.json"
     file.write_text(GOOD + "\n" + r'{"instruction": "q", "input": "", "output": "\u0000\n"}')
     assert read(Belle(str(file)))[1] == [("2", "no-answer")]

@@ -60,7 +60,7 @@ def test_a_file_of_which_some_records_are_ascii_is_refused_with_the_same_command
 
 @every_corpus
 @pytest.mark.parametrize("content", ['[["q", "a"],\n ["q", "a"]]', '["q", "a"]', '[[{"x": 1}]]', '["q"]\n["a"]\n'])
-def test_records_that_are_no_objects_are_called_what_they_are(
+def test_records_that_are_not_objects_are_called_what_they_are(
     tmp_path: Path, kind: type[Corpus], record: dict[str, Any], content: str
 ) -> None:
     (tmp_path / "a.json").write_text(content)
@@ -94,7 +94,7 @@ def test_every_corpus_reads_an_object_of_arrays(
         ("a.txt", "été à la plage\n".encode("latin-1"), "to UTF-8 with iconv, from the encoding that it is in"),
     ],
 )  # fmt: skip
-def test_what_is_no_utf_8_is_called_what_it_is(tmp_path: Path, name: str, content: bytes, remedy: str) -> None:
+def test_what_is_not_utf_8_is_called_what_it_is(tmp_path: Path, name: str, content: bytes, remedy: str) -> None:
     file = tmp_path / name
     file.write_bytes(content)
     assert remedy.format(file) in refused(Belle, file)

@@ -69,7 +69,7 @@ def test_a_row_says_what_was_written(value: Any, tmp_path_factory: pytest.TempPa
         table = pa.Table.from_pylist([{"x": value}])
         as_parquet(file, table)
     except pa.ArrowException:
-        return  # a list of texts and numbers is no column
+        return  # a list of texts and numbers is not a column
     (row,) = texts_of(file)
     assert row == {"x": table.to_pylist()[0]["x"]}
 
@@ -99,7 +99,7 @@ def test_what_datasets_keeps_as_json_text_is_decoded_at_any_depth(tmp_path: Path
         (pa.array([[{"bytes": b"x"}]]), "image.bytes \\(binary\\)"),
     ],
 )
-def test_a_column_that_is_no_json_is_named_with_the_remedy(column: Any, named: str, tmp_path: Path) -> None:
+def test_a_column_that_is_not_json_is_named_with_the_remedy(column: Any, named: str, tmp_path: Path) -> None:
     as_parquet(tmp_path / "a", pa.table({"instruction": ["q"], "output": ["a"], "image": column}))
     with pytest.raises(DataError, match=f"the column {named} of .*remove_columns\\('image'\\)"):
         read(Belle(str(tmp_path / "a")))

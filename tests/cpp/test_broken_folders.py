@@ -130,7 +130,7 @@ def test_a_long_word_takes_no_long_time(folders: dict[str, Path]) -> None:
     ["[]", "{", '{"text": 5}', "{}", '{"text": "\\ud800"}', '{"text": "\xff"}', f'{{"text": {BOMB}}}'],
     ids=["list", "open", "number", "empty", "half a pair", "no UTF-8", "bomb"],
 )
-def test_a_line_that_is_no_record_is_named(line: str, folders: dict[str, Path]) -> None:
+def test_a_line_that_is_not_a_record_is_named(line: str, folders: dict[str, Path]) -> None:
     done = subprocess.run(
         [binary(), "tokenize", "--model", folders["moss-16b"]],
         input=b'{"text": "a"}\n' + line.encode("latin-1") + b"\n",

@@ -126,7 +126,7 @@ def test_the_column_of_row_numbers_that_pandas_writes_is_passed_over(tmp_path: P
     assert asked(tmp_path / "a.csv") == [["q", "a"]]
 
 
-def test_a_sentence_with_a_comma_is_no_header(tmp_path: Path) -> None:
+def test_a_sentence_with_a_comma_is_not_a_header(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("your question, please\nwhat is a prompt, or a query?\n")
     assert asked(tmp_path / "a.txt") == [["your question, please"], ["what is a prompt, or a query?"]]
 

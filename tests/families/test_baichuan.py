@@ -181,7 +181,7 @@ def test_recognized_by_the_released_vocabulary_alone(family: str, vocab_size: in
     assert candidates(config_of(family, vocab_size=vocab_size, tokenizer_class=None, z_loss_weight=None)) == [family]
 
 
-def test_a_missing_key_is_no_sign_of_the_first_generation() -> None:
+def test_a_missing_key_is_not_a_sign_of_the_first_generation() -> None:
     """A normalized head taken for a plain one would give nonsense without an error."""
     both = ["baichuan-13b", "baichuan2-13b"]
     assert candidates(config_of("baichuan-13b")) == both

@@ -119,7 +119,7 @@ def test_prompt_is_what_training_showed_before_the_last_reply(subject: Subject, 
 def test_prompt_tokens_carry_no_loss_and_the_end_of_turn_does(subject: Subject) -> None:
     example, prompt = subject.encode(ONE_TURN), subject.encode_prompt(ONE_TURN)
     stop = subject.checkpoint.prompt_format.stop_token_ids(subject.tokenizer)
-    # Nothing predicts the first token, so its label is no loss: Baichuan's own script sets </s> there.
+    # Nothing predicts the first token, so its label is not a loss: Baichuan's own script sets </s> there.
     assert set(example.labels[1 : len(prompt) - 1]) <= {IGNORE_INDEX}
     supervised = [label for label in example.labels if label != IGNORE_INDEX]
     assert supervised[-1] in stop or supervised[-2] in stop

@@ -193,7 +193,7 @@ def test_refusals_of_a_template_are_bad_records(sentencepiece: Path) -> None:
         checkpoint.prompt_format.encode(Conversation([Message("system", "s"), *ASKED]), checkpoint.load_tokenizer())
 
 
-def test_a_template_that_rewrites_history_is_no_basis_for_training(llama: Path) -> None:
+def test_a_template_that_rewrites_history_is_not_a_basis_for_training(llama: Path) -> None:
     set_template(llama, REWRITING)
     checkpoint = open_checkpoint(llama)
     with pytest.raises(BadRecord, match="rewrites-history"):

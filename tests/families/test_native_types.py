@@ -198,7 +198,7 @@ def test_packing_is_refused_where_examples_see_each_other(
     assert loss == pytest.approx(watch.expected, rel=1e-4)
 
 
-def test_logits_that_are_no_function_of_the_last_hidden_states_are_refused() -> None:
+def test_logits_that_are_not_a_function_of_the_last_hidden_states_are_refused() -> None:
     network = network_of("Llama")
 
     def add_ids(module: Any, args: Any, kwargs: dict[str, torch.Tensor], output: Any) -> Any:

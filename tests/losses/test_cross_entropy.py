@@ -56,7 +56,7 @@ def test_each_group_has_the_totals_it_has_alone(chunk_size: int) -> None:
     torch.testing.assert_close(together.by_group.sum(0)[0], together.loss.double(), rtol=1e-6, atol=0)
 
 
-def test_a_loss_that_is_no_number_stays_in_its_group() -> None:
+def test_a_loss_that_is_not_a_number_stays_in_its_group() -> None:
     hidden, labels, head = inputs()
     groups = torch.arange(3)[:, None].expand_as(labels)
     broken = hidden.detach().clone()

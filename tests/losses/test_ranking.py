@@ -62,7 +62,7 @@ def test_a_tie_is_not_right_and_costs_ln_2() -> None:
     assert found.losses.item() == pytest.approx(math.log(2))
 
 
-def test_a_margin_asks_for_more_and_is_no_part_of_what_is_measured() -> None:
+def test_a_margin_asks_for_more_and_is_not_part_of_what_is_measured() -> None:
     rewards, pairs = torch.tensor([1.0, 0.0]), torch.tensor([[0, 1]])
     plain, asked = ranking_losses(rewards, pairs), ranking_losses(rewards, pairs, torch.tensor([2.0]))
     assert asked.losses > plain.losses

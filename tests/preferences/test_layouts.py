@@ -162,7 +162,7 @@ def test_filters_by_length_look_at_the_shortest_and_the_longest_answer(tmp_path:
 def test_lines_are_records_however_long_the_first_and_whatever_key_it_begins_with(
     corpus: Corpus, record: dict[str, Any], tmp_path: Path
 ) -> None:
-    """A line that begins with a list of objects is no object of arrays."""
+    """A line that begins with a list of objects is not an object of arrays."""
     for first in [key for key, value in record.items() if isinstance(value, list)]:
         long = {first: record[first], **record, "source": "x" * 70_000}
         file = write_lines(tmp_path / f"{first}.json", long, record)

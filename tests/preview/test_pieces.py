@@ -60,7 +60,7 @@ def test_supervised_text_is_the_answers_and_their_end_of_turn(name: str, tmp_pat
 
 
 @pytest.mark.parametrize("name", ["baichuan-7b", "moss", "chatglm-6b"])
-def test_a_character_that_was_cut_and_ids_without_a_piece_are_no_garbage(name: str, tmp_path: Path) -> None:
+def test_a_character_that_was_cut_and_ids_without_a_piece_are_not_garbage(name: str, tmp_path: Path) -> None:
     checkpoint, reader = reader_of(name, tmp_path / "tiny")
     tokenizer = checkpoint.load_tokenizer()
     ids = [*tokenizer.encode_text("🦙")[:-1], tokenizer.encode_text("好")[-1], len(tokenizer) + 5]

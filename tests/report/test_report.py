@@ -95,7 +95,7 @@ def test_refusals_are_found(answer: str) -> None:
 
 
 @pytest.mark.parametrize("answer", ["请和家里人说一说。", "Of course, here is how.", ""])
-def test_other_answers_are_no_refusals(answer: str) -> None:
+def test_other_answers_are_not_refusals(answer: str) -> None:
     assert not is_refusal(answer)
 
 

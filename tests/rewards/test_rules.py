@@ -164,7 +164,7 @@ def test_a_class_that_does_not_call_its_base_has_the_weight_one() -> None:
         (lambda: Overlong(100, 0), "buffer_tokens must be at least 1 and at most max_tokens"),
         (lambda: Overlong(100, 101), "buffer_tokens must be at least 1 and at most max_tokens"),
         (lambda: Repetition(0), "n 0; it must be at least 1"),
-        (lambda: Pattern("(抱歉"), "no regular expression: missing \\), unterminated subpattern at position 0"),
+        (lambda: Pattern("(抱歉"), "not a regular expression: missing \\), unterminated subpattern at position 0"),
         (lambda: NoEnd(weight=math.nan), "the weight of the reward NoEnd is nan"),
         (lambda: NoEnd(name="a/b"), "name 'a/b'; use letters"),
         (lambda: check_rewards([]), "empty list"),
@@ -172,7 +172,10 @@ def test_a_class_that_does_not_call_its_base_has_the_weight_one() -> None:
         (lambda: score_answers([Given([1])], [said()] * 2), r"given \(Given.score\) gave 1 scores for 2 answers"),
         (lambda: score_answers([Given(["good"])], [said()]), "must give numbers or None"),
         (lambda: built({"class_path": "NoEnds"}), "there is no class 'NoEnds'. Did you mean 'NoEnd'"),
-        (lambda: built({"class_path": "Pattern", "init_args": {"expression": "["}}), "which is no regular expression"),
+        (
+            lambda: built({"class_path": "Pattern", "init_args": {"expression": "["}}),
+            "which is not a regular expression",
+        ),
     ],
 )
 def test_a_mistake_is_refused_in_one_line(make: Any, message: str) -> None:

@@ -75,7 +75,7 @@ def test_who_is_gone_leaves_and_the_others_are_answered(tiny: Callable[[str], Pa
 
     def leave(token: int | None, end: str | None) -> None:
         gone.ids.append(token or 0)
-        gone.request.is_cancelled = len(gone.ids) == 2
+        gone.request.is_canceled = len(gone.ids) == 2
 
     gone.request.emit = leave
     for each in (gone, staying, late):

@@ -59,7 +59,7 @@ def test_the_scale_changes_nothing(train: Train) -> None:
     assert curve(one, "loss") == pytest.approx(curve(other, "loss"), rel=1e-3)
 
 
-def test_a_step_that_overflows_is_skipped_and_is_no_error(train: Train, tiny_folder: Path) -> None:
+def test_a_step_that_overflows_is_skipped_and_is_not_an_error(train: Train, tiny_folder: Path) -> None:
     run = train("large", FULL, plugins=scaled(2.0**120))
     # Four halvings of the scale are too few: all gradients were infinite, and no weight has moved.
     stored = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)

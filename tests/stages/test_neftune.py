@@ -81,6 +81,6 @@ def test_noise_follows_the_seed_and_survives_gradient_checkpointing_beside_adapt
         torch.testing.assert_close(recomputed[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def test_an_alpha_that_is_no_magnitude_is_refused(tiny: Callable[[str], Path]) -> None:
+def test_an_alpha_that_is_not_a_magnitude_is_refused(tiny: Callable[[str], Path]) -> None:
     with pytest.raises(ConfigError, match="neftune_alpha is -1; it must be above 0"):
         SFT(checkpoint=str(tiny("baichuan-7b")), tuning=Full(), neftune_alpha=-1)

@@ -140,7 +140,7 @@ def test_separately_trained_parts_become_blocks_of_one_adapter(
     torch.testing.assert_close(logits(found), logits(wanted), atol=1e-4, rtol=0)
 
 
-def test_lengths_of_rows_that_were_not_trained_are_no_adapter_of_the_fused_module(tiny: Tiny, tmp_path: Path) -> None:
+def test_lengths_of_untrained_rows_are_not_an_adapter_of_the_fused_module(tiny: Tiny, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(tiny("baichuan-7b"))
     ours = trained(tmp_path / "ours", checkpoint.path, ["q_proj", "v_proj"], dora=True)
     with pytest.raises(ConfigError, match=r"no form under the original names.*W_pack.*k_proj is not adapted"):

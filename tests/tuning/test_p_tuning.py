@@ -189,7 +189,7 @@ def test_a_checkpoint_of_the_original_script_loads(chatglm: Checkpoint, projecti
         PTuning(7, adapter=str(tmp_path)).check(chatglm)
 
 
-def test_what_is_no_prefix_of_the_model_is_refused(
+def test_what_is_not_a_prefix_of_the_model_is_refused(
     chatglm: Checkpoint, tiny: Callable[[str], Path], tmp_path: Path
 ) -> None:
     name = "transformer.prefix_encoder.embedding.weight"

@@ -165,7 +165,7 @@ def test_the_adapter_opens_with_plain_peft_and_gives_equal_logits(trained: Train
 
 
 def test_norms_and_biases_are_spared_weight_decay(trained: Trained) -> None:
-    """By name, as a check on the dimensions that decide: ALiBi and rotary buffers are no parameters."""
+    """By name, as a check on the dimensions that decide: ALiBi and rotary buffers are not parameters."""
     names = {id(parameter): name for name, parameter in trained.stage.named_parameters()}
     for group in trained.trainer.optimizers[0].param_groups:
         for parameter in group["params"]:

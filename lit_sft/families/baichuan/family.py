@@ -240,7 +240,7 @@ def may_be_generation(config: dict[str, Any], *, second: bool) -> bool:
     Only Baichuan-7B spells its architecture with a capital C, and of the models with rotary positions only
     Baichuan2-7B does not. Released vocabularies have 64,000 and 125,696 rows. config.json of Baichuan 2 names a
     `tokenizer_class` and (the 7B) a `z_loss_weight`, which the first generation never does. That a key is missing is
-    no sign: tools drop keys, and a normalized head taken for a plain one would give nonsense without an error.
+    not a sign: tools drop keys, and a normalized head taken for a plain one would give nonsense without an error.
     """
     if config.get("architectures") == ["BaiChuanForCausalLM"]:
         return not second

@@ -1,7 +1,7 @@
 """The tokenizer of ChatGLM2-6B and ChatGLM3-6B.
 
 It is sentencepiece BPE with a dummy prefix, byte fallback and single digits, all blanks kept. Its control
-tokens are no pieces: the original code appends them, and [gMASK] sop stand before every text.
+tokens are not pieces: the original code appends them, and [gMASK] sop stand before every text.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class Moss(Family):
         """Half-precision pytorch_model.bin in two shards with the tensor names and tokenizer files of the original.
 
         Raises:
-            ConfigError: If the number of heads is no multiple of four, or the vocabulary too small.
+            ConfigError: If the number of heads is not a multiple of four, or the vocabulary too small.
         """
         if size.num_heads % NUM_BLOCKS:
             raise ConfigError(f"num_heads {size.num_heads} must be a multiple of {NUM_BLOCKS} for the family moss")

@@ -102,8 +102,8 @@ class MossTokenizer(PreTrainedTokenizer):
         """What it is, for other languages.
 
         Raises:
-            ConfigError: If a byte is no piece.
-            CheckpointError: If bytes that are no text are to be an error.
+            ConfigError: If a byte is not a piece.
+            CheckpointError: If bytes that are not text are to be an error.
         """
         if self.errors != "replace":
             raise CheckpointError(

@@ -83,7 +83,7 @@ def behavior_of(network: PreTrainedModel) -> Behavior:
     """Ask a network in evaluation mode.
 
     Raises:
-        CheckpointError: If its logits are no function of the last hidden states of its decoder, or it has none.
+        CheckpointError: If its logits are not a function of the last hidden states of its decoder, or it has none.
     """
     model_type = network.config.model_type
     try:

@@ -21,7 +21,7 @@ def read_object(file: Path) -> dict[str, Any]:
     """The JSON object that a file holds; empty if there is no such file.
 
     Raises:
-        CheckpointError: If it is no regular file, cannot be read, or holds anything else.
+        CheckpointError: If it is not a regular file, cannot be read, or holds anything else.
     """
     try:
         if file.exists() and not file.is_file():  # nobody may ever write into a pipe

@@ -114,7 +114,7 @@ def byte_bpe_data(
     """Data of a byte-level BPE with the pattern of GPT-2; `vocab` and `merges` are written in its alphabet.
 
     Raises:
-        ConfigError: If a byte is no piece.
+        ConfigError: If a byte is not a piece.
     """
     byte_of = {character: chr(byte) for byte, character in bytes_to_unicode().items()}
     if missing := [character for character in byte_of if character not in vocab]:
