@@ -16,11 +16,13 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lit_sft.checkpoint.onnx_session import LayerSize
 from lit_sft.export.editing import Editor
 from lit_sft.export.graph import ATTENTION
 from lit_sft.export.placement import MICROSOFT, Weights
+from lit_sft.export.shapes import simplify
 from lit_sft.export.weights import WeightStore
 
 
@@ -69,6 +71,8 @@ class Assembly(Editor, ABC):
         self.store.data.file.flush()  # what optimizes a graph looks at constants
         onnxscript.optimizer.optimize_ir(self.model)
         onnxscript.rewriter.onnx_fusions.fuse(self.model)
+        simplify(self)
+        RemoveUnusedNodesPass()(self.model)
         return self.model
 
     # -- what a form does --------------------------------------------------------------------------------------------
@@ -207,6 +211,8 @@ class Fused(Assembly):
             inputs += [None, None, None, self.values["mask"]]
             attributes["causal"] = 0
         mixed, *presents = self.node("GroupQueryAttention", *inputs, domain=MICROSOFT, outputs=3, **attributes)
+        batch, _, length, width = value.shape  # type: ignore[misc]
+        mixed.dtype, mixed.shape = value.dtype, ir.Shape([batch, length, heads * width])
         return self.node("Reshape", mixed, self.ints([0, 0, heads, -1])), presents
 
 
