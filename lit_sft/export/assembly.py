@@ -56,7 +56,7 @@ class Assembly(Editor, ABC):
             scores: Weight [1, H] of the head of a reward model, in place of the head of the store.
 
         Raises:
-            ConfigError: If a weight is used otherwise than by a linear layer or by looking up rows.
+            ConfigError, CheckpointError: As `Weights.place`.
         """
         import onnxscript.optimizer
         import onnxscript.rewriter.onnx_fusions

@@ -42,6 +42,7 @@ class Weights:
 
         Raises:
             ConfigError: If a weight is used otherwise than by a linear layer or by looking up rows.
+            CheckpointError: If one holds a number that is not finite, or too large for the type.
         """
         graph = self.editor.graph
         values = {value: value.name.removeprefix("network.") for value in graph.initializers.values()}
