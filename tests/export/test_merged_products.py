@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from lit_sft import open_checkpoint
 from lit_sft.checkpoint.onnx_session import GraphSession
 from lit_sft.checkpoint.opening import Checkpoint
-from lit_sft.errors import ConfigError
+from lit_sft.errors import CheckpointError, ConfigError
 from lit_sft.export import check
 from lit_sft.export.blocks import dequantize, quantize
 from lit_sft.export.check import Sample
@@ -206,4 +206,11 @@ def test_a_matrix_that_is_used_otherwise_is_refused(small: Callable[[Products], 
     transpose = next(iter(graph.graph))
     graph.graph.append(ir.node("Relu", [transpose.outputs[0]]))
     with pytest.raises(ConfigError, match="weight a is used otherwise than by a linear layer"):
+        graph.place()
+
+
+def test_a_number_that_is_not_finite_is_refused_with_the_name_of_its_weight(small: Callable[[Products], Small]) -> None:
+    graph = small([("x", "a"), ("x", "b")])
+    graph.store.take("b", torch.full((3, 32), torch.inf))
+    with pytest.raises(CheckpointError, match="weight b holds a number that is not finite"):
         graph.place()
