@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 import onnxruntime
-from variants import merge_products, rotate_inside, small_cache
+from variants import rotate_inside, small_cache
 
 PROMPT, ANSWER = 128, 64
 """Tokens."""
@@ -34,9 +34,7 @@ def main() -> None:
     ids = np.random.default_rng(0).integers(20, 1000, (1, PROMPT + ANSWER))
     logits = probe.run(ids).logits
     changes: dict[str, Callable[[ir.Model], ir.Model]] = {
-        "merged": merge_products,
         "inner rotary": rotate_inside,
-        "merged, inner rotary": lambda model: rotate_inside(merge_products(model)),
         "int8 cache": lambda model: small_cache(model, probe.largest()),
     }
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:

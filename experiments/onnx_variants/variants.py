@@ -5,7 +5,6 @@ Shapes: N outputs of a product, C tokens that a cache has room for, D dimensions
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
@@ -17,54 +16,20 @@ CAPACITY = 2048
 """Tokens that angles are stored for."""
 
 
-def merge_products(model: ir.Model) -> ir.Model:
-    """Products of one input become one, cut apart behind it: query, key and value; gate and up."""
-    groups: dict[tuple[Any, ...], list[Any]] = defaultdict(list)
-    for node in model.graph:
-        if node.op_type == "MatMulNBits":
-            groups[id(node.inputs[0]), node.attributes["K"].as_int()].append(node)
-    for nodes in groups.values():
-        if len(nodes) > 1:
-            _merge(model.graph, nodes)
-    RemoveUnusedNodesPass()(model)
-    return model
-
-
-def _merge(graph: ir.Graph, nodes: list[Any]) -> None:
-    first = nodes[0]
-    sizes = [node.attributes["N"].as_int() for node in nodes]
-    parts = [
-        _constant(graph, f"{first.inputs[place].name}.merged", np.concatenate([_array(n.inputs[place]) for n in nodes]))
-        for place in (1, 2)
-    ]
-    attributes = {name: each for name, each in first.attributes.items() if name != "N"}
-    product = ir.node("MatMulNBits", [first.inputs[0], *parts], {"N": sum(sizes)}, domain=MICROSOFT)
-    product.attributes.update(attributes)
-    lengths = _constant(graph, f"{parts[0].name}.sizes", np.array(sizes))
-    split = ir.node("Split", [product.outputs[0], lengths], {"axis": -1}, num_outputs=len(nodes))
-    graph.insert_before(first, [product, split])
-    for node, part in zip(nodes, split.outputs, strict=True):
-        ir.convenience.replace_all_uses_with(node.outputs[0], part)
-        graph.remove(node, safe=True)
-
-
 def rotate_inside(model: ir.Model) -> ir.Model:
-    """The attention turns queries and keys itself, and takes them in one piece with the values if they come so."""
+    """The attention turns queries and keys itself, and takes them with the values as their product leaves them."""
     graph = model.graph
     inverse = _array(next(v for name, v in graph.initializers.items() if name.endswith("inv_freq")))
     angles = np.arange(CAPACITY)[:, None] * inverse.astype(np.float64)
     tables = [_constant(graph, f"{f.__name__}.table", f(angles).astype(np.float32)) for f in (np.cos, np.sin)]
     positions = next(value for value in graph.inputs if value.name == "position_ids")
     for node in [each for each in graph if each.op_type == "GroupQueryAttention"]:
-        turned = [_source(node.inputs[place], "RotaryEmbedding") for place in (0, 1)]
-        flat = [_source(each.inputs[0], "MatMulNBits", "Split") for each in turned]
-        flat.append(_source(node.inputs[2], "MatMulNBits", "Split"))
-        if flat[0].op_type == "Split":  # of the three
-            given = [flat[0].inputs[0], None, None]
-        else:
-            given = [product.outputs[0] for product in flat]
+        split = node.inputs[2].producer()
+        turned = [value.producer() for value in node.inputs[:2]]
+        if [each.inputs[0].producer() for each in turned] != [split, split] or len(split.outputs) != 3:
+            raise SystemExit("no family whose queries, keys and values are one product, and which rotates whole heads")
         attributes = dict(node.attributes) | {"do_rotary": ir.AttrInt64("do_rotary", 1)}
-        inputs = [*given, *node.inputs[3:7], *tables, positions]
+        inputs = [split.inputs[0], None, None, *node.inputs[3:7], *tables, positions]
         _exchange(graph, node, ir.Node(MICROSOFT, "GroupQueryAttention", inputs, attributes.values(), num_outputs=3))
     RemoveUnusedNodesPass()(model)
     return model
@@ -101,14 +66,6 @@ def _exchange(graph: ir.Graph, node: Any, by: Any) -> None:
         new.name, new.type, new.shape = old.name, old.type, old.shape
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
-
-
-def _source(value: Any, *kinds: str) -> Any:
-    """The node that a value comes from, behind changes of shape."""
-    node = value.producer()
-    while node.op_type not in kinds:
-        node = node.inputs[0].producer()
-    return node
 
 
 def _array(value: Any) -> Any:

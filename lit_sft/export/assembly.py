@@ -16,21 +16,17 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lit_sft.checkpoint.onnx_session import LayerSize
-from lit_sft.errors import ConfigError
+from lit_sft.export.editing import Editor
 from lit_sft.export.graph import ATTENTION
-from lit_sft.export.weights import Stored, Weight, WeightStore
-
-TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.uint8: ir.DataType.UINT8}
-
-INTEGERS: dict[int | None, ir.DataType] = {8: ir.DataType.INT8, 4: ir.DataType.INT4}
-"""By their bits, for DequantizeLinear."""
-
-MICROSOFT = "com.microsoft"
+from lit_sft.export.placement import MICROSOFT, Weights
+from lit_sft.export.shapes import simplify
+from lit_sft.export.weights import WeightStore
 
 
-class Assembly(ABC):
+class Assembly(Editor, ABC):
     """One form of the graph.
 
     Args:
@@ -46,10 +42,10 @@ class Assembly(ABC):
     written: ClassVar[str]
 
     def __init__(self, model: ir.Model, store: WeightStore) -> None:
+        super().__init__(model.graph)
         self.model = model
-        self.graph: Any = model.graph
         self.store = store
-        self.anchor: Any = None
+        self.weights = Weights(self, store)
         self.values: dict[str, ir.Value] = {}
         self.layers: list[LayerSize] = []
 
@@ -60,21 +56,23 @@ class Assembly(ABC):
             scores: Weight [1, H] of the head of a reward model, in place of the head of the store.
 
         Raises:
-            ConfigError: If a weight is used otherwise than by a linear layer or by looking up rows.
+            ConfigError, CheckpointError: As `Weights.place`.
         """
         import onnxscript.optimizer
         import onnxscript.rewriter.onnx_fusions
 
-        self.store.data.file.flush()  # what optimizes a graph looks at constants
         self._name_inputs()
-        self._place_weights()
+        self.weights.place()
         outputs = self._attend()
         self._head(scores)
         self.graph.outputs.extend(outputs)
         self.model.opset_imports.pop(ATTENTION.partition(":")[0], None)
         self.model.opset_imports[MICROSOFT] = 1
+        self.store.data.file.flush()  # what optimizes a graph looks at constants
         onnxscript.optimizer.optimize_ir(self.model)
         onnxscript.rewriter.onnx_fusions.fuse(self.model)
+        simplify(self)
+        RemoveUnusedNodesPass()(self.model)
         return self.model
 
     # -- what a form does --------------------------------------------------------------------------------------------
@@ -106,7 +104,7 @@ class Assembly(ABC):
                 )
         common = {"logit_positions": (ir.DataType.INT64, ("batch", "outputs"))}
         for name, (dtype, dims) in (common | self.inputs).items():
-            self.values[name] = self._value(name, dtype, dims)
+            self.values[name] = _value(name, dtype, dims)
             self.graph.inputs.append(self.values[name])
 
     def _attend(self) -> list[ir.Value]:
@@ -119,7 +117,7 @@ class Assembly(ABC):
             sizes = LayerSize(int(key.shape[1]), int(key.shape[3]), int(value.shape[3]))
             self.layers.append(sizes)
             past = [
-                self._value(f"past.{layer}.{part}", key.dtype, ("batch", sizes.num_heads, self.cached, dim))
+                _value(f"past.{layer}.{part}", key.dtype, ("batch", sizes.num_heads, self.cached, dim))
                 for part, dim in (("key", sizes.key_dim), ("value", sizes.value_dim))
             ]
             self.graph.inputs.extend(past)
@@ -140,7 +138,7 @@ class Assembly(ABC):
                     [self.written if dim == self.cached else dim for dim in map(_dim, before.shape)]
                 )
                 outputs.append(present)
-            self._replace(node, mixed)
+            self.replace(node, mixed)
         return outputs
 
     def _head(self, scores: torch.Tensor | None) -> None:
@@ -154,10 +152,10 @@ class Assembly(ABC):
             product = self.node("MatMul", self.node("Cast", chosen, to=int(ir.DataType.FLOAT)), weight)
             self._output("scores", self.node("Squeeze", product, self.ints([2])), ("batch", "outputs"))
             return
-        logits = self._product(chosen, self.store.head)
+        logits = self.weights.product(chosen, self.store.head)
         bias = self.store.head.removesuffix("weight") + "bias"
-        if bias in self.store.exported:
-            logits = self.node("Add", logits, self._initializer(bias, self.store.exported[bias].parts[0]))
+        if bias in self.store.originals:
+            logits = self.node("Add", logits, self.weights.plain(bias))
         if self.store.precision.compute != torch.float32:
             logits = self.node("Cast", logits, to=int(ir.DataType.FLOAT))
         self._output("logits", logits, ("batch", "outputs", self.store.num_logits))
@@ -165,120 +163,6 @@ class Assembly(ABC):
     def _output(self, name: str, value: ir.Value, dims: Sequence[str | int]) -> None:
         value.name, value.dtype, value.shape = name, ir.DataType.FLOAT, ir.Shape(dims)
         self.graph.outputs.append(value)
-
-    # -- weights -----------------------------------------------------------------------------------------------------
-
-    def _place_weights(self) -> None:
-        """Let the graph read its weights from the file of the store, in the form that they have there."""
-        for value in [*self.graph.initializers.values()]:
-            name = value.name.removeprefix("network.")
-            weight = self.store.exported.get(name)
-            if weight is None:
-                continue
-            if weight.is_quantized or weight.is_transposed:
-                self._place_linear(value, name)
-            else:
-                self._place_plain(value, weight.parts[0])
-
-    def _place_plain(self, value: Any, stored: Stored) -> None:
-        """As it is; what is kept in another type than the graph computes in is converted after looking it up."""
-        wanted = value.dtype
-        value.const_value = self._external(value.name, stored)
-        if TYPES[stored.dtype] == wanted:
-            return
-        value.type = ir.TensorType(TYPES[stored.dtype])
-        for gather, _ in [*value.uses()]:
-            if gather.op_type != "Gather":
-                raise ConfigError(f"weight {value.name} is used by {gather.op_type}: it must stay in full precision")
-            self.anchor = gather
-            found = self.node("Gather", *gather.inputs, axis=gather.attributes["axis"].as_int())
-            found.dtype, found.shape = value.dtype, gather.outputs[0].shape
-            self._replace(gather, self.node("Cast", found, to=int(wanted)))
-
-    def _place_linear(self, value: Any, name: str) -> None:
-        """Transpose(weight) -> MatMul becomes a product with what is stored."""
-        for transpose, _ in [*value.uses()]:
-            users = [*transpose.outputs[0].uses()]
-            if transpose.op_type != "Transpose" or any(n.op_type != "MatMul" or place != 1 for n, place in users):
-                raise ConfigError(f"weight {name} is used otherwise than by a linear layer: it cannot be exported")
-            for product, _ in users:
-                self.anchor = product
-                self._replace(product, self._product(product.inputs[0], name))
-            self.graph.remove(transpose, safe=True)
-        del self.graph.initializers[value.name]
-
-    def _product(self, given: Any, name: str) -> Any:
-        """`given` [..., K] times the weight of the store."""
-        weight: Weight = self.store.exported[name]
-        stored, *rest = weight.parts
-        scales = [self._initializer(f"{name}.scales", each) for each in rest]
-        precision = self.store.precision
-        if weight.is_quantized and weight.is_transposed:
-            shape = weight.num_inputs, rest[0].shape[1]
-            integers = self._register(self._external(f"{name}.stored", stored, INTEGERS[precision.bits], shape))
-            found = self.node("DequantizeLinear", integers, *scales, axis=0, block_size=precision.block)
-            return self.node("MatMul", given, found)
-        part = self._initializer(name, stored)
-        if not weight.is_quantized:
-            return self.node("MatMul", given, part)
-        sizes: dict[str, Any] = {"K": weight.num_inputs, "N": stored.shape[0]}
-        sizes |= {"bits": precision.bits, "block_size": precision.block}
-        return self.node("MatMulNBits", given, part, *scales, domain=MICROSOFT, **sizes)
-
-    def _initializer(self, name: str, stored: Stored) -> ir.Value:
-        return self._register(self._external(f"{name}.stored", stored))
-
-    def _external(
-        self, name: str, stored: Stored, dtype: ir.DataType | None = None, shape: Sequence[int] = ()
-    ) -> ir.ExternalTensor:
-        file = self.store.data.path
-        return ir.ExternalTensor(
-            file.name,
-            stored.offset,
-            stored.num_bytes,
-            dtype or TYPES[stored.dtype],
-            shape=ir.Shape(shape or stored.shape),
-            name=name,
-            base_dir=file.parent,
-        )
-
-    # -- nodes -------------------------------------------------------------------------------------------------------
-
-    def node(self, op: str, *inputs: ir.Value | None, domain: str = "", outputs: int = 1, **attributes: Any) -> Any:
-        """A new node before the anchor, at the end without one; returns its output, or all if there are several."""
-        made = ir.node(op, inputs, attributes, domain=domain, num_outputs=outputs)
-        if self.anchor is None:
-            self.graph.append(made)
-        else:
-            self.graph.insert_before(self.anchor, made)
-        return made.outputs[0] if outputs == 1 else made.outputs
-
-    def constant(self, array: Any, name: str = "") -> ir.Value:
-        """A small tensor in the graph itself."""
-        name = name or f"constant_{len(self.graph.initializers)}"
-        return self._register(ir.tensor(array, name=name))
-
-    def ints(self, numbers: Sequence[int] | int) -> ir.Value:
-        """Axes, shapes and the like."""
-        return self.constant(np.array(numbers, np.int64))
-
-    def _register(self, tensor: Any) -> ir.Value:
-        value = self.graph.initializers.get(tensor.name)
-        if value is None:
-            value = ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-            self.graph.register_initializer(value)
-        return value  # type: ignore[no-any-return]
-
-    def _value(self, name: str, dtype: Any, dims: Sequence[str | int]) -> ir.Value:
-        return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
-
-    def _replace(self, node: Any, value: ir.Value) -> None:
-        old = node.outputs[0]
-        if value.dtype is None and old.dtype is not None:
-            value.dtype = old.dtype
-        value.shape = value.shape or old.shape
-        ir.convenience.replace_all_uses_with(old, value, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
 
     def with_prefix(self, seen: ir.Value, keys: ir.Value) -> ir.Value:
         """Who is seen, [B, S, T]: also all keys in the prefix, where there is one."""
@@ -327,6 +211,8 @@ class Fused(Assembly):
             inputs += [None, None, None, self.values["mask"]]
             attributes["causal"] = 0
         mixed, *presents = self.node("GroupQueryAttention", *inputs, domain=MICROSOFT, outputs=3, **attributes)
+        batch, _, length, width = value.shape  # type: ignore[misc]
+        mixed.dtype, mixed.shape = value.dtype, ir.Shape([batch, length, heads * width])
         return self.node("Reshape", mixed, self.ints([0, 0, heads, -1])), presents
 
 
@@ -386,6 +272,10 @@ def set_accuracy(model: ir.Model, level: int) -> None:
     for node in model.graph:
         if node.op_type == "MatMulNBits":
             node.attributes["accuracy_level"] = ir.AttrInt64("accuracy_level", level)
+
+
+def _value(name: str, dtype: Any, dims: Sequence[str | int]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
 
 
 def _dim(dim: Any) -> str | int:

@@ -1,17 +1,19 @@
 """Weights from a checkpoint into the data file of a graph, a tensor at a time.
 
 The family's own loading converts each tensor (a fused matrix split, a name changed); here it is taken before it gets
-into the network, merged with its part of an adapter, written as the graph wants it, and forgotten. A second file keeps
-it as it was, to compare with.
+into the network, merged with its part of an adapter, kept in a file as it was, and forgotten. When the graph is known
+each is read from there, and written as the graph wants it: some matrices side by side. The first file stays until the
+graph was compared with it.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -50,6 +52,11 @@ class Precision(NamedTuple):
     is_standard: bool = False
 
     @property
+    def is_merged(self) -> bool:
+        """Whether matrices that multiply the same input stand side by side, as one."""
+        return self.bits is not None and not self.is_standard
+
+    @property
     def embedding(self) -> torch.dtype:
         """Type of the embedding, which is not multiplied, only looked up."""
         return torch.float16 if self.bits else self.compute
@@ -74,6 +81,11 @@ class Stored(NamedTuple):
     def num_bytes(self) -> int:
         """Its size."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, first: int, number: int) -> Stored:
+        """Some of its rows."""
+        shape = number, *self.shape[1:]
+        return Stored(self.offset + first * math.prod(shape[1:]) * self.dtype.itemsize, self.dtype, shape)
 
 
 class DataFile:
@@ -154,31 +166,19 @@ class WeightStore:
     plain_head: Callable[[Tensor], Tensor]
     has_head: bool = True
     merge: Callable[[str, Tensor], Tensor] = lambda name, weight: weight
-    exported: dict[str, Weight] = field(default_factory=dict)
     originals: dict[str, Stored] = field(default_factory=dict)
+    exported: dict[str, Weight] = field(default_factory=dict)
 
     def take(self, name: str, weight: Tensor) -> None:
-        """Write the parameter `name`.
-
-        Raises:
-            CheckpointError: If it holds a number that is not finite, or too large for the type.
-        """
+        """Keep the parameter `name`."""
         if name == self.head and (self.is_tied or not self.has_head):
             return  # the embedding wins over a head that is stored beside it
-        is_shared = self.is_tied and name == self.embedding
-        # An adapter may have changed one of the two only: then they are tied no longer.
-        head = self.merge(self.head, weight) if is_shared and self.has_head else None
-        merged = self.merge(name, weight)
-        self.originals[name] = kept = self._keep(merged)
-        if name != self.head and name in self.linear:
-            self.exported[name] = self._linear(name, merged)
-        elif name != self.head:
-            dtype = self.precision.embedding if name == self.embedding else self.precision.compute
-            self.exported[name] = Weight((self._write(name, row_chunks(merged), merged.shape, dtype),))
-        if head is not None or name == self.head:
-            head = merged if head is None else head
-            self.originals[self.head] = kept if head is merged else self._keep(head)
-            self.exported[self.head] = self._linear(self.head, head, self.plain_head)
+        kept = self.merge(name, weight)
+        self.originals[name] = self._keep(kept)
+        if name == self.embedding and self.is_tied and self.has_head:
+            # An adapter may have changed one of the two only: then they are tied no longer.
+            head = self.merge(self.head, weight)
+            self.originals[self.head] = self.originals[name] if head is kept else self._keep(head)
 
     def _keep(self, weight: Tensor) -> Stored:
         return self.original.write(row_chunks(weight), weight.shape, weight.dtype)
@@ -188,13 +188,29 @@ class WeightStore:
         """Rows of the head."""
         return self.originals[self.head].shape[0]
 
+    def export(self, *names: str) -> Weight:
+        """A parameter as the graph has it, or several matrices one below the other; written when first asked for.
+
+        Raises:
+            CheckpointError: If one holds a number that is not finite, or too large for the type.
+        """
+        key = "+".join(names)
+        if key not in self.exported:
+            if names[0] not in self.linear:
+                self.exported[key] = self._plain(*names)
+            elif self.precision.bits:
+                self.exported[key] = self._quantized(names)
+            else:
+                self.exported[key] = self._transposed(*names)
+        return self.exported[key]
+
     def as_it_was(self, name: str) -> Tensor:
         """A parameter of the network in float32."""
         return self.original.read(self.originals[name]).float()
 
     def as_exported(self, name: str) -> Tensor:
         """What stands for it in the graph, in float32 and in its usual shape."""
-        weight = self.exported[name]
+        weight = self.export(name)
         if weight.is_quantized:
             assert self.precision.bits
             blocks, scales = map(self.data.read, weight.parts)
@@ -206,37 +222,52 @@ class WeightStore:
         read = self.data.read(weight.parts[0]).float()
         return read.T.contiguous() if weight.is_transposed else read
 
-    def _linear(self, name: str, weight: Tensor, change: Callable[[Tensor], Tensor] | None = None) -> Weight:
-        """A matrix [N, K], its rows changed."""
-        num_outputs, num_inputs = weight.shape
+    def _plain(self, name: str) -> Weight:
+        """In one of the types of the graph."""
+        dtype = self.precision.embedding if name == self.embedding else self.precision.compute
+        stored = self.originals[name]
+        chunks = row_chunks(self.original.read(stored))
+        return Weight((self.data.write((_finite(name, chunk.to(dtype)) for chunk in chunks), stored.shape, dtype),))
+
+    def _transposed(self, name: str) -> Weight:
+        """A matrix [N, K] as [K, N]."""
+        dtype = self.precision.compute
+        weight = torch.cat([_finite(name, rows.to(dtype)) for rows in self._rows(name)]).T
+        return Weight((self.data.write(row_chunks(weight), weight.shape, dtype),), is_transposed=True)
+
+    def _quantized(self, names: Sequence[str]) -> Weight:
+        """Matrices [N, K] one below the other, and each of them as a part of the whole."""
         bits, block = self.precision.bits, self.precision.block
-        if bits is None:
-            if change:
-                weight = torch.cat([change(rows).to(self.precision.compute) for rows in row_chunks(weight)])
-            columns = row_chunks(weight.T)
-            stored = self._write(name, columns, (num_inputs, num_outputs), self.precision.compute)
-            return Weight((stored,), is_transposed=True)
+        assert bits
+        numbers = [self.originals[name].shape[0] for name in names]
+        num_outputs, num_inputs = sum(numbers), self.originals[names[0]].shape[1]
         num_blocks = -(-num_inputs // block)
-        scales = torch.empty(num_outputs, num_blocks)
+        scales: list[Tensor] = []
 
         def chunks() -> Iterator[Tensor]:
-            row = 0
-            for rows in row_chunks(weight):
-                blocks, scales[row : row + len(rows)] = quantize(change(rows) if change else rows, bits, block)
-                row += len(rows)
-                yield blocks
+            for name in names:
+                for rows in self._rows(name):
+                    blocks, of_rows = quantize(rows, bits, block)
+                    scales.append(_finite(name, of_rows))
+                    yield blocks
 
         if self.precision.is_standard:
             multiples = torch.cat([to_signed(blocks, bits, num_inputs) for blocks in chunks()])
             packed = pack_signed(multiples.T, bits)
-            stored, scales = self.data.write([packed], packed.shape, torch.uint8), scales.T
-        else:
-            stored = self.data.write(chunks(), (num_outputs, num_blocks, block * bits // 8), torch.uint8)
-        parts = stored, self._write(name, [scales], scales.shape, torch.float32)
-        return Weight(parts, self.precision.is_standard, num_inputs)
+            scale = torch.cat(scales).T
+            parts = [self.data.write([each], each.shape, each.dtype) for each in (packed, scale)]
+            return Weight((*parts,), is_transposed=True, num_inputs=num_inputs)
+        stored = self.data.write(chunks(), (num_outputs, num_blocks, block * bits // 8), torch.uint8)
+        whole = stored, self.data.write(scales, (num_outputs, num_blocks), torch.float32)
+        for name, number, end in zip(names, numbers, accumulate(numbers), strict=True):
+            rows = (part.rows(end - number, number) for part in whole)
+            self.exported[name] = Weight((*rows,), num_inputs=num_inputs)
+        return Weight(whole, num_inputs=num_inputs)
 
-    def _write(self, name: str, chunks: Iterable[Tensor], shape: Iterable[int], dtype: torch.dtype) -> Stored:
-        return self.data.write((_finite(name, chunk.to(dtype)) for chunk in chunks), shape, dtype)
+    def _rows(self, name: str) -> Iterator[Tensor]:
+        """Some rows of a matrix at a time, as the graph multiplies with them."""
+        rows = row_chunks(self.original.read(self.originals[name]))
+        return map(self.plain_head, rows) if name == self.head else rows
 
 
 def _finite(name: str, chunk: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from lit_sft.configuration import build
 from lit_sft.conversation import Conversation, Message
 from lit_sft.export import text_side
 from lit_sft.export.check import Sample
-from lit_sft.export.folder import Source, export_onnx
+from lit_sft.export.folder import Form, Source, export_onnx
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import Strategy
 
@@ -45,12 +45,15 @@ STRATEGIES: list[dict[str, Any]] = [
 class Exported:
     """A checkpoint and its folder."""
 
-    def __init__(self, checkpoint: Checkpoint, folder: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, folder: Path, dtype: str = "float32") -> None:
         self.checkpoint = checkpoint
         self.folder = folder
         self.tokenizer = checkpoint.load_tokenizer()
         self.model: Any = checkpoint.load_model(dtype=torch.float32)
-        export_onnx(Source(checkpoint, [Sample(ids, [-100] * len(ids)) for ids in self.prompts()[:1]]), folder)
+        samples = [Sample(ids, [-100] * len(ids)) for ids in self.prompts()[:1]]
+        with traced_once(has_text=True), pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
+            patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
+            export_onnx(Source(checkpoint, samples), folder, Form(dtype))
 
     def prompts(self) -> list[list[int]]:
         return [
@@ -104,9 +107,7 @@ def exported(
     binary()
     name = request.param
     checkpoint = open_checkpoint(tiny(name)) if name == "native" else golden_checkpoint(name)
-    with traced_once(has_text=True), pytest.MonkeyPatch.context() as patch:  # the text side has its own tests
-        patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
-        return Exported(checkpoint, tmp_path_factory.mktemp("exported") / name)
+    return Exported(checkpoint, tmp_path_factory.mktemp("exported") / name)
 
 
 @pytest.mark.parametrize("options", STRATEGIES, ids=[each["class_path"] for each in STRATEGIES])
@@ -131,13 +132,22 @@ def test_log_probabilities_are_those_of_the_network(exported: Exported) -> None:
     assert found["logprob"] == pytest.approx(sum(expected), abs=1e-3)
 
 
+@pytest.mark.parametrize("name", ["baichuan-7b", "moss-16b"])
+def test_integers_answer_as_they_do_in_python(name: str, tmp_path: Path) -> None:
+    binary()
+    exported = Exported(golden_checkpoint(name), tmp_path / name, "int4")
+    exported.model = open_checkpoint(exported.folder).load_model()
+    greedy = ["--strategy", "Greedy", "--max_new_tokens", str(ROOM)]
+    found = rows(run("generate", exported.folder, [messages(talk) for talk in TALKS], *greedy))
+    expected = exported.by_python({"class_path": "Greedy", "init_args": {}})
+    assert [(each["answer"], each["finish_reason"], each["answer_tokens"]) for each in found] == expected
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One folder for what no family changes."""
     binary()
-    with traced_once(has_text=True), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_side.write_text_side, "__kwdefaults__", {"num_texts": 1, "num_conversations": 1})
-        return Exported(golden_checkpoint("baichuan-7b"), tmp_path_factory.mktemp("one") / "model").folder
+    return Exported(golden_checkpoint("baichuan-7b"), tmp_path_factory.mktemp("one") / "model").folder
 
 
 def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(folder: Path) -> None:
