@@ -16,6 +16,7 @@ from graphs import traced_once
 
 from lit_sft import open_checkpoint
 from lit_sft.checkpoint.opening import Checkpoint
+from lit_sft.checkpoint.tiny import demo_texts
 from lit_sft.configuration import build
 from lit_sft.conversation import Conversation, Message
 from lit_sft.export import text_side
@@ -33,6 +34,11 @@ TALKS = [
     [Message("user", "问"), Message("assistant", "答"), Message("user", "How are you?")],
     [Message("user", "叶 币\n是什么")],
 ]
+if "LIT_SFT_SLOW" in os.environ:
+    demo = [text[:40] for text in demo_texts() if text]
+    TALKS += [[Message("user", text)] for text in demo[:30]]
+    said = zip(demo[30:47], demo[47:64], demo[64:81], strict=True)
+    TALKS += [[Message("user", a), Message("assistant", b), Message("user", c)] for a, b, c in said]
 
 STRATEGIES: list[dict[str, Any]] = [
     {"class_path": "Greedy", "init_args": {}},
@@ -150,7 +156,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Exported(golden_checkpoint("baichuan-7b"), tmp_path_factory.mktemp("one") / "model").folder
 
 
-def test_a_stop_text_ends_an_answer_and_is_no_part_of_it(folder: Path) -> None:
+def test_a_stop_text_ends_an_answer_and_is_not_part_of_it(folder: Path) -> None:
     asked = messages(TALKS[0])
     (whole,) = rows(run("generate", folder, [asked], "--max_new_tokens", "12"))
     stop = whole["answer"][2:4]
