@@ -161,6 +161,14 @@ def test_a_chinese_page_has_no_space_between_characters(page: Page) -> None:
     assert re.findall(r"[\u3001-\u9fff\uff00-\uffef] +[\u3001-\u9fff\uff00-\uffef]", INLINE.sub("`", page.prose)) == []
 
 
+def test_the_site_says_of_code_the_language_that_its_style_asks_for() -> None:
+    highlight = next(entry for entry in site()["markdown_extensions"] if "pymdownx.highlight" in entry)
+    assert highlight["pymdownx.highlight"] == {"pygments_lang_class": True}
+    asked = set(re.findall(r"\.language-(\w+)", (DOCS / "style.css").read_text(encoding="utf-8")))
+    assert asked
+    assert asked <= LANGUAGES
+
+
 def test_the_reference_shows_every_class_that_a_configuration_may_name() -> None:
     (options,) = [plugin["mkdocstrings"] for plugin in site()["plugins"] if "mkdocstrings" in plugin]
     filters = options["handlers"]["python"]["options"]["filters"]
