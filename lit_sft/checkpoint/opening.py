@@ -255,7 +255,8 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
             f"Download the repository and give that folder: hf download {path} --local-dir models/{folder.name}, or "
             f"modelscope download --model {path} --local_dir models/{folder.name}"
             if is_hub_name
-            else f"Give a folder that holds config.json and weights; {path} would be {folder.absolute()}"
+            else f"Give a folder that holds config.json and weights: {folder.absolute()} is none. "
+            "docs/models.md says where to get them"
         )
         raise CheckpointError(f"checkpoint folder not found: {folder}. {remedy}")
     _refuse_devices(folder)
