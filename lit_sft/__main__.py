@@ -21,14 +21,8 @@ from lit_sft.spellings import OTHER_VERBS
 from lit_sft.streams import steady_streams
 
 CONFIGURED_VERBS = {
-    "preview": (
-        "lit_sft.cli.preview",
-        "show what the model will see of the data: preview --config configs/quickstart.yaml",
-    ),
-    "check": (
-        "lit_sft.cli.check",
-        "say whether a fit will work: estimated memory, then one step of everything: check --config configs/...yaml",
-    ),
+    "preview": ("lit_sft.cli.preview", "show what the model will see of the data"),
+    "check": ("lit_sft.cli.check", "say whether a fit will work: its memory, then one step of everything"),
     "fit": ("lit_sft.cli.fit", "fine-tune a model: fit --config configs/quickstart.yaml"),
     "validate": ("lit_sft.cli.fit", "measure a run, or a base model, on the validation split"),
     "test": ("lit_sft.cli.fit", "measure it on the test corpora"),
@@ -36,7 +30,7 @@ CONFIGURED_VERBS = {
     "compare": ("lit_sft.cli.compare", "compare a model before and after tuning: a report to publish"),
 }
 FUNCTION_VERBS = {
-    "tiny": ("lit_sft.cli.tiny:tiny", "make a small random checkpoint in the original layout, to try things on"),
+    "tiny": ("lit_sft.cli.tiny:tiny", "make a small random checkpoint in the original layout"),
     "chat": ("lit_sft.cli.chat:chat", "talk to a model; without options to that of the newest run"),
     "serve": ("lit_sft.cli.serve:serve", "serve a model over HTTP, in the form of OpenAI's API"),
     "evaluate": ("lit_sft.cli.evaluate:evaluate", "measure a model on C-Eval, CMMLU or ADGEN"),

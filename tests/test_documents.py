@@ -1,18 +1,17 @@
 """README and docs: English and Chinese say the same, and what they point to is there. Nothing is built or run."""
 
 import ast
-import importlib.util
 import re
 import shlex
 import tomllib
 from importlib import import_module
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from pages import CHINESE, DOCS, OWN, PAGES, ROOT, TWINS, Page
+from pages import CHINESE, DOCS, INLINE, OWN, PAGES, ROOT, TWINS, Page
 
 from lit_sft.configuration import BASE_CLASSES
 from lit_sft.display import num_columns
@@ -21,6 +20,8 @@ from lit_sft.plugins import discover
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 every_twin = pytest.mark.parametrize("page", TWINS, ids=lambda page: page.name)
 ENGLISH = [page for page in TWINS if not page.name.endswith(CHINESE)]
+CHINESE_PAGES = [page for page in TWINS if page.name.endswith(CHINESE)]
+every_chinese = pytest.mark.parametrize("page", CHINESE_PAGES, ids=lambda page: page.name)
 every_english = pytest.mark.parametrize("page", ENGLISH, ids=lambda page: page.name)
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -143,15 +144,29 @@ def test_every_page_is_in_the_index_and_in_the_navigation_of_the_site() -> None:
     assert here - set(Page(DOCS / "index.md").links) == {"index.md"}
 
 
-def test_the_site_shows_no_space_where_a_line_of_chinese_ends() -> None:
-    spec = importlib.util.spec_from_file_location("links", DOCS / "links.py")
-    assert spec
-    assert spec.loader
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
-    text = "演示\n语料，\n`fit` 与\nTRL：\n\n- 一\n  项\n- 二。\n1. 三\n\n```text\n渡\n船\n```\n好\n的\n"
-    joined = "演示语料，`fit` 与\nTRL：\n\n- 一项\n- 二。\n1. 三\n\n```text\n渡\n船\n```\n好的\n"
-    assert hook.on_page_markdown(text) == joined
+@every_chinese
+def test_a_paragraph_of_a_chinese_page_is_one_line(page: Page) -> None:
+    """GitHub and browsers show the end of a line as a space, which Chinese does not have between its words."""
+    opens_a_block = re.compile(r"$|#|\||>|<|```|\s*(?:[-*+]|\d+\.) ")
+    cut = [
+        line
+        for line, following in pairwise(page.prose.splitlines())
+        if line and not line.startswith(("#", "|", "<")) and not opens_a_block.match(following)
+    ]
+    assert cut == []
+
+
+@every_chinese
+def test_a_chinese_page_has_no_space_between_characters(page: Page) -> None:
+    assert re.findall(r"[\u3001-\u9fff\uff00-\uffef] +[\u3001-\u9fff\uff00-\uffef]", INLINE.sub("`", page.prose)) == []
+
+
+def test_the_site_says_of_code_the_language_that_its_style_asks_for() -> None:
+    highlight = next(entry for entry in site()["markdown_extensions"] if "pymdownx.highlight" in entry)
+    assert highlight["pymdownx.highlight"] == {"pygments_lang_class": True}
+    asked = set(re.findall(r"\.language-(\w+)", (DOCS / "style.css").read_text(encoding="utf-8")))
+    assert asked
+    assert asked <= LANGUAGES
 
 
 def test_the_reference_shows_every_class_that_a_configuration_may_name() -> None:

@@ -30,6 +30,7 @@ def test_import_and_help_load_no_torch() -> None:
     assert done.returncode == 0, done.stderr
     for verb in ("preview", "fit", "validate", "test", "predict", "tiny", "chat", "merge", "runs", "summary"):
         assert verb in done.stdout
+    assert [line for line in done.stdout.splitlines() if len(line) > 80] == []
 
 
 def test_summary_of_a_run_loads_no_torch() -> None:

@@ -66,14 +66,13 @@ def _texts(record: Preference | Judged) -> tuple[str | None, str | None]:
 
 def _table(rows: list[dict[str, Any]], judgment: str) -> tuple[list[str], list[list[str]]]:
     """Columns and rows."""
-    columns = ["prompt", "chosen", f"{judgment} before", "now", "rejected", f"{judgment} before", "now"]
     lines = []
     for row in rows:
-        (chosen_before, rejected_before), (chosen, rejected) = row["before"], row["after"]
-        numbers = [_number(value) for value in (chosen_before, chosen, rejected_before, rejected)]
-        lines.append([row["prompt"], row["chosen"] or "", *numbers[:2], row["rejected"] or "", *numbers[2:]])
-    return columns, lines
+        chosen, rejected = map(_moved, row["before"], row["after"])
+        lines.append([row["prompt"], row["chosen"] or "", chosen, row["rejected"] or "", rejected])
+    return ["prompt", "chosen", judgment, "rejected", judgment], lines
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _moved(before: float | None, now: float | None) -> str:
+    """Both in one cell: TensorBoard breaks the numbers of narrow columns."""
+    return "" if before is None or now is None else f"{before:.3g} → {now:.3g}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -38,16 +37,14 @@ def open_source(
     folder = None if checkpoint else Path(run) if run else newest_run(Path("runs"))
 
     import torch
-    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from lit_sft.chat.network import Source, source_of_run
     from lit_sft.checkpoint.opening import open_checkpoint
+    from lit_sft.cli.quiet import quieten_loading
     from lit_sft.rewards.trained import refuse_reward_model
     from lit_sft.tuning.qlora import QLoRA
 
-    disable_progress_bar()
-    set_verbosity_error()
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
+    quieten_loading()
     chosen = getattr(torch, dtype) if dtype else None
     quantized = QLoRA(quant_type=quantization) if quantization else None
     if folder:

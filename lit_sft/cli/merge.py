@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,8 +47,10 @@ def merge(
     folder = Path(run)
     refuse_existing(Path(output))
     config = read_config(folder)
+    from lit_sft.cli.quiet import quieten_loading
     from lit_sft.rewards.trained import refuse_reward_model
 
+    quieten_loading()
     if prompts:
         config["data"]["init_args"]["prompts"] = prompts
     stage, data = stage_and_data(config)
@@ -89,7 +90,6 @@ def _merged(
 
     from lit_sft.tuning._base import half_or_full
 
-    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")  # peft 0.21 on transformers 5.23
     checkpoint, tuning = stage.checkpoint, stage.tuning
     with removing_on_sigterm():
         return merge_adapter(

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import warnings
 
-from transformers.utils.logging import disable_progress_bar
+from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
 from lit_sft.display import HarmlessFormatter
 from lit_sft.distributed.processes import process_rank
 
+CHECKPOINTING = "`is_gradient_checkpointing` is deprecated"  # peft 0.21 on transformers 5.23
 HARMLESS_WARNINGS = (
     ".*does not have many workers.*",
     ".*LeafSpec.*",  # lightning 2.6 on torch 2.13
     "LightningCLI's args parameter",
-    "`is_gradient_checkpointing` is deprecated",  # peft 0.21 on transformers 5.23
+    CHECKPOINTING,
     "Total length of `list` across ranks is zero",  # nothing is held out
     "Be aware that when using `ckpt_path`",  # measuring a run needs no ModelCheckpoint
     "You're resuming from a checkpoint that ended before the epoch ended",  # the data module keeps the position
@@ -34,3 +35,10 @@ def quieten() -> None:
     for message in HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+
+
+def quieten_loading() -> None:
+    """No bar and no notice of transformers while a model is loaded."""
+    disable_progress_bar()
+    set_verbosity_error()
+    warnings.filterwarnings("ignore", CHECKPOINTING)

@@ -132,6 +132,13 @@ def _error(message: str, kind: str) -> dict[str, Any]:
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
 
+def _fault(error: dict[str, Any]) -> str:
+    place = ".".join(map(str, error["loc"][1:]))
+    if not place or error["type"] == "json_invalid":
+        return "the body is not read as a JSON object; send one, with the header Content-Type: application/json"
+    return f"{place}: {error['msg']}"
+
+
 def _add_errors(app: FastAPI) -> None:
     """Whatever is wrong is said in the form that clients of OpenAI read."""
 
@@ -141,8 +148,7 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def invalid(_: Request, error: RequestValidationError) -> Response:
-        said = "; ".join(f"{'.'.join(map(str, each['loc'][1:]))}: {each['msg']}" for each in error.errors())
-        return JSONResponse(_error(said, "invalid_request_error"), 400)
+        return JSONResponse(_error("; ".join(map(_fault, error.errors())), "invalid_request_error"), 400)
 
     @app.exception_handler(QueueFullError)
     def busy(_: Request, __: QueueFullError) -> Response:

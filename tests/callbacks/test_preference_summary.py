@@ -1,6 +1,7 @@
 """What is shown of runs on answers that are compared: their own metrics, and pairs as text."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ def test_metrics_and_pairs_stand_before_and_after_in_summary_terminal_and_tensor
     texts = [event.tensor_proto.string_val[0].decode() for event in events.Tensors("pairs/text_summary")]
     assert len(texts) == 2  # before, and after the epoch
     head, _, *lines = texts[-1].split("\n")
-    assert head == f"| prompt | chosen | {judgment} before | now | rejected | {judgment} before | now |"
+    assert head == f"| prompt | chosen | {judgment} | rejected | {judgment} |"
     assert len(lines) == 2
+    assert all(re.fullmatch(r"\| .* \| please.* \| \S+ → \S+ \| .* \| \S+ → \S+ \|", line) for line in lines)
     content = events.summary_metadata["_hparams_/experiment"].plugin_data.content
     named = {info.name.tag for info in plugin_data_pb2.HParamsPluginData.FromString(content).experiment.metric_infos}
     assert {f"{part}/{name}" for name in SHOWN[stage["class_path"]] for part in ("val", "val_before")} == named

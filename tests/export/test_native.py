@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from lit_sft.__main__ import main
 from lit_sft.checkpoint.opening import open_checkpoint
@@ -29,8 +30,12 @@ def test_a_model_with_its_adapter_is_a_plain_class_with_the_same_logits_and_ids(
     )
     wrapped.save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     words = ["export", "--checkpoint", str(tiny(family)), "--adapter", str(tmp_path / "adapter"), "--family", family]
+    enable_progress_bar()  # as in a new process
+    capsys.readouterr()
     assert main([*words, "--format", "native", "--output", str(tmp_path / "plain")]) == 0
-    assert f"{CLASSES[family]} in float32 with tokenizer" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert f"{CLASSES[family]} in float32 with tokenizer" in said.out
+    assert "Loading weights" not in said.err
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
     assert type(plain).__name__ == CLASSES[family]
     ids = torch.arange(5, 30)[None]

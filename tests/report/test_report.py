@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 from dataclasses import replace
@@ -159,15 +160,42 @@ def test_curves_are_drawn_on_a_common_scale_without_what_is_not_finite() -> None
     assert draw({"train/loss": [(0, math.inf)]}) is None
 
 
+in_a_browser = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+
+
+def seen_in_a_browser(file: Path, *options: str) -> str:
+    """The page as Chromium has it after it ran what it allows."""
+    started = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={file.parent / 'profile'}"]
+    command = [*started, *options, "--dump-dom", file.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@in_a_browser
 def test_a_browser_runs_the_filter_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "report.html"
     file.write_text(page_of(HOSTILE), encoding="utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
-    done = subprocess.run(["chromium", *options, file.as_uri()], capture_output=True, text=True, timeout=60)
-    assert "2 of 2" in done.stdout
-    assert "<title>broken" not in done.stdout
+    seen = seen_in_a_browser(file)
+    assert "2 of 2" in seen
+    assert "<title>broken" not in seen
+
+
+@pytest.mark.slow
+@in_a_browser
+def test_on_a_phone_the_name_of_a_metric_has_a_line_of_its_own(tmp_path: Path) -> None:
+    shown = comparison("甲")
+    (tmp_path / "report.html").write_text(page(shown, shown.measure()), encoding="utf-8")
+    measure = """const page = document.querySelector("iframe").contentDocument;
+        const widths = [...page.querySelectorAll(".metrics td:first-child")].map(cell => cell.clientWidth);
+        document.title = `${Math.min(...widths)} of ${page.documentElement.scrollWidth}`;"""
+    phone = tmp_path / "phone.html"
+    phone.write_text(
+        f"<iframe src=report.html style='width: 390px; border: 0' onload='{measure}'></iframe>", encoding="utf-8"
+    )
+    found = re.search(r"<title>(\d+) of (\d+)</title>", seen_in_a_browser(phone, "--allow-file-access-from-files"))
+    assert found
+    assert int(found[1]) > 300
+    assert int(found[2]) <= 390
 
 
 @pytest.mark.slow

@@ -191,7 +191,10 @@ def test_what_is_not_offered_is_refused_with_the_reason(served: Served, change: 
 def test_strangers_long_bodies_and_broken_json_are_refused(served: Served) -> None:
     body = json.dumps({"model": "tuned", "messages": asked("你好")}).encode()
     assert served.post("/v1/chat/completions", body, Authorization="Bearer other")[0] == 401
-    assert served.post("/v1/chat/completions", b"{")[0] == 400
+    for sent in (("{", "application/json"), (body.decode(), "application/x-www-form-urlencoded")):  # as curl -d says it
+        code, content = served.post("/v1/chat/completions", sent[0].encode(), **{"Content-Type": sent[1]})
+        assert code == 400
+        assert "send one, with the header Content-Type: application/json" in content["error"]["message"]
     for length in (MAX_BODY + 1, 8 * MAX_BODY):  # the longer fills every buffer on the way
         assert served.post("/v1/chat/completions", b" " * length)[0] == 413
         assert served.post("/v1/chat/completions", b" " * length, Authorization="Bearer other")[0] == 401
