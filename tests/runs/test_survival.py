@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from lit_sft import files
 from lit_sft.__main__ import main
-from lit_sft.callbacks import checkpoint_file
-from lit_sft.callbacks.checkpoint_file import CheckpointFile
-from lit_sft.errors import ConfigError, TrainingError
-from lit_sft.runs import folder
+from lit_sft.errors import ConfigError
 from lit_sft.runs.folder import newest_checkpoint, unfinished_run
 from lit_sft.runs.lock import locked
 
@@ -37,7 +33,7 @@ TOP_P = {"class_path": "TopP", "init_args": {"max_new_tokens": 4}}
 two_processes = pytest.mark.skipif(
     "LIT_SFT_SLOW" not in os.environ, reason="two processes, started again and again, for minutes: set LIT_SFT_SLOW"
 )
-"""What they test in this way, as a user starts it, tests/test_devices.py does in processes that started already."""
+"""What they test as a user starts it, tests/distributed/test_devices.py does in processes that started already."""
 
 
 def runs_named(tmp_path: Path, name: str) -> list[Path]:
@@ -184,40 +180,6 @@ def test_another_optimizer_is_refused(
     assert "the checkpoint's optimizer is AdamW, but that of the configuration is SGD" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_is_cut_off_changed_or_of_other_data_or_model_is_refused(
-    write_config: WriteConfig, tmp_path: Path, corpus_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = write_config(trainer={"max_epochs": 1})
-    assert main(["fit", "--config", config, "--name", "a"]) == 0
-    checkpoint = runs_named(tmp_path, "a")[0] / "checkpoints" / "last.ckpt"
-    content = checkpoint.read_bytes()
-    damaged = tmp_path / "damaged.ckpt"
-    flipped = bytearray(content)
-    weight = max(last(checkpoint.parents[1])["state_dict"].values(), key=torch.Tensor.numel)
-    flipped[content.index(weight.numpy().tobytes())] ^= 1
-    for bad in (content[: len(content) // 2], content[:-1], bytes(flipped), b""):
-        damaged.write_bytes(bad)
-        assert main(["fit", "--config", config, "--ckpt_path", str(damaged)]) == 2
-        assert "damaged or cut off" in capsys.readouterr().err
-    rank = ["--model.init_args.tuning.init_args.rank", "2"]
-    assert main(["fit", "--config", config, "--ckpt_path", str(checkpoint), *rank]) == 2
-    assert "of another model or tuning" in capsys.readouterr().err
-    lines = corpus_file.read_text().splitlines(keepends=True)
-    corpus_file.write_text("".join(lines[:-1]))
-    assert main(["fit", "--config", config, "--ckpt_path", str(checkpoint)]) == 2
-    assert "at the end of an epoch of other data or other batches: corpora: ['Belle " in capsys.readouterr().err
-
-
-def test_a_damaged_last_checkpoint_is_passed_over_for_the_best(write_config: WriteConfig, tmp_path: Path) -> None:
-    config = write_config(trainer={"max_steps": 3, "val_check_interval": 2})
-    assert main(["fit", "--config", config, "--name", "a"]) == 0
-    (run,) = runs_named(tmp_path, "a")
-    weights = last(run)["state_dict"]
-    (run / "checkpoints" / "last.ckpt").write_bytes(b"")
-    assert main(["fit", "--resume", str(run)]) == 0
-    assert all(torch.equal(weight, last(run)["state_dict"][name]) for name, weight in weights.items())
-
-
 def test_resume_auto_says_what_it_looked_for(
     write_config: WriteConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -308,82 +270,6 @@ def test_only_runs_of_the_same_name_are_looked_at(tmp_path: Path) -> None:
         unfinished_run(tmp_path, "a")
 
 
-def test_going_on_reads_the_checkpoint_through_once(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = write_config(trainer={"max_steps": 1})
-    assert main(["fit", "--config", config]) == 0
-    (run,) = runs_named(tmp_path, Path(config).stem)
-    read = count_checks(monkeypatch)
-    assert main(["fit", "--resume", str(run), "--trainer.max_steps", "2"]) == 0
-    assert len(read) == 1
-
-
-@pytest.mark.parametrize("is_whole", [True, False])
-@pytest.mark.parametrize("rank", [0, 1])
-def test_of_several_processes_the_first_reads_a_checkpoint_through_and_tells_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int, is_whole: bool
-) -> None:
-    path, own = tmp_path / "best.ckpt", tmp_path / ("best.ckpt" if rank == 0 else "last.ckpt")
-    CheckpointFile().save_checkpoint({"step": 1}, path)
-    if not is_whole:
-        path.write_bytes(path.read_bytes()[:-40])
-
-    def broadcast(verdict: list[Path | None], src: int) -> None:
-        verdict[0] = path if is_whole else None
-
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
-    monkeypatch.setattr(checkpoint_file, "read_checkpoint", lambda path: {"read": path})
-    read = count_checks(monkeypatch)
-    if is_whole:
-        assert CheckpointFile().load_checkpoint(own) == {"read": path}
-    else:
-        with pytest.raises(ConfigError, match="damaged or cut off"):
-            CheckpointFile().load_checkpoint(own)
-    assert len(read) == (rank == 0)
-
-
-def count_checks(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that are read through from now on."""
-    read: list[Path] = []
-    original = folder.is_whole_archive
-
-    def watched(path: Path) -> bool:
-        read.append(path)
-        return original(path)
-
-    monkeypatch.setattr(folder, "is_whole_archive", watched)
-    monkeypatch.setattr(checkpoint_file, "is_whole_archive", watched)
-    return read
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "last.ckpt"
-    CheckpointFile().save_checkpoint({"step": 1}, path)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(TrainingError, match=f"last.ckpt could not be written: No space left .* is kept: {path}"):
-        CheckpointFile().save_checkpoint({"step": 2}, path)
-    assert torch.load(path, weights_only=True) == {"step": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_disk_that_is_too_small_is_an_error_before_training(
-    write_config: WriteConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    assert main(["fit", "--config", write_config()]) == 2
-    assert "on a disk with 1e-06 GB free" in capsys.readouterr().err
-    assert not list(tmp_path.glob("runs/*/checkpoints/*"))
-
-
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
@@ -447,36 +333,3 @@ def test_a_run_does_not_go_on_within_an_optimizer_step(write_config: WriteConfig
     (run / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
     assert newest_checkpoint(run) is None
     assert main(["fit", "--config", config, "--name", "b", "--ckpt_path", str(best)]) == 2
-
-
-def test_a_copied_best_checkpoint_is_not_taken_for_the_last(tmp_path: Path) -> None:
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for name in ("last.ckpt", "best.ckpt"):  # the copy of the best is newer
-        torch.save({"is_within_step": False}, folder / name)
-    os.utime(folder / "last.ckpt", (1, 1))
-    assert newest_checkpoint(tmp_path) == folder / "last.ckpt"
-
-
-@pytest.mark.parametrize("content", [{}, [1], torch.zeros(2), {"state_dict": {}}, {"global_step": "a"}, 7])
-def test_a_sound_archive_of_something_else_is_refused_in_one_line(tmp_path: Path, content: Any) -> None:
-    torch.save(content, tmp_path / "x.ckpt")
-    with pytest.raises(ConfigError, match="is not a training checkpoint"):
-        CheckpointFile().load_checkpoint(tmp_path / "x.ckpt")
-
-
-def test_a_zip_of_texts_is_refused_in_one_line(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "x.ckpt", "w") as archive:
-        archive.writestr("a.txt", "a")
-    with pytest.raises(ConfigError, match="is not a training checkpoint"):
-        CheckpointFile().load_checkpoint(tmp_path / "x.ckpt")
-
-
-def test_a_disk_without_second_names_has_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(Path, "hardlink_to", refuse)
-    (tmp_path / "best").write_text("weights")
-    checkpoint_file.link(tmp_path / "best", tmp_path / "last")
-    assert (tmp_path / "last").read_text() == "weights"
