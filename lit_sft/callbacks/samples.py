@@ -65,12 +65,11 @@ class Samples(BeforeAfter):
         # TensorBoard squeezes columns: one that says the same in every row takes the place of the texts, and the
         # numbers of narrow ones are broken.
         columns = ["prompt", *["strategy"] * (len(stage.strategies) > 1), "before", "after", "reference"]
-        rewarded = ["reward"] if worth[0] else []
         lines = [
-            [*(row[name] or "" for name in columns), *[_listed(rewards)] * len(rewarded)]
+            [*(row[name] or "" for name in columns), *([_listed(rewards)] if rewards else [])]
             for row, rewards in zip(rows, worth, strict=True)
         ]
-        log_table(trainer, "samples", [*columns, *rewarded], lines)
+        log_table(trainer, "samples", [*columns, *["reward"] * bool(worth[0])], lines)
         return True
 
 
