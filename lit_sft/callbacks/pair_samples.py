@@ -65,14 +65,13 @@ def _texts(record: Preference | Judged) -> tuple[str | None, str | None]:
 
 
 def _table(rows: list[dict[str, Any]], judgment: str) -> tuple[list[str], list[list[str]]]:
-    """Columns and rows."""
+    """Columns and rows; a number stands below its answer, for TensorBoard breaks those of narrow columns."""
     lines = []
     for row in rows:
-        chosen, rejected = map(_moved, row["before"], row["after"])
-        lines.append([row["prompt"], row["chosen"] or "", chosen, row["rejected"] or "", rejected])
-    return ["prompt", "chosen", judgment, "rejected", judgment], lines
-
-
-def _moved(before: float | None, now: float | None) -> str:
-    """Both in one cell: TensorBoard breaks the numbers of narrow columns."""
-    return "" if before is None or now is None else f"{before:.3g} → {now:.3g}"
+        texts, befores, nows = (row["chosen"], row["rejected"]), row["before"], row["after"]
+        answers = [
+            "" if text is None else f"{text}\n{judgment} {before:.3g} → {now:.3g}"
+            for text, before, now in zip(texts, befores, nows, strict=True)
+        ]
+        lines.append([row["prompt"], *answers])
+    return ["prompt", "chosen", "rejected"], lines

@@ -62,14 +62,14 @@ class Samples(BeforeAfter):
                 row["rewards"] = {"before": first["rewards"]["before"], "after": rewards}
             rows.append(row)
         self.rows = rows
-        # TensorBoard squeezes columns: one that says the same in every row takes the place of the texts.
+        # TensorBoard squeezes columns: one that says the same in every row takes the place of the texts, and the
+        # numbers of narrow ones are broken.
         columns = ["prompt", *["strategy"] * (len(stage.strategies) > 1), "before", "after", "reference"]
-        names = list(worth[0])
         lines = [
-            [*(row[name] or "" for name in columns), *(_number(rewards[name]) for name in names)]
+            [*(row[name] or "" for name in columns), *([_listed(rewards)] if rewards else [])]
             for row, rewards in zip(rows, worth, strict=True)
         ]
-        log_table(trainer, "samples", [*columns, *names], lines)
+        log_table(trainer, "samples", [*columns, *["reward"] * bool(worth[0])], lines)
         return True
 
 
@@ -90,5 +90,7 @@ def _worth(stage: Answering, answers: Sequence[tuple[Prompt, Answer]]) -> list[d
     ]
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _listed(rewards: dict[str, float | None]) -> str:
+    """The reward, and below it those that it is the sum of."""
+    total, *parts = [(name, "none" if value is None else f"{value:.3g}") for name, value in rewards.items()]
+    return "\n".join([total[1], *(f"{name} {number}" for name, number in parts)])

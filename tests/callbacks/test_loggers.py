@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lit_sft.__main__ import main
 from lit_sft.callbacks._loggers import log_table
+from lit_sft.callbacks.samples import _listed
 
 WriteConfig = Callable[..., str]
 
@@ -74,3 +75,8 @@ def test_a_tensorboard_logger_of_ones_own_stands_in_place_of_ours_and_false_for_
         assert main(["fit", "--config", write_config(trainer={"logger": given, "max_steps": 1})]) == 0
     assert [run for run in (tmp_path / "runs").iterdir() if list(run.glob("events.*"))] == []
     assert len(list((tmp_path / "curves").rglob("events.*"))) == 1
+
+
+def test_a_sample_has_its_reward_and_the_parts_of_it_in_one_cell() -> None:
+    assert _listed({"reward": 1.8125, "trained": 1.85, "no_end": -0.0375}) == "1.81\ntrained 1.85\nno_end -0.0375"
+    assert _listed({"reward": None, "matches": None}) == "none\nmatches none"
