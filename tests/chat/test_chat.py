@@ -1,5 +1,6 @@
 """Chat: through a pipe, in a terminal, and what it shows of an answer."""
 
+import io
 import os
 import pty
 import select
@@ -18,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 from reading import read
 
 from lit_sft import open_checkpoint
+from lit_sft.__main__ import main
 from lit_sft.chat.network import Network, Source
 from lit_sft.chat.session import Session
 from lit_sft.chat.stream import AnswerStream
@@ -147,19 +149,19 @@ def test_half_a_character_and_control_tokens_are_never_shown() -> None:
 
 
 @pytest.mark.slow
-def test_a_pipe_gets_one_line_for_each_line_and_each_is_a_conversation_of_its_own(tiny: Tiny) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "lit_sft", "chat", "--checkpoint", str(tiny("baichuan-7b"))],
-        input="你好\n\n/etc/hosts 是什么文件？\n你好\n".encode(),
-        capture_output=True,
-        check=True,
-    )
-    first, blank, path, again = done.stdout.decode().removesuffix("\n").split("\n")
+def test_a_pipe_gets_one_line_for_each_line_and_each_is_a_conversation_of_its_own(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    lines = "你好\n\n/etc/hosts 是什么文件？\n你好\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert main(["chat", "--checkpoint", str(tiny("baichuan-7b"))]) == 0
+    said = capsysbinary.readouterr().out
+    first, blank, path, again = said.decode().removesuffix("\n").split("\n")
     assert first == again != ""
     assert blank == ""
     assert path
-    assert b"\x1b" not in done.stdout
-    assert b"> " not in done.stdout
+    assert b"\x1b" not in said
+    assert b"> " not in said
 
 
 @pytest.mark.slow
