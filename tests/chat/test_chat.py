@@ -23,8 +23,10 @@ from lit_sft.__main__ import main
 from lit_sft.chat.network import Network, Source
 from lit_sft.chat.session import Session
 from lit_sft.chat.stream import AnswerStream
+from lit_sft.conversation import Conversation
 from lit_sft.corpora.jsonl_chat import JsonlChat
 from lit_sft.errors import ConfigError, UserError
+from lit_sft.families.baichuan.prompts import HumanAssistantFormat
 from lit_sft.generation.generate import generate_answers
 from lit_sft.generation.strategies import BeamSearch, Greedy, TopP
 
@@ -154,9 +156,18 @@ def test_a_pipe_gets_one_line_for_each_line_and_each_is_a_conversation_of_its_ow
 ) -> None:
     lines = "你好\n\n/etc/hosts 是什么文件？\n你好\n".encode()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    asked: list[list[str]] = []
+    encode = HumanAssistantFormat.encode_prompt
+
+    def watched(self: HumanAssistantFormat, conversation: Conversation, tokenizer: Any) -> list[int]:
+        asked.append([message.content for message in conversation.messages])
+        return encode(self, conversation, tokenizer)
+
+    monkeypatch.setattr(HumanAssistantFormat, "encode_prompt", watched)
     assert main(["chat", "--checkpoint", str(tiny("baichuan-7b"))]) == 0
     said = capsysbinary.readouterr().out
     first, blank, path, again = said.decode().removesuffix("\n").split("\n")
+    assert asked == [["你好"], ["/etc/hosts 是什么文件？"], ["你好"]]
     assert first == again != ""
     assert blank == ""
     assert path
