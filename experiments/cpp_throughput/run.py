@@ -141,7 +141,7 @@ def _run(command: list[str]) -> tuple[str, float]:
                 status = Path(f"/proc/{process.pid}/status").read_text()
                 peak = max([peak, *(int(line.split()[1]) / 1024 for line in status.splitlines() if "VmHWM" in line)])
     if process.returncode:
-        sys.exit(f"{' '.join(command)}:\n{errors[-2000:]}")
+        sys.exit(f"{' '.join(command)} ended with {process.returncode}:\n{errors[-2000:]}")
     return output, peak
 
 
