@@ -61,7 +61,7 @@ parts `7b-lora` to `7b-full-8bit` were measured.
 
 [English](gpu.md)
 
-在实际测量之前，本项目在 GPU 上的表现只来自公式和 CPU 上的结果。`experiments/gpu/run.py` 用来测量：
+在实际测量之前，本项目在 GPU 上的表现只来自公式和 CPU 上的结果。`experiments/gpu/run.py` 用来测量：\
 每个问题是一个单独的部分，有自己的时间上限，最重要的排在最前面；权重是随机的，直接在设备上生成，不下载任何东西。
 
 ```bash
@@ -71,8 +71,8 @@ python experiments/gpu/page.py                  # 重新生成本页
 python experiments/gpu/run.py --size tiny       # 小网络，在 CPU 上：脚本能否工作？
 ```
 
-依赖它的默认值：GPU 上把样本打包成行（`packing`，部分 `7b-lora` 和 `7b-lora-grouped`）、打包行的注意力内核
-（部分 `attention`）、我们自己的输出头和损失（部分 `head`）、不编译解码块（部分 `7b-lora-compiled`）。
+依赖它的默认值：GPU 上把样本打包成行（`packing`，部分 `7b-lora` 和 `7b-lora-grouped`）、打包行的注意力内核\
+（部分 `attention`）、我们自己的输出头和损失（部分 `head`）、不编译解码块（部分 `7b-lora-compiled`）。\
 在测量 `7b-lora` 到 `7b-full-8bit` 之前，`check` 和[显存与时间](scale.zh-CN.md) 的估计来自公式。
 """,
         "nothing": "尚未测量：没有 results.json。",
