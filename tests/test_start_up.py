@@ -38,6 +38,17 @@ def test_summary_of_a_run_loads_no_torch() -> None:
     assert run("-c", code).returncode == 0
 
 
+def test_memory_of_full_tuning_is_estimated_without_peft(tiny_folder: Path) -> None:
+    code = (
+        "import sys; from lit_sft import open_checkpoint; from lit_sft.preflight.network import measure_network; "
+        "from lit_sft.preflight.plan import footprint_of; from lit_sft.tuning.full import Full; "
+        "family = open_checkpoint(sys.argv[1]).family; footprint_of(Full(), family); measure_network(family); "
+        "assert 'peft' not in sys.modules"
+    )
+    done = run("-c", code, str(tiny_folder))
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_missing_kernel_for_4_bits_on_a_cpu_is_not_told() -> None:
     code = "import logging, lit_sft; logging.getLogger('bitsandbytes.backends.cpu.ops').warning('no such kernel')"
     assert run("-c", code).stderr == ""

@@ -69,7 +69,7 @@ class Samples(BeforeAfter):
             [*(row[name] or "" for name in columns), *([_listed(rewards)] if rewards else [])]
             for row, rewards in zip(rows, worth, strict=True)
         ]
-        log_table(trainer, "samples", [*columns, *["reward"] * bool(worth[0])], lines)
+        log_table(trainer, "samples", [*columns, *(["reward"] if worth[0] else [])], lines)
         return True
 
 

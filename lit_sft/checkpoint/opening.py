@@ -250,12 +250,13 @@ def open_checkpoint(path: str | Path, family: str = "auto", prompt_format: str |
     """
     folder = Path(path)
     if not folder.is_dir():
+        # models/ and runs/ are folders of ours, not owners on the Hub.
         is_hub_name = re.fullmatch(r"(?!models/|runs/)[\w-][\w.-]*/[\w.-]+", str(path))
         remedy = (
             f"Download the repository and give that folder: hf download {path} --local-dir models/{folder.name}, or "
             f"modelscope download --model {path} --local_dir models/{folder.name}"
             if is_hub_name
-            else f"Give a folder that holds config.json and weights: {folder.absolute()} is none. "
+            else f"Give a folder that holds config.json and weights; {folder.absolute()} is not one. "
             "docs/models.md says where to get them"
         )
         raise CheckpointError(f"checkpoint folder not found: {folder}. {remedy}")

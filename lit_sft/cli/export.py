@@ -10,7 +10,6 @@ from lit_sft.checkpoint.exported import MANIFEST
 from lit_sft.checkpoint.files import is_exported
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.cli._stopping import removing_on_sigterm
-from lit_sft.cli.quiet import quieten_loading
 from lit_sft.configuration import stage_and_data
 from lit_sft.display import visible
 from lit_sft.errors import ConfigError
@@ -77,6 +76,8 @@ def export(
         check_request(Path(output), form)
     if (run is None) == (checkpoint is None):
         raise ConfigError("give either --run or --checkpoint")
+    from lit_sft.cli.quiet import quieten_loading
+
     quieten_loading()
     if run is None:
         source = _of_checkpoint(open_checkpoint(str(checkpoint), family, prompt_format), adapter, prompts)

@@ -173,7 +173,7 @@ def base_bytes(size: NetworkSize, plan: Plan) -> float:
         trained = num_trained(size, plan) if tuning.trains_base else 0
         return trained * plan.trained_bytes + (size.num_parameters - trained) * plan.activation_bytes
     packed, rest = size.num_linear_parameters, size.num_parameters - size.num_linear_parameters
-    rows = size.num_layers * sum(layer.outputs for layer in size.linear_layers)
+    rows = size.num_layers * sum(outputs for _, _, outputs in size.linear_shapes)
     scales = packed * tuning.scale_bytes + rows * tuning.row_scale_bytes
     return packed * tuning.packed_bytes + scales + rest * plan.activation_bytes
 
@@ -183,7 +183,7 @@ def block_activations(size: NetworkSize, plan: Plan) -> float:
 
     What every linear layer reads and writes, and the product in a gated feed-forward layer; norms keep float32.
     """
-    through = sum(layer.inputs + layer.outputs for layer in size.linear_layers) + size.is_gated * size.widest
+    through = sum(inputs + outputs for _, inputs, outputs in size.linear_shapes) + size.is_gated * size.widest
     saved: float = through * plan.activation_bytes
     if plan.activation_bytes == 2:
         saved += 4 * size.hidden_size * 2  # the input of each of the two norms in float32
@@ -252,7 +252,7 @@ def estimate(size: NetworkSize, plan: Plan) -> Memory:
     # The widest gradient and the one it is computed from; a packed matrix is unpacked to be used.
     backward = 2.0 * plan.tokens * size.widest * plan.activation_bytes
     if plan.tuning.packed_bytes is not None:
-        backward += max(layer.inputs * layer.outputs for layer in size.linear_layers) * plan.activation_bytes
+        backward += max(i * o for _, i, o in size.linear_shapes) * plan.activation_bytes
     gradients = trained * plan.trained_bytes / shards
     # Its gradient is made with the loss, before any other. A score has no use for the vocabulary.
     speaks = plan.head_use != "score"

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from lit_sft.families._base import Family
-
-
-class LinearLayer(NamedTuple):
-    """A linear layer of a decoder block, by its name there and by that of the module of the original that it was."""
-
-    name: str
-    original_name: str
-    inputs: int
-    outputs: int
-
-    def is_named(self, target: str) -> bool:
-        """Whether a target of LoRA means it; adapters of the original code have the names that it had there."""
-        return any(f".{name}".endswith(f".{target}") for name in (self.name, self.original_name))
 
 
 @dataclass(frozen=True)
@@ -32,7 +18,7 @@ class NetworkSize:
     Args:
         num_parameters: All of them.
         num_root_parameters: Those outside the decoder blocks: embedding, head, last norm.
-        linear_layers: Of one decoder block.
+        linear_shapes: (name, inputs, outputs) of the linear layers of one decoder block.
         num_layers: Decoder blocks, all alike.
         num_heads: Attention heads.
         hidden_size: Width of the residual stream.
@@ -47,7 +33,7 @@ class NetworkSize:
 
     num_parameters: int
     num_root_parameters: int
-    linear_layers: tuple[LinearLayer, ...]
+    linear_shapes: tuple[tuple[str, int, int], ...]
     num_layers: int
     num_heads: int
     hidden_size: int
@@ -61,7 +47,7 @@ class NetworkSize:
     @property
     def num_linear_parameters(self) -> int:
         """Weights of all linear layers inside the blocks: what a quantized base packs."""
-        return self.num_layers * sum(layer.inputs * layer.outputs for layer in self.linear_layers)
+        return self.num_layers * sum(inputs * outputs for _, inputs, outputs in self.linear_shapes)
 
     @property
     def num_block_parameters(self) -> int:
@@ -71,12 +57,11 @@ class NetworkSize:
     @property
     def widest(self) -> int:
         """Width of the feed-forward layer."""
-        return max(layer.inputs for layer in self.linear_layers)
+        return max(inputs for _, inputs, _ in self.linear_shapes)
 
     def adapted(self, targets: Sequence[str]) -> list[tuple[int, int]]:
         """(inputs, outputs) of the linear layers of one block that LoRA adapts."""
-        adapted = (layer for layer in self.linear_layers if any(map(layer.is_named, targets)))
-        return [(layer.inputs, layer.outputs) for layer in adapted]
+        return [(i, o) for name, i, o in self.linear_shapes if any(_is_named(name, target) for target in targets)]
 
 
 def measure_network(family: Family) -> NetworkSize:
@@ -84,20 +69,24 @@ def measure_network(family: Family) -> NetworkSize:
     network = family.skeleton()
     kinds = set(network._no_split_modules or ())
     blocks = [module for module in network.modules() if type(module).__name__ in kinds]
-    linear = _linear_layers(network, blocks[0])
+    linear = tuple(
+        (name, module.in_features, module.out_features)
+        for name, module in blocks[0].named_modules()
+        if isinstance(module, nn.Linear)
+    )
     head = network.get_output_embeddings()
     assert head is not None
     vocabulary, hidden_size = head.weight.shape
     num_parameters = sum(parameter.numel() for parameter in network.parameters())
     num_in_blocks = sum(parameter.numel() for block in blocks for parameter in block.parameters())
-    widest = max(layer.inputs for layer in linear)
-    num_written = sum(layer.outputs for layer in linear if layer.outputs >= widest > hidden_size)
+    widest = max(inputs for _, inputs, _ in linear)
+    num_written = sum(outputs for _, _, outputs in linear if outputs >= widest > hidden_size)
     cache_width = 2 * _num_key_heads(network.config) * int(hidden_size) // network.config.num_attention_heads
     prefix_sizes = {None: 0, "hidden": int(hidden_size), "states": len(blocks) * cache_width}
     return NetworkSize(
         num_parameters=num_parameters,
         num_root_parameters=num_parameters - num_in_blocks,
-        linear_layers=linear,
+        linear_shapes=linear,
         num_layers=len(blocks),
         num_heads=network.config.num_attention_heads,
         hidden_size=int(hidden_size),
@@ -110,20 +99,10 @@ def measure_network(family: Family) -> NetworkSize:
     )
 
 
-def _linear_layers(network: PreTrainedModel, block: nn.Module) -> tuple[LinearLayer, ...]:
-    from lit_sft.tuning._original_names import original_modules
-
-    originals = {
-        part.module: name for name, parts in original_modules(network, of_forerunner=True).items() for part in parts
-    }
-    within = {module for module in block.modules() if isinstance(module, nn.Linear)}
-    return tuple(
-        LinearLayer(name, originals.get(name, name), module.in_features, module.out_features)
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear) and module in within
-    )
-
-
 def _num_key_heads(config: Any) -> int:
     """Heads of keys, which several heads of queries may share."""
     return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def _is_named(name: str, target: str) -> bool:
+    return name == target or name.endswith(f".{target}")

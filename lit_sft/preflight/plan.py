@@ -17,7 +17,7 @@ from lit_sft.plugins import discover
 from lit_sft.preflight.memory import Memory, Plan, estimate, num_trained
 from lit_sft.preflight.network import NetworkSize, measure_network
 from lit_sft.rewards.trained import exported
-from lit_sft.tuning._base import Tuning
+from lit_sft.tuning._base import Footprint, Tuning
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
 
@@ -47,7 +47,7 @@ def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is
     is_fused = not optimizer or bool(_argument(optimizer, "fused")) or _optimizer_name(optimizer).endswith("8bit")
     num_sequences = int(member(config.data.class_path, "lit_sft.data._base.CorpusData").sequences_in_row)
     plan = Plan(
-        tuning=tuning.footprint(family.lora_targets),
+        tuning=footprint_of(tuning, family),
         precision={"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}.get(precision, precision),
         rows=data.micro_batch_size,
         row_length=data.max_length * num_sequences,
@@ -66,6 +66,16 @@ def plan_of(config: Any, tuning: Tuning, family: Family, num_devices: int, *, is
     if name == "SGD" and _argument(optimizer, "momentum"):
         return replace(plan, optimizer_bytes=plan.trained_bytes)
     return replace(plan, optimizer_bytes=OPTIMIZER_BYTES.get(name, 2 * plan.trained_bytes))
+
+
+def footprint_of(tuning: Tuning, family: Family) -> Footprint:
+    """What a tuning asks of the memory, its targets by the names of the network whatever an adapter calls them."""
+    found = tuning.footprint(family.lora_targets)
+    if not (tuning.adapter and found.targets):
+        return found
+    from lit_sft.tuning._targets import network_targets  # loads peft, which full tuning does without
+
+    return replace(found, targets=network_targets(found.targets, family.skeleton()))
 
 
 def num_devices(devices: Any, accelerator: Any) -> int:

@@ -45,6 +45,20 @@ def check_targets(targets: Sequence[str], network: PreTrainedModel) -> None:
         raise ConfigError(f"LoRA target {target!r} {why}. {accepted(target, valid | {ALL_LINEAR})}")
 
 
+def network_targets(targets: Sequence[str], network: PreTrainedModel) -> tuple[str, ...]:
+    """Targets by the names of the network: those of an adapter may be names of the original code (`W_pack`).
+
+    Args:
+        targets: Names of modules, or the ends of such behind a dot.
+        network: May be on "meta".
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)]
+    found = (
+        [target] if any(_is_named(name, target) for name in names) else _parts_of(target, network) for target in targets
+    )
+    return tuple(dict.fromkeys(name for each in found for name in each))
+
+
 def _is_named(module: str, target: str) -> bool:
     return module == target or module.endswith(f".{target}")
 

@@ -66,5 +66,5 @@ def test_the_name_of_a_repository_is_answered_with_how_to_download_it() -> None:
 
 def test_a_folder_of_ours_that_is_missing_is_no_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"{tmp_path}/models/tiny is none. docs/models.md says where"):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}/models/tiny is not one. docs/models.md says where"):
         open_checkpoint("models/tiny")

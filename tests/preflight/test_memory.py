@@ -12,7 +12,7 @@ from original_adapters import FUSED, original_weights, write_adapter
 from lit_sft.checkpoint.opening import Checkpoint, open_checkpoint
 from lit_sft.preflight.memory import Plan, base_bytes, estimate, num_trained
 from lit_sft.preflight.network import measure_network
-from lit_sft.preflight.plan import remedies
+from lit_sft.preflight.plan import footprint_of, remedies
 from lit_sft.tuning.full import Full
 from lit_sft.tuning.lora import LoRA
 from lit_sft.tuning.qlora import QLoRA
@@ -66,8 +66,7 @@ def test_an_adapter_of_the_original_code_counts_on_all_that_its_layers_became(
     network = tuning.load(checkpoint, "32-true")
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trained
-    plan = Plan(tuning.footprint(checkpoint.family.lora_targets))
-    assert num_trained(measure_network(checkpoint.family), plan) == trained
+    assert num_trained(measure_network(checkpoint.family), Plan(footprint_of(tuning, checkpoint.family))) == trained
 
 
 @pytest.mark.parametrize("double", [False, True])
